@@ -1,0 +1,11 @@
+.PHONY: check test notebooks
+
+check:  ## 格式与静态检查
+	ruff check .
+	ruff format --check .
+
+test:  ## 全部测试
+	pytest
+
+notebooks:  ## 从头到尾运行每一本
+	pytest --nbval-lax notebooks

@@ -1,0 +1,34 @@
+"""lorakit：用中文学会、并真正做好图像模型的 LoRA 微调。"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Config": "lorakit.config",
+    "load_config": "lorakit.config",
+    "template": "lorakit.config",
+    "LorakitError": "lorakit.errors",
+    "inspect": "lorakit.data",
+    "prepare": "lorakit.cache",
+    "Trainer": "lorakit.train",
+    "open_family": "lorakit.train",
+    "open_pipeline": "lorakit.infer",
+    "generate": "lorakit.infer",
+    "compare": "lorakit.infer",
+    "set_strength": "lorakit.infer",
+    "grid": "lorakit.report",
+    "plot_loss": "lorakit.report",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    # 用到才导入：import lorakit 不应该等 torch 载入的那几秒
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"lorakit 里没有 {name}")
+
+
+def __dir__():
+    return sorted(__all__)

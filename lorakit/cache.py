@@ -1,0 +1,186 @@
+"""编码缓存：图和文字只编码一次；键由内容算出，所以换了图、描述、尺寸或编码器都不会用到旧的。"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+
+from lorakit.checkpoint import write_whole
+from lorakit.data import Record, bucket_for, fit, load_records, read_image, split_holdout
+from lorakit.errors import ConfigError
+from lorakit.families.base import Cond, Family
+
+FORMAT = 1  # 预处理或文件格式一变就加 1，旧缓存自然作废
+
+
+@dataclass(frozen=True)
+class Item:
+    """一张编码好的图：潜变量后验的均值与标准差 (C, h, w)、文字条件、来处。"""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    cond: Cond
+    record: Record
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.mean.shape)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """训练要用的一切：训练的图、留出的图、空描述的条件。"""
+
+    train: tuple[Item, ...]
+    held: tuple[Item, ...]
+    empty: Cond
+
+
+def root() -> Path:
+    """缓存文件夹：环境变量 LORAKIT_CACHE，或 ~/.cache/lorakit。"""
+    return Path(os.environ.get("LORAKIT_CACHE", "~/.cache/lorakit")).expanduser()
+
+
+def prepare(
+    config, family: Family, progress: Callable[[str, int, int], None] | None = None
+) -> Dataset:
+    """读数据、编码（或取缓存）、留出检验集；编码完就放掉 VAE 与文本编码器。
+
+    Args:
+        progress: 函数 (在做什么, 第几个, 共几个)，每编码一批调一次。
+    """
+    if config.data.folder is None:
+        raise ConfigError(
+            "data.folder：还没有指定图片文件夹。例如加上 --set data.folder=我的图片。"
+        )
+    records = load_records(config.data.folder, config.data.trigger)
+    if config.data.resolution % family.multiple:
+        low = config.data.resolution // family.multiple * family.multiple
+        raise ConfigError(
+            f"data.resolution：{config.data.resolution} 不行，"
+            f"{family.name} 要 {family.multiple} 的倍数，"
+            f"最近的是 {low} 和 {low + family.multiple}。"
+        )
+    report = progress or (lambda *_: None)
+    latents = _latents(family, records, config.data.resolution, report)
+    texts = _texts(family, [*(r.caption for r in records), ""], report)
+    family.release("vae", "text")
+    items = {
+        r.path: Item(*pair, cond, r) for r, pair, cond in zip(records, latents, texts, strict=False)
+    }
+    train, held = split_holdout(records, config.eval.holdout)
+    return Dataset(
+        tuple(items[r.path] for r in train), tuple(items[r.path] for r in held), texts[-1]
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """编码器的身份：配置全文，加每个权重文件的大小与均匀抽取的内容（整读 16 GB 太慢）。"""
+    sha = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        size = path.stat().st_size
+        sha.update(f"{path.relative_to(folder)}:{size}".encode())
+        with path.open("rb") as file:
+            if size <= 4 << 20:
+                sha.update(file.read())
+                continue
+            for place in np.linspace(0, size - (64 << 10), 64):
+                file.seek(int(place))
+                sha.update(file.read(64 << 10))
+    return sha.hexdigest()
+
+
+def _key(**fields) -> str:
+    return hashlib.sha256(
+        json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
+
+
+def _checksum(tensors: Cond, fields: str) -> str:
+    sha = hashlib.sha256(fields.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        sha.update(value.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _pack(tensors: Cond, fields: str) -> bytes:
+    """张量与“由什么算出”-> 文件的全部字节；元数据只有一项，所以同样的内容总是同样的字节。"""
+    facts = json.dumps({"sha256": _checksum(tensors, fields), "fields": fields}, ensure_ascii=False)
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return save(whole, {"lorakit": facts})
+
+
+def _read(path: Path) -> Cond | None:
+    """缓存里的张量；没有或哪怕坏了一个字节，都返回 None（重新编码）。"""
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        with safe_open(path, framework="pt") as handle:
+            fields = json.loads((handle.metadata() or {})["lorakit"])["fields"]
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+        return None
+    return tensors if _pack(tensors, fields) == content else None
+
+
+def _write(path: Path, tensors: Cond, fields: dict):
+    content = _pack(tensors, json.dumps(fields, ensure_ascii=False))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _cached(
+    kind: str, all_fields: Sequence[dict], encode: Callable, size: int, report
+) -> list[Cond]:
+    """逐个取缓存；缺的按 encode(下标列表) 一批批编码，编完立刻写下。"""
+    paths = [root() / kind / f"{_key(**fields)}.safetensors" for fields in all_fields]
+    found: list[Cond | None] = [_read(path) for path in paths]
+    missing = [i for i, value in enumerate(found) if value is None]
+    for start in range(0, len(missing), size):
+        batch = missing[start : start + size]
+        for i, tensors in zip(batch, encode(batch), strict=True):
+            found[i] = {name: value.cpu() for name, value in tensors.items()}
+            _write(paths[i], found[i], all_fields[i])
+        report({"image": "编码图片", "text": "编码描述"}[kind], start + len(batch), len(missing))
+    return found
+
+
+def _latents(family: Family, records: Sequence[Record], resolution: int, report):
+    identity = fingerprint(family.folder / "vae")
+    sizes = [bucket_for(record.size, resolution, family.multiple) for record in records]
+    common = {"format": FORMAT, "family": family.name, "vae": identity, "dtype": str(family.dtype)}
+    fields = [
+        {**common, "picture": record.digest, "size": list(size)}
+        for record, size in zip(records, sizes, strict=True)
+    ]
+
+    def encode(batch: list[int]) -> list[Cond]:
+        results = []
+        for i in batch:  # 尺寸各不相同，一张张来；编码只做一次，不值得为它分桶
+            picture, _ = fit(read_image(records[i].path), sizes[i])
+            pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1)
+            mean, std = family.encode_images(
+                pixels.permute(2, 0, 1)[None]
+            )  # (H, W, 3) -> (1, 3, H, W)
+            results.append({"mean": mean[0].float(), "std": std[0].float()})
+        return results
+
+    return [(found["mean"], found["std"]) for found in _cached("image", fields, encode, 1, report)]
+
+
+def _texts(family: Family, captions: Sequence[str], report) -> list[Cond]:
+    identity = [fingerprint(family.folder / part) for part in ("text_encoder", "tokenizer")]
+    common = {"format": FORMAT, "family": family.name, "text": identity, "dtype": str(family.dtype)}
+    fields = [{**common, "caption": caption} for caption in captions]
+
+    def encode(batch: list[int]) -> list[Cond]:
+        return family.encode_prompts([captions[i] for i in batch])
+
+    return _cached("text", fields, encode, 8, report)

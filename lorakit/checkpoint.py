@@ -1,0 +1,147 @@
+"""检查点：先写到临时名字、落盘、再改名，任何时刻断电都只会留下完整的；续训与没断过一样。"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorakit.errors import LorakitError, WeightsError
+
+STATE = "state"
+Parameters = dict[str, torch.nn.Parameter]
+
+
+def _flush(path: Path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> Path:
+    """让 write(临时路径) 写完一个文件或文件夹，再一次性改名成 target；中途失败不留半成品。
+
+    Raises:
+        LorakitError: 磁盘满、没有权限等；原来的 target 不受影响。
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            _flush(path)
+        if temporary.is_dir() and target.is_dir():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except OSError as error:
+        _remove(temporary)
+        raise LorakitError(
+            f"写不进“{target}”：{error.strerror or error}。请看看磁盘是否还有空间、有没有写的权限；"
+            "已经存好的文件都还在。"
+        ) from error
+    except BaseException:  # Ctrl-C 也不能留下半个文件夹；收拾完照原样抛出
+        _remove(temporary)
+        raise
+    return target
+
+
+def _remove(path: Path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> Path:
+    """原子地写一个文本文件。"""
+    return write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None):
+    """写 safetensors；与别的张量共享内存的先复制，否则 safetensors 拒收。"""
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(whole, path, metadata)
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def save(run: Path, step: int, parameters: Parameters, optimizer, write_weights, keep: int) -> Path:
+    """写 run/checkpoint-{step}，再删掉多余的旧检查点，返回它的路径。
+
+    Args:
+        write_weights: 函数 (文件夹) -> None，写给别人用的权重文件。
+        keep: 留下最新的几个；新的落盘之后才删旧的。
+    """
+    names = list(parameters)
+
+    def write(folder: Path):
+        (folder / STATE).mkdir(parents=True)
+        write_weights(folder)
+        write_tensors(folder / STATE / "weights.safetensors", parameters)
+        moments = {}
+        for index, values in optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                moments[f"{names[index]}|{key}"] = torch.as_tensor(value)
+        write_tensors(folder / STATE / "optimizer.safetensors", moments)
+        files = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
+        text = json.dumps({"step": step, "files": files}, indent=1)
+        (folder / STATE / "state.json").write_text(text, encoding="utf-8")
+
+    path = write_whole(run / f"checkpoint-{step}", write)
+    for old in all_of(run)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def all_of(run: Path) -> list[Path]:
+    """run 里的检查点，从旧到新。"""
+    found = [
+        path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def latest(run: Path) -> Path | None:
+    """最新的、核对无误的检查点；损坏的跳过，没有就返回 None。"""
+    for path in reversed(all_of(run)):
+        state = path / STATE / "state.json"
+        if not state.is_file():
+            continue
+        files = json.loads(state.read_text(encoding="utf-8"))["files"]
+        if all(_digest(path / STATE / name) == digest for name, digest in files.items()):
+            return path
+    return None
+
+
+def load(path: Path, parameters: Parameters, optimizer) -> int:
+    """把检查点里的权重与优化器状态原样放回去，返回已经练完的步数。
+
+    Raises:
+        WeightsError: 检查点与现在的模型对不上。
+    """
+    weights = load_file(path / STATE / "weights.safetensors")
+    if set(weights) != set(parameters):
+        raise WeightsError(
+            f"检查点“{path}”里的权重与现在的模型对不上。换一个 run.output，或用原来的设置续训。"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    names = {name: index for index, name in enumerate(parameters)}
+    state: dict[int, dict] = {index: {} for index in names.values()}
+    for key, value in load_file(path / STATE / "optimizer.safetensors").items():
+        name, field = key.rsplit("|", 1)
+        state[names[name]][field] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))["step"]

@@ -1,0 +1,323 @@
+"""全部设置：每一项的名字、默认值、范围和一句说明，都只写在这里；三个入口都走 `load_config`。"""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import Field as setting
+from pydantic_core import PydanticCustomError
+
+from lorakit.config_text import (
+    _close,
+    _explain,
+    _inline,
+    _is_group,
+    _override,
+    _parse_file,
+    _parts,
+    _show,
+)
+from lorakit.errors import ConfigError
+
+PRESETS = Path(__file__).parent / "assets" / "presets"
+
+
+class _Group(BaseModel):
+    """一组设置：建好就不能改，不认识的名字一律报错，数字必须有限。"""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _tidy(cls, value: Any, info: Any) -> Any:
+        """统一写法：空的组取默认值，1e3 可以当整数，~ 是家目录；true 不能当数字 1。"""
+        annotation = cls.model_fields[info.field_name].annotation
+        kinds = dict(_parts(annotation))
+        if value is None and _is_group(annotation):
+            return {}
+        if (isinstance(value, bool) and bool not in kinds) or (Path in kinds and value == ""):
+            raise PydanticCustomError("not_here", "wrong kind")
+        if isinstance(value, str) and int in kinds:
+            try:
+                return float(value) if "e" in value.lower() else value
+            except ValueError:
+                return value
+        return Path(value).expanduser() if Path in kinds and isinstance(value, str) else value
+
+
+class Model(_Group):
+    """底模：在哪个模型上训练"""
+
+    family: str = setting("qwen-image", min_length=1)
+    """模型家族：决定怎么编码图片和文字，要和 path 指的模型一致，例如 qwen-image。"""
+    path: str = setting("tiny-qwen-image", min_length=1)
+    """底模在哪：自带的 tiny-qwen-image、本地文件夹，或模型站上的 Qwen/Qwen-Image。"""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """计算精度：auto 在支持的显卡上用 bf16，在 CPU 上用 fp32；fp16 容易溢出成黑图。"""
+
+
+class Data(_Group):
+    """数据：用哪些图片、怎么读"""
+
+    folder: Path | None = None
+    """图片文件夹，训练时必填；每张图旁边放同名 .txt 写说明。相对路径从运行命令的地方算。"""
+    resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
+    """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍约占四倍显存和时间。"""
+    trigger: str = ""
+    """触发词：训练时加进说明，生成时写上它就能唤出学到的东西。选个平时不用的词，空着表示不加。"""
+    caption_dropout: float = setting(0.1, ge=0, le=1)
+    """把说明换成空白的概率：让模型也学会没有提示词时怎么画，引导才有对照。常用 0 到 0.2。"""
+    repeats: int = setting(1, ge=1)
+    """每张图在一轮里出现几次：图很少（不到 10 张）时可以用 5 到 20，一般保持 1。"""
+
+
+class Lora(_Group):
+    """LoRA：加在哪些层上、有多大"""
+
+    rank: int = setting(16, ge=1, le=1024)
+    """秩：能学多少东西。画风常用 8 到 32，人物 16 到 64；越大文件越大，也越容易死记硬背。"""
+    alpha: float | None = setting(None, gt=0)
+    """缩放：LoRA 的作用要乘 alpha / rank。null 表示和 rank 一样（乘 1），一般不用改。"""
+    targets: str | list[str] = setting("attention", min_length=1)
+    """加在哪些层：attention（推荐）、image-attention（只加图像一侧）、all-linear（全部线性层），
+    也可以写层名结尾的列表，或一个正则表达式。层越多学得越多，也越占显存。"""
+    init: Literal["gaussian", "default"] = "gaussian"
+    """A 矩阵的初值：gaussian 是正态分布，default 是 PEFT 的 kaiming；差别很小，一般不用改。"""
+
+
+class Timestep(_Group):
+    """时间步：每次练习加多少噪声"""
+
+    density: Literal["logit-normal", "uniform"] = "logit-normal"
+    """噪声多少怎么抽：logit-normal 多练中间段（推荐），uniform 从少到多一样多。"""
+    shift: Literal["auto"] | Annotated[float, setting(gt=0, le=100)] = "auto"
+    """往高噪声偏多少：1 不偏，3 左右更重视构图；auto 按模型和分辨率算，一般不用改。"""
+
+
+class Train(_Group):
+    """训练：练多久、多快"""
+
+    steps: int = setting(1000, ge=1)
+    """总共更新多少步：真模型练画风常用 1000 到 3000；看预览图，够好了就可以停。"""
+    batch_size: int = setting(1, ge=1)
+    """每次同时看几张图：越大越稳，也越占显存；显存不够就用 1，再把 grad_accum 调大。"""
+    grad_accum: int = setting(1, ge=1)
+    """攒几批的梯度才更新一步：用时间换显存，4 相当于 batch_size 乘 4。常用 1 到 8。"""
+    lr: float = setting(1e-4, gt=0, le=1)
+    """学习率：每一步改多大。LoRA 常用 1e-4 到 4e-4；太大会花屏，太小学不动。"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """学习率怎么变：constant 不变（先用它），linear 直线降到 0，cosine 沿余弦曲线降到 0。"""
+    warmup: int = setting(10, ge=0)
+    """热身步数：学习率在这么多步里从小升到 lr，免得一开始就走偏。常用 0 到 100。"""
+    weight_decay: float = setting(0.01, ge=0, le=1)
+    """权重衰减：每步把 LoRA 的数值往 0 拉一点点，防止越长越大。常用 0 到 0.1。"""
+    max_grad_norm: float = setting(1.0, gt=0)
+    """梯度裁剪：一步的梯度太长就缩到这个长度，防止一张怪图带偏训练。一般保持 1。"""
+    timestep: Timestep = Timestep()
+    seed: int = setting(0, ge=0, le=2**32 - 1)
+    """随机种子：种子、数据和设置都一样，训练过程就一样。任选一个非负整数。"""
+    save_every: int = setting(250, ge=1)
+    """每多少步存一次检查点，断了从那里接着练；最后一步总会存。常用 100 到 500。"""
+    keep: int = setting(10, ge=1)
+    """最多留下最新的几个检查点，更旧的会删掉。磁盘紧张就用 2 或 3。"""
+
+    @model_validator(mode="after")
+    def _room_after_warmup(self) -> "Train":
+        """会下降的学习率，在热身之后必须还有步数可降。"""
+        if self.schedule != "constant" and self.warmup >= self.steps:
+            mend = f"请把 train.warmup 改到 {self.steps} 以下，或把 train.schedule 改成 constant"
+            said = (
+                f"train.warmup：热身 {self.warmup} 步，可是 train.steps 一共只有 {self.steps} 步，"
+            )
+            why = f"学习率来不及按 train.schedule={self.schedule} 下降。{mend}。"
+            raise PydanticCustomError("combination", said + why)
+        return self
+
+
+class Sample(_Group):
+    """预览：训练途中画几张图看看"""
+
+    prompts: list[str] = setting([])
+    """预览的提示词，每句画一张，例如 [一只猫, 雨中的城市]；写训练图里没有的，才看得出真学会了。"""
+    every: int = setting(0, ge=0)
+    """每多少步画一次预览，0 表示只在最后画。画图也花时间，常用 100 到 500。"""
+    steps: int = setting(30, ge=1, le=1000)
+    """画一张图走几步：越多越细，也越慢。常用 20 到 50。"""
+    guidance: float = setting(4.0, ge=0, le=100)
+    """引导强度：多听提示词的话。1 不引导，常用 2.5 到 5；太大颜色会过饱和。"""
+    size: int | None = setting(None, ge=64, le=4096, multiple_of=16)
+    """预览图的边长（像素），null 表示和 data.resolution 一样。"""
+    seed: int = setting(0, ge=0, le=2**32 - 1)
+    """预览的随机种子：每次从同一份噪声画起，前后才好比较。任选一个非负整数。"""
+
+
+class Eval(_Group):
+    """检验：用没练过的图片看它是不是真的在学"""
+
+    every: int = setting(50, ge=0)
+    """每多少步在留出的图片上算一次损失，0 表示不算。常用 50 到 250。"""
+    holdout: float = setting(0.1, ge=0, le=0.5)
+    """留出多少图片只检验、不训练：0.1 是十分之一；图很少、一张也舍不得时写 0。"""
+
+
+class Memory(_Group):
+    """显存：放不下时用时间换空间"""
+
+    checkpointing: bool = False
+    """梯度检查点：中间结果用到时重算，省很多显存，大约慢三成；真模型一般写 true。"""
+    compile: bool = False
+    """用 torch.compile 编译：开头多等几分钟，之后更快；只练几百步就不值得开。"""
+
+
+class Run(_Group):
+    """运行：结果放在哪里"""
+
+    output: Path = Path("runs/my-lora")
+    """结果文件夹：检查点、预览图和记录都在里面；每次训练用一个自己的文件夹。"""
+    resume: Literal["auto", "never"] = "auto"
+    """auto：结果文件夹里有检查点就接着练；never：有检查点就停下来问你，免得混在一起。"""
+
+
+class Config(_Group):
+    """lorakit 的全部设置"""
+
+    model: Model = Model()
+    data: Data = Data()
+    lora: Lora = Lora()
+    train: Train = Train()
+    sample: Sample = Sample()
+    eval: Eval = Eval()
+    memory: Memory = Memory()
+    run: Run = Run()
+
+    def to_dict(self) -> dict[str, Any]:
+        """变成只有基本类型的字典，可以直接写进 JSON。"""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """变成 YAML 文本；存成文件再 `load_config`，会得到完全一样的设置。"""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+class Field(NamedTuple):
+    """一项设置的全部信息：表单、`--help` 和报错都从这里取。"""
+
+    name: str
+    type: Any
+    default: Any
+    sentence: str
+    constraints: dict[str, Any]  # gt ge le multiple_of min_length choices
+
+    @property
+    def expects(self) -> str:
+        """它要什么样的值，一句中文。"""
+        words = {int: "整数", float: "数字", bool: "true 或 false", str: "文字", Path: "路径"}
+        words |= {list: "列表（例如 [甲, 乙]）", type(None): "null"}
+        choices = self.constraints.get("choices", ())
+        words[Literal] = "、".join(choices) + " 之一" * (len(choices) > 1)
+        said = {
+            "gt": "大于 {}",
+            "ge": "不小于 {}",
+            "le": "不超过 {}",
+            "multiple_of": "是 {} 的倍数",
+        }
+        said |= {"min_length": "不能空着"}
+        limits = [said[key].format(v) for key, v in self.constraints.items() if key in said]
+        kinds = " 或 ".join(words[kind] for kind in dict(_parts(self.type)))
+        return kinds + (f"（{'，'.join(limits)}）" if limits else "")
+
+
+def fields() -> Iterator[Field]:
+    """按书写顺序走遍每一项设置。"""
+    return (field for field in _walk(Config) if not _is_group(field.type))
+
+
+def presets() -> list[str]:
+    """自带的预设名。"""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def template(preset: str) -> str:
+    """把一个预设写成完整的 YAML，每一项上面都有一句说明；供 `lorakit init` 使用。"""
+    config = load_config(preset)
+    lines = [_locate(preset).read_text("utf-8").splitlines()[0]]
+    for field in _walk(Config):
+        *groups, key = field.name.split(".")
+        pad, value = "  " * len(groups), ""
+        if not _is_group(field.type):
+            value = " " + _inline(_value(config, field.name))
+        elif not groups:
+            lines.append("")
+        lines += [f"{pad}# {field.sentence}", f"{pad}{key}:{value}"]
+    return "\n".join(lines) + "\n"
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """两份设置哪里不同：{设置名: (a 的值, b 的值)}。"""
+    pairs = {field.name: (_value(a, field.name), _value(b, field.name)) for field in fields()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def load_config(source: str | Path | dict | None = None, overrides: Sequence[str] = ()) -> Config:
+    """读设置：`source` 是 YAML 文件、预设名、字典或 None（全用默认值），再用 "名字=值" 逐条覆盖。
+
+    Raises:
+        ConfigError: 一条消息，列出全部问题，每行一个。
+    """
+    known, problems, where = {field.name: field for field in _walk(Config)}, [], ""
+    if isinstance(source, (str, Path)):
+        tree, where = _parse_file(_locate(source), problems), f" {source} "
+    elif source is None or isinstance(source, dict):
+        tree = dict(source or {})
+    else:
+        raise ConfigError(f"读不了设置：得到 {_show(source)}，应为：文件路径、预设名或字典。")
+    for text in [overrides] if isinstance(overrides, str) else overrides:
+        _override(tree, text, known, problems)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += _explain(error, known)
+    if problems:
+        listed = "".join(f"\n  - {line}" for line in dict.fromkeys(problems))
+        raise ConfigError(f"设置{where}有 {len(dict.fromkeys(problems))} 处要改：{listed}")
+    return config
+
+
+def _walk(group: type[BaseModel], prefix: str = "") -> Iterator[Field]:
+    """先根遍历：组本身，再是它的每一项。"""
+    for key, info in group.model_fields.items():
+        limits = {}
+        for kind, found in _parts(info.annotation, info.metadata):
+            names = ("gt", "ge", "le", "multiple_of", "min_length")
+            limits |= {n: getattr(m, n) for m in found for n in names if hasattr(m, n)}
+            if kind is Literal:
+                limits["choices"] = found
+        said = info.annotation.__doc__ if _is_group(info.annotation) else info.description
+        # 源文件里一句话可以折行；中文折行处不加空格
+        sentence, default = said.replace("\n", ""), info.get_default(call_default_factory=True)
+        yield Field(prefix + key, info.annotation, default, sentence, limits)
+        if _is_group(info.annotation):
+            yield from _walk(info.annotation, f"{prefix}{key}.")
+
+
+def _value(config: Config, name: str) -> Any:
+    return reduce(getattr, name.split("."), config)
+
+
+def _locate(source: str | Path) -> Path:
+    """预设名或路径 -> 文件；找不到就说附近有什么。"""
+    path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
+    if path.is_file():
+        return path
+    folder = path if path.is_dir() else path.parent
+    near = {file.name: str(file) for file in folder.glob("*.y*ml")} | {n: n for n in presets()}
+    close = _close(path.name, near) or _close(path.stem, near)
+    guess = f"是不是想写 {near[close[0]]}？" if close else ""
+    what = "这是文件夹，不是文件" if path.is_dir() else "没有这个文件，也没有叫这个名字的预设"
+    listed = "、".join(near.values())
+    raise ConfigError(f"找不到设置“{source}”：{what}。{guess}可以用的有：{listed}。")

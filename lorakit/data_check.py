@@ -1,0 +1,266 @@
+"""检查一个图片文件夹：找出每张图和它的描述，把所有问题写进一份报告，什么都不悄悄跳过。"""
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorakit.data_read import RESAVE, decode, read_caption
+from lorakit.data_report import Fault, Problem, Report, names, relative
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # 大小写都行
+MIN_SIDE = 32  # 像素；再小就没有可学的细节
+LARGE = 40_000_000  # 像素；能用，但每次解码都慢
+MAX_RATIO = 4  # 桶最多到 2:1，比 4:1 还长的图会被裁掉一半以上
+LOOKALIKE = re.compile(
+    r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
+)
+CAPTION_LIKE = re.compile(r"(^metadata\.(jsonl|json|csv)|\.caption)$")
+NOTES = {  # 处理的代号 -> 报告里的话
+    "alpha": "有透明的地方，合成在白底上",
+    "animation": "是动图，只用第一帧",
+    "rotated": "按 EXIF 里记的方向转正了",
+    "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",
+    "sixteen": "是 16 位图，按比例换成了 8 位",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """一张可以训练的图：路径、描述、转正后的 (宽, 高)、文件内容的 sha256。"""
+
+    path: Path
+    caption: str
+    size: tuple[int, int]
+    digest: str
+
+
+@dataclass
+class _Found:
+    """走一遍文件夹看到的东西；描述按（文件夹，不带后缀的名字）放。"""
+
+    pictures: list[Path] = field(default_factory=list)
+    captions: dict[tuple[Path, str], Path] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report]:
+    """检查整个文件夹（含子文件夹），返回 (可用的记录, 报告)；不抛错，也不悄悄跳过任何文件。
+
+    记录里的描述是文件里的原样，没有加触发词。
+    """
+    folder = Path(os.path.expanduser(folder))
+    found = _walk(folder)
+    problems = list(found.problems)
+    stems = Counter(map(_key, found.pictures))
+    shared = {key for key, count in stems.items() if count > 1 and key in found.captions}
+    records, did = [], defaultdict(list)
+    for path in found.pictures:
+        record, treated, wrong = _examine(
+            path, found.captions.get(_key(path)), folder, _key(path) in shared
+        )
+        problems += wrong
+        for name in treated:
+            did[name].append(path)
+        if record:
+            records.append(record)
+    problems += _pairing(found, stems, shared, folder)
+    problems += _repeats(records, folder) + _trigger(records, trigger, folder)
+    for name, reason in NOTES.items():
+        if did[name]:
+            reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
+            problems.append(_note(name, reason))
+    if not found.pictures and not any(p.severity == "error" for p in found.problems):
+        reason = f"文件夹里没有图片（只认 {'、'.join(s[1:] for s in IMAGE_SUFFIXES)}）"
+        mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"
+        problems.append(_error("no_pictures", folder, reason, mend))
+    return records, Report(folder, len(found.pictures), len(records), tuple(problems))
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """描述里有没有这个触发词；“sks”不算出现在“asks”里。"""
+    before = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", trigger) else ""
+    after = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]$", trigger) else ""
+    return re.search(before + re.escape(trigger) + after, caption) is not None
+
+
+def _error(code: str, path: Path | None, reason: str, mend: str) -> Problem:
+    return Problem("error", code, path, reason, mend)
+
+
+def _warning(code: str, path: Path | None, reason: str, mend: str) -> Problem:
+    return Problem("warning", code, path, reason, mend)
+
+
+def _note(code: str, reason: str) -> Problem:
+    return Problem("note", code, None, reason, "")
+
+
+def _nfc(text: str) -> str:
+    # 苹果电脑把“が”“é”存成两个字符；不统一的话，看着同名的图和描述对不上
+    return unicodedata.normalize("NFC", text)
+
+
+def _key(path: Path) -> tuple[Path, str]:
+    return path.parent, _nfc(path.stem)
+
+
+def _ignored(name: str) -> bool:
+    """系统自己留下的东西，不是用户的数据。"""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def _walk(folder: Path) -> _Found:
+    """走遍文件夹，按名字排好；打不开的文件夹、链接文件夹也记下来。"""
+    found = _Found()
+    if not os.path.isdir(folder):  # 不用 Path.is_dir：上层文件夹没有权限时它会抛错
+        if os.path.exists(folder):
+            reason, mend = "这是一个文件，要的是文件夹", "写装着图片的那个文件夹"
+            found.problems.append(_error("folder_is_file", folder, reason, mend))
+        else:
+            mend = "检查路径有没有写错、在不在当前文件夹下"
+            found.problems.append(_error("folder_missing", folder, "没有这个文件夹", mend))
+        return found
+
+    def closed(error: OSError):
+        reason, mend = f"打不开这个文件夹（{error.strerror}）", "给它读的权限（chmod u+rx），或移走"
+        found.problems.append(_error("permission", Path(error.filename), reason, mend))
+
+    files = []
+    for parent, inner, here in os.walk(folder, onerror=closed):  # 不跟着链接走：会绕圈，也会走出去
+        inner[:] = sorted(name for name in inner if not _ignored(name))
+        for path in (Path(parent, name) for name in inner):
+            if os.path.islink(path):
+                reason = "这是链接到别处的文件夹，里面的图没有用到"
+                mend = "要用就把真正的文件夹复制进来"
+                found.problems.append(_warning("link_folder", path, reason, mend))
+        files += [Path(parent, name) for name in here if not _ignored(name)]
+    for path in sorted(files, key=lambda p: _nfc(p.relative_to(folder).as_posix())):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            found.pictures.append(path)
+        elif suffix == ".txt" and _key(path) not in found.captions:
+            found.captions[_key(path)] = path
+        else:
+            found.others.append(path)
+    return found
+
+
+def _examine(
+    path: Path, caption_path: Path | None, folder: Path, shared: bool
+) -> tuple[Record | None, Iterable[str], list[Problem]]:
+    """看一张图和它的描述，返回 (记录或 None, 做过的处理, 问题)；图和描述都坏时两个都报。"""
+    problems, size, digest, did, caption = [], None, "", (), None
+    try:
+        _stay_inside(path, folder)
+        picture, digest, did = decode(path)
+        size = picture.size
+        problems += _sizes(path, size)
+    except Fault as fault:
+        problems.append(fault.problem)
+    if caption_path is None:
+        longer = path.with_name(path.name + ".txt")
+        mend = f"建一个 {path.stem}.txt，写一句话说图里有什么；也可以先用 lorakit caption 写一遍"
+        if os.path.exists(longer):
+            mend = f"把 {longer.name} 改名为 {path.stem}.txt"
+        problems.append(_error("caption_missing", path, "没有描述", mend))
+    elif not shared:  # 共用的描述由 _pairing 报一次
+        try:
+            _stay_inside(caption_path, folder)
+            caption = read_caption(caption_path)
+        except Fault as fault:
+            problems.append(fault.problem)
+    usable = size and caption and min(size) >= MIN_SIDE
+    return Record(path, caption, size, digest) if usable else None, did, problems
+
+
+def _stay_inside(path: Path, folder: Path):
+    """链接指到文件夹外面就报错：打包、搬家、换机器后它就断了，也可能读到不该读的文件。"""
+    if not os.path.islink(path):  # 不用 Path.is_symlink：没有权限时它会抛错
+        return
+    target = Path(os.path.realpath(path))
+    if os.path.exists(target) and not target.is_relative_to(os.path.realpath(folder)):
+        reason = f"这是一个链接，指向文件夹外面的 {target}"
+        raise Fault("link_outside", path, reason, "把真正的文件复制进来，删掉链接")
+
+
+def _sizes(path: Path, size: tuple[int, int]) -> list[Problem]:
+    width, height = size
+    shape, ratio = f"{width}x{height}", max(size) / min(size)
+    problems = []
+    if min(size) < MIN_SIDE:
+        reason = f"太小（{shape}），短边至少要 {MIN_SIDE} 像素"
+        mend = "换一张大的；放大小图不会多出细节"
+        problems.append(_error("picture_small", path, reason, mend))
+    elif ratio > MAX_RATIO:
+        reason = f"太细长（{shape}，{ratio:.1f}:1），训练时会从中间裁掉一大半"
+        problems.append(_warning("ratio", path, reason, "自己裁成几张 2:1 以内的图"))
+    if width * height > LARGE:
+        reason = f"很大（{shape}，{width * height / 1e6:.0f} 百万像素），读得慢，也不会学得更好"
+        problems.append(_warning("picture_large", path, reason, "缩小到长边 4000 像素以内"))
+    return problems
+
+
+def _pairing(found: _Found, stems: Counter, shared: set, folder: Path) -> list[Problem]:
+    """图和描述配对的问题，以及没有用到的文件。"""
+    problems = []
+    for key in sorted(shared):
+        # 算错误而不是警告：描述说的是哪一张没法知道，配错了会悄悄教错
+        same = [p for p in found.pictures if _key(p) == key]
+        reason = f"{len(same)} 张图共用一份描述 {found.captions[key].name}：{names(same, folder)}"
+        mend = "同一张图存了两份就删掉一份；不是就改名，各写一份描述"
+        problems.append(_error("caption_shared", same[0], reason, mend))
+    for key, path in sorted(found.captions.items()):
+        if key not in stems:
+            reason, mend = "没有同名的图，这份描述没有用到", "改成和图片一样的名字；用不着就删掉"
+            problems.append(_warning("caption_orphan", path, reason, mend))
+    rest = []
+    for path in found.others:
+        name = path.name.lower()
+        if CAPTION_LIKE.search(name) or name.endswith(".txt"):
+            mend = "描述只从和图片同名的 .txt 读；把内容搬过去"
+            problems.append(_warning("not_used", path, "像是描述，没有用到", mend))
+        elif LOOKALIKE.search(name):
+            mend = f"要用就{RESAVE}；不用就移走"
+            problems.append(_warning("not_used", path, "像是图片，没有用到", mend))
+        else:
+            rest.append(path)
+    if rest:
+        reason = f"{len(rest)} 个别的文件没有用到：{names(rest, folder)}"
+        problems.append(_note("others", reason))
+    return problems
+
+
+def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:
+    """内容完全相同的图；所有描述都一样。"""
+    problems, same = [], defaultdict(list)
+    for record in records:
+        same[record.digest].append(record.path)
+    for first, *copies in same.values():
+        for path in copies:
+            reason = f"和 {relative(first, folder)} 是同一张图，这张图会被多学一遍"
+            mend = "删掉一份；想多学几遍用 data.repeats"
+            problems.append(_warning("duplicate", path, reason, mend))
+    if len(records) >= 4 and len({r.caption for r in records}) == 1:
+        same_text = f"{len(records)} 张图的描述一模一样（“{records[0].caption[:20]}”）"
+        reason, mend = same_text + "，模型分不清画风和内容", "每张图各写一句，说出这张图里有什么"
+        problems.append(_warning("caption_same", None, reason, mend))
+    return problems
+
+
+def _trigger(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    trigger = trigger.strip()
+    missing = [r.path for r in records if trigger and not has_trigger(r.caption, trigger)]
+    if not missing:
+        return []
+    if len(missing) == len(records):  # 描述里都不写、交给训练来加，是正常的用法
+        reason = f"描述里都没有触发词“{trigger}”，训练时会自动加在最前面"
+        return [_note("trigger_missing", reason)]
+    counts = f"{len(records)} 份描述里有 {len(missing)} 份没有触发词“{trigger}”"
+    reason = f"{counts}：{names(missing, folder)}"
+    mend = "训练时会自动加在最前面；想自己决定位置就写进描述，也看看是不是写错了字"
+    return [_warning("trigger_missing", None, reason, mend)]

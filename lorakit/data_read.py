@@ -1,0 +1,248 @@
+"""读一个文件：图片变成 RGB，描述变成一行字；读不出来就说清楚是什么、怎么改。"""
+
+import hashlib
+import io
+import re
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from lorakit.data_report import Fault
+
+MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
+# 后缀写错的 GIF 也认；不列 EPS 之类会调用外部程序的格式。手机的 MPO 由 JPEG 这一项带出来。
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# Pillow 解坏文件时会抛的；前三种是随机改坏上万个文件试出来的，其余来自它解 EXIF 与压缩块的代码
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
+          MemoryError, struct.error, zlib.error)  # fmt: skip
+HEIC = (b"hei", b"hev", b"mif", b"msf")  # 苹果手机照片的几种标记
+ORIENTATION = 0x0112  # EXIF 里“拍照时怎么拿着相机”的编号
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+AGAIN = "重新下载或复制一份；不要这张了，就连同它的 .txt 一起删掉"
+RESAVE = "用看图软件打开，另存为 png 或 jpg"
+INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))  # 看不见的字；\u200d 连着表情，留下
+CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """读一张图，返回 RGB（8 位）：已按 EXIF 转正，透明合成在白底上，动图取第一帧。
+
+    Raises:
+        DataError: 打不开、没有权限、空文件、不是图片、不完整、太大。
+    """
+    return decode(Path(path))[0]
+
+
+def decode(path: Path) -> tuple[Image.Image, str, frozenset[str]]:
+    """读一张图，返回 (RGB 图, 文件内容的 sha256, 做过的处理)。
+
+    处理的代号：alpha、animation、rotated、cmyk、sixteen。
+    """
+    data = _bytes(path)
+    if not data:
+        raise Fault("picture_empty", path, "文件是空的（0 字节）", AGAIN)
+    image, orientation = _open(path, data)
+    did = set()
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO 的第二帧只是缩略图
+        did.add("animation")
+    if data[:4] == b"\x89PNG" and data[24] == 16:  # PNG 头里的位深
+        did.add("sixteen")
+    if image.mode == "CMYK":
+        did.add("cmyk")
+    picture, transparent = _to_rgb(image)
+    if transparent:
+        did.add("alpha")
+    # 不用 ImageOps.exif_transpose：它还要重写 EXIF，EXIF 有一点坏就会失败
+    if orientation in TURNS:
+        did.add("rotated")
+        picture = picture.transpose(TURNS[orientation])
+    return picture, hashlib.sha256(data).hexdigest(), frozenset(did)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if path.is_file():  # 管道和设备文件一读就卡住，只读普通文件
+            return path.read_bytes()
+    except PermissionError:
+        mend = f"在终端运行 chmod u+r '{path.name}'，或请文件的主人给你读的权限"
+        raise Fault("permission", path, "没有权限读这个文件", mend) from None
+    except OSError as error:
+        reason = f"读不出来（{error.strerror or error}）"
+        raise Fault("unreadable", path, reason, "检查硬盘或网盘，重新复制一份") from error
+    if path.is_symlink():
+        raise Fault("link_broken", path, "这是一个链接，它指向的文件不在了", "把真正的文件复制过来")
+    if path.exists():
+        raise Fault("not_a_file", path, "不是普通文件", "换成真正的文件，或把它移走")
+    raise Fault("file_missing", path, "没有这个文件", "检查名字和位置")
+
+
+def _open(path: Path, data: bytes) -> tuple[Image.Image, object]:
+    """解码，返回 (图, EXIF 方向)。"""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 大小自己检查；EXIF 里的小毛病不影响像素
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise _bomb(path, f"{image.width}x{image.height}")
+            image.load()
+            orientation = image.getexif().get(ORIENTATION)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))  # 这时还没有 image，只能从 Pillow 的话里取大小
+        raise _bomb(path, f"{pixels.group()} 像素" if pixels else "远超上限") from None
+    except UnidentifiedImageError:
+        raise _unknown(path, data) from None
+    except BROKEN as error:
+        raise _damaged(path, str(error)) from error
+    return image, orientation if isinstance(orientation, int) else None
+
+
+def _bomb(path: Path, size: str) -> Fault:
+    reason = f"图太大了（{size}，上限是一亿像素），可能是解压炸弹"
+    return Fault(
+        "picture_bomb", path, reason, "确认来路可靠后用看图软件缩小到 4000 像素以内；否则删掉"
+    )
+
+
+def _damaged(path: Path, detail: str) -> Fault:
+    reason = f"文件坏了或没有下载完，解不开（{detail or '没有更多信息'}）"
+    return Fault("picture_broken", path, reason, AGAIN)
+
+
+def _unknown(path: Path, data: bytes) -> Fault:
+    """Pillow 认不出的文件：看开头几个字节，说出它其实是什么。"""
+    head = data[:512]
+    if not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head):
+        try:
+            head.decode("utf-8")
+        except UnicodeDecodeError as error:
+            text = error.start > 508  # 只是 512 字节处的最后一个字被切断
+        else:
+            text = True
+        if text:
+            reason = f"里面是文字，不是图片（开头是“{_start(head.decode('utf-8', 'ignore'))}”）"
+            return Fault("picture_text", path, reason, "多半是下载到了网页或指针文件；" + AGAIN)
+    kinds = {
+        b"II*\0": "TIFF",
+        b"MM\0*": "TIFF",
+        b"8BPS": "Photoshop",
+        b"%PDF": "PDF",
+        b"PK\3\4": "压缩包",
+    }
+    kind = kinds.get(head[:4])
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        kind = "AVIF" if brand[:3] == b"avi" else "HEIC" if brand[:3] in HEIC else "视频"
+    if kind:
+        reason = f"其实是 {kind} 文件，只是名字叫 {path.suffix}"
+        return Fault("picture_kind", path, reason, RESAVE + "，只改后缀没有用")
+    if head.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8")):
+        return _damaged(path, "文件头不完整")
+    return Fault("picture_unknown", path, "认不出是什么图片", RESAVE + "；打不开就" + AGAIN)
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    """任何模式 -> (RGB, 是否真有透明的地方)。"""
+    if image.mode.startswith("I"):  # 16 位灰度：convert 会把 255 以上全截成白，要按比例缩
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)  # (H, W)
+        clear = image.info.get("transparency")
+        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(clear, int):
+            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        image = grey
+    if image.mode == "CMYK":
+        return _from_cmyk(image), False
+    if not image.has_transparency_data:
+        return image.convert("RGB"), False
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[0] == 255:
+        return rgba.convert("RGB"), False
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB"), True
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    """印刷色 -> RGB；带色彩配置的按配置换，否则颜色会偏得很明显。"""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ImportError):
+            pass  # 配置坏了或这台机器的 Pillow 没带 littlecms：用下面的通用换法，颜色只是差一点
+    return image.convert("RGB")
+
+
+def read_caption(path: str | Path) -> str:
+    """读一段描述：UTF-8（带不带 BOM 都行），多行接成一行，多余的空白去掉。
+
+    Raises:
+        DataError: 没有文件、没有权限、不是 UTF-8（说出多半是什么编码）、空的。
+    """
+    path = Path(path)
+    data = _bytes(path)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _encoding(path, "看文件头是 UTF-16", "UTF-16")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        guess = _guess_gbk(data)
+        if guess:
+            raise _encoding(path, f"多半是 GBK（按它读是“{_start(guess)}”）", "GBK") from None
+        raise _encoding(path, "也认不出是什么编码", None) from None
+    if "\0" in text:
+        raise _encoding(path, "多半是没有文件头的 UTF-16", "UTF-16LE")
+    caption = _one_line(text.translate(INVISIBLE))
+    if not caption:
+        raise Fault(
+            "caption_empty", path, "描述是空的", "写一句话说图里有什么，例如“一只猫坐在窗台上”"
+        )
+    return caption
+
+
+def _encoding(path: Path, reason: str, encoding: str | None) -> Fault:
+    mend = "用记事本或 VS Code 打开，看到的字没有错，就另存为 UTF-8"
+    if encoding:
+        mend += f"；或在终端运行 iconv -f {encoding} -t UTF-8 '{path.name}' > 新文件"
+    return Fault("caption_encoding", path, f"描述不是 UTF-8，{reason}", mend)
+
+
+def _guess_gbk(data: bytes) -> str | None:
+    """像 GBK 就返回按它读出的字。西欧文字偶尔也能按 GBK 解开，所以要求一半以上是常用字。"""
+    try:
+        text = data.decode("gb18030")
+    except UnicodeDecodeError:
+        return None
+    wide = [char for char in text if ord(char) > 127]
+    common = [char for char in wide if char.encode("gb2312", "ignore")]
+    return text if wide and len(common) * 2 > len(wide) else None
+
+
+def _start(text: str) -> str:
+    """开头十几个字，给人辨认用。"""
+    line = " ".join(text.split())
+    return line[:14] + "……" if len(line) > 14 else line
+
+
+def _one_line(text: str) -> str:
+    """多行接成一行：行尾没有标点就补一个逗号，中文补中文的。"""
+    result = ""
+    for line in filter(None, (" ".join(line.split()) for line in text.splitlines())):
+        if result and result[-1] in ",.;:!?":
+            result += " "
+        elif result and result[-1] not in "，。、；：！？":
+            result += "，" if CJK.match(result[-1]) else ", "
+        result += line
+    return result

@@ -1,0 +1,22 @@
+"""模型家族：每个家族一个文件，别处不出现家族的名字；新家族在这里登记一行。"""
+
+import difflib
+from importlib import import_module
+
+from lorakit.errors import ConfigError
+
+REGISTRY = {
+    "qwen-image": "lorakit.families.qwen_image:QwenImage",
+}
+
+
+def get(name: str):
+    """家族名 -> 家族类；名字不对就说有哪些、可能想写哪个。"""
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"是不是想写“{near[0]}”？" if near else ""
+        raise ConfigError(
+            f"model.family：没有叫“{name}”的模型家族。{hint}可选：{'、'.join(REGISTRY)}。"
+        )
+    module, attribute = REGISTRY[name].split(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,78 @@
+"""接缝：一个家族要回答的全部问题。外面只有一种约定，里面各家各样。
+
+外面的约定：潜变量 x 为 (B, C, h, w) 且已归一化；t 在 [0, 1]，1 是纯噪声；速度 v = eps - x0。
+打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import nn
+
+Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D) 或 (D,)
+
+
+class Family(ABC):
+    """一个模型家族；`folder` 是 diffusers 布局的文件夹。"""
+
+    name: str
+    multiple: int  # 宽和高必须是它的整数倍
+    compression: int = 8  # VAE 每边缩小几倍
+    targets: dict[str, list[str] | str]  # 预设名 -> PEFT 的 target_modules
+    transformer_class: type
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self.parts: dict[str, object] = {}
+
+    @abstractmethod
+    def load(self, part: str) -> object:
+        """载入一个部分："vae"、"text" 或 "transformer"；直接以目标精度放到设备上，只载一次。"""
+
+    def release(self, *parts: str):
+        """放掉一些部分，把内存还回去。"""
+        for part in parts:
+            self.parts.pop(part, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @abstractmethod
+    def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W)、[-1, 1] -> 后验的均值与标准差，各 (B, C, h, w)，已归一化。"""
+
+    @abstractmethod
+    def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
+        """一批描述 -> 每个样本一个条件，不含补齐。"""
+
+    @abstractmethod
+    def predict_velocity(self, transformer: nn.Module, x_t, t, cond: Cond) -> torch.Tensor:
+        """(B, C, h, w)、(B,)、拼好的一批条件 -> 速度 (B, C, h, w)。"""
+
+    @abstractmethod
+    def pipeline(self, transformer: nn.Module):
+        """stock diffusers 管线，供推理用。"""
+
+    @abstractmethod
+    def sample_arguments(self, guidance: float, count: int) -> dict:
+        """推理时传给管线的引导参数。"""
+
+    @abstractmethod
+    def shift(self, width: int, height: int) -> float:
+        """stock 管线在这个尺寸上的时间偏移；训练时 `shift: auto` 用它。"""
+
+    @staticmethod
+    def collate(conds: list[Cond]) -> Cond:
+        """一批条件 -> 补齐到一样长；长短不一时另给 `名字_mask`（True 是真词元）。"""
+        batch: Cond = {}
+        for key in conds[0]:
+            rows = [cond[key] for cond in conds]
+            if rows[0].dim() == 1:
+                batch[key] = torch.stack(rows)
+                continue
+            batch[key] = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L, D)
+            length = torch.tensor([len(row) for row in rows], device=rows[0].device)
+            if int(length.min()) < int(length.max()):
+                place = torch.arange(int(length.max()), device=rows[0].device)
+                batch[f"{key}_mask"] = place[None] < length[:, None]
+        return batch

@@ -1,0 +1,174 @@
+"""Qwen-Image：双流 Transformer、Qwen2.5-VL 文本编码器、视频 VAE 当图片用。"""
+
+import math
+from types import MethodType
+from typing import ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from lorakit.families.base import Cond, Family
+
+# 注意力里图像流与文字流各自的四个线性层
+IMAGE = r"to_q|to_k|to_v|to_out\.0"
+TEXT = "add_q_proj|add_k_proj|add_v_proj|to_add_out"
+
+
+class QwenImage(Family):
+    """Qwen/Qwen-Image（20 B）与同结构的微型模型；时间参数是 t，输出就是 v，没有内嵌引导。"""
+
+    name = "qwen-image"
+    multiple = 16
+    targets: ClassVar = {
+        "image-attention": rf".*\.attn\.({IMAGE})",
+        "attention": rf".*\.attn\.({IMAGE}|{TEXT})",
+        "all-linear": rf"transformer_blocks\..*\.({IMAGE}|{TEXT}|net\.0\.proj|net\.2|\w+_mod\.1)",
+    }
+
+    def load(self, part: str):
+        if part not in self.parts:
+            self.parts[part] = getattr(self, f"_load_{part}")()
+        return self.parts[part]
+
+    def _load_vae(self):
+        from diffusers import AutoencoderKLQwenImage
+
+        vae = AutoencoderKLQwenImage.from_pretrained(
+            self.folder, subfolder="vae", torch_dtype=self.dtype
+        )
+        return single_frame(vae).to(self.device).eval().requires_grad_(False)
+
+    def _load_text(self):
+        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+        encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+        )
+        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+        return encoder.eval().requires_grad_(False), tokenizer
+
+    def _load_transformer(self):
+        from diffusers import QwenImageTransformer2DModel
+
+        transformer = QwenImageTransformer2DModel.from_pretrained(
+            self.folder,
+            subfolder="transformer",
+            torch_dtype=self.dtype,
+            device_map={"": self.device},
+        )
+        return transformer.requires_grad_(False)
+
+    def _scales(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.load("vae").config
+        mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1)
+        std = torch.tensor(config.latents_std).view(1, -1, 1, 1)
+        return mean.to(like), std.to(like)
+
+    @torch.no_grad()
+    def encode_images(self, pixels):
+        pixels = pixels.to(self.device, self.dtype)
+        posterior = self.load("vae").encode(pixels[:, :, None]).latent_dist
+        mean, std = self._scales(posterior.mean)
+        return (posterior.mean[:, :, 0] - mean) / std, posterior.std[:, :, 0] / std
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
+        latents = latents.to(self.device, self.dtype)
+        mean, std = self._scales(latents)
+        return (
+            self.load("vae").decode((latents * std + mean)[:, :, None]).sample[:, :, 0].clamp(-1, 1)
+        )
+
+    @torch.no_grad()
+    def encode_prompts(self, captions, refs=None) -> list[Cond]:
+        pipe = self.pipeline(transformer=None, vae=None)
+        # stock 管线自己的 encode_prompt：模板、截断、丢掉前 34 个词元都与推理时一致
+        embeds, mask = pipe.encode_prompt(list(captions), device=self.device)
+        if mask is None:
+            return [{"text": row} for row in embeds]
+        return [{"text": row[keep.bool()]} for row, keep in zip(embeds, mask, strict=True)]
+
+    def predict_velocity(self, transformer, x_t, t, cond):
+        b, _, h, w = x_t.shape
+        out = transformer(
+            hidden_states=pack(x_t),
+            encoder_hidden_states=cond["text"],
+            encoder_hidden_states_mask=cond.get("text_mask"),
+            timestep=t.to(x_t.dtype),
+            img_shapes=[[(1, h // 2, w // 2)]] * b,
+            return_dict=False,
+        )[0]
+        return unpack(out, h, w)
+
+    def pipeline(self, transformer, vae="load"):
+        from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+
+        encoder, tokenizer = self.load("text")
+        return QwenImagePipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
+                self.folder, subfolder="scheduler"
+            ),
+            vae=self.load("vae") if vae == "load" else vae,
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+        )
+
+    def sample_arguments(self, guidance, count):
+        # 没有负面提示词管线就不做引导；官方示例用一个空格
+        return (
+            {"true_cfg_scale": guidance, "negative_prompt": [" "] * count} if guidance > 1 else {}
+        )
+
+    def shift(self, width, height):
+        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+
+        config = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            self.folder, subfolder="scheduler"
+        ).config
+        tokens = (width // 16) * (height // 16)
+        mu = calculate_shift(
+            tokens,
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+        return math.exp(mu)
+
+
+def pack(x: torch.Tensor) -> torch.Tensor:
+    """每 2x2 个潜变量像素并成一个词元。"""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, h * w // 4, 4 * c)  # (B, C, h, w) -> (B, hw/4, 4C)
+
+
+def unpack(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """pack 的逆。"""
+    b, _, d = x.shape
+    x = x.reshape(b, h // 2, w // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(b, d // 4, h, w)  # (B, hw/4, 4C) -> (B, C, h, w)
+
+
+def _last_tap(self, x: torch.Tensor, cache_x=None) -> torch.Tensor:
+    if x.shape[2] > 1 or cache_x is not None or self._padding[4] != self.kernel_size[0] - 1:
+        return type(self).forward(self, x, cache_x)
+    weight = self.weight[:, :, -1]  # 因果卷积补的零落在前面的时间片上，单张图只剩最后一片
+    pad = (self._padding[2], self._padding[0])
+    return F.conv2d(x[:, :, 0], weight, self.bias, self.stride[1:], pad).unsqueeze(2)
+
+
+def single_frame(vae):
+    """单张图时，视频 VAE 的 3-D 因果卷积等价于 2-D 卷积；就地换成 2-D，省三分之二的乘法。
+
+    结果与原来相同（浮点误差内）；多帧输入仍走原来的路。
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+
+    for module in vae.modules():
+        if isinstance(module, QwenImageCausalConv3d):
+            module.forward = MethodType(_last_tap, module)
+    return vae

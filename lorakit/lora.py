@@ -1,0 +1,163 @@
+"""LoRA：挂上去、存下来、读回来、核对；矩阵运算由 PEFT 完成。"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from lorakit.checkpoint import write_tensors
+from lorakit.errors import ConfigError, WeightsError
+
+FILE = "pytorch_lora_weights.safetensors"
+ADAPTER = "default"
+PREFIX = "transformer."
+
+
+def match(transformer: nn.Module, family, targets: str | list[str]) -> list[str]:
+    """lora.targets -> 模型里对上的线性层全名。
+
+    Raises:
+        ConfigError: 一层也没对上；会列出可用的预设和最接近的层名。
+    """
+    wanted = family.targets.get(targets, targets) if isinstance(targets, str) else targets
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    if isinstance(wanted, str):
+        try:
+            pattern = re.compile(wanted)
+        except re.error as error:
+            raise ConfigError(
+                f"lora.targets：“{wanted}”不是能用的正则表达式（{error}）。"
+            ) from error
+        found = [name for name in linear if pattern.fullmatch(name)]
+    else:
+        found = [
+            name for name in linear if any(name == w or name.endswith(f".{w}") for w in wanted)
+        ]
+    if found:
+        return found
+    tails = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})
+    said = wanted if isinstance(wanted, str) else wanted[0]
+    near = difflib.get_close_matches(said, [*family.targets, *tails], n=3, cutoff=0.4)
+    hint = f"最接近的有：{'、'.join(near)}。" if near else ""
+    raise ConfigError(
+        f"lora.targets：“{targets}”在这个模型里一层也没对上。可用的预设：{'、'.join(family.targets)}。{hint}"
+    )
+
+
+def attach(transformer: nn.Module, family, settings) -> dict[str, nn.Parameter]:
+    """按设置挂上 LoRA，返回 {名字: 可训练参数}（fp32）；B 从 0 开始，所以刚挂上时什么也不改变。"""
+    names = match(transformer, family, settings.targets)
+    smallest = min(
+        min(m.in_features, m.out_features) for n in names for m in [transformer.get_submodule(n)]
+    )
+    if settings.rank > smallest:
+        raise ConfigError(
+            f"lora.rank：{settings.rank} 比最小的目标层（{smallest}）还大，没有意义。"
+            f"请写 1 到 {smallest}，常用 8 到 32。"
+        )
+    transformer.add_adapter(
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha or settings.rank,
+            target_modules=names,
+            init_lora_weights="gaussian" if settings.init == "gaussian" else True,
+        ),
+        adapter_name=ADAPTER,
+    )
+    parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()  # 底模可以是 bf16，要学的这点参数一律 fp32
+    return parameters
+
+
+def save(folder: Path, transformer: nn.Module, settings, facts: dict[str, str]) -> Path:
+    """写 pytorch_lora_weights.safetensors：diffusers 名字，alpha / rank 折进 B，不另存 alpha。
+
+    折进去是因为各家对 alpha 的理解不同：diffusers 读 Qwen 时会丢掉它，ComfyUI 缺了它就当 1。
+    """
+    scale = (settings.alpha or settings.rank) / settings.rank
+    tensors = {}
+    for name, value in get_peft_model_state_dict(transformer, adapter_name=ADAPTER).items():
+        tensors[PREFIX + name] = value * scale if ".lora_B." in name else value
+    card = {"rank": str(settings.rank), "alpha": "folded", **facts}
+    write_tensors(
+        folder / FILE, tensors, {"format": "pt", "lorakit": json.dumps(card, ensure_ascii=False)}
+    )
+    return folder / FILE
+
+
+def find(path: Path) -> Path:
+    """LoRA 文件、检查点或整个运行文件夹 -> 那个 safetensors 文件。"""
+    path = Path(path)
+    if path.is_dir():
+        numbered = sorted(
+            path.glob(f"checkpoint-*/{FILE}"), key=lambda p: int(p.parent.name.split("-")[-1])
+        )
+        choices = [path / FILE, *reversed(numbered)]
+        found = next((p for p in choices if p.is_file()), None)
+        if found is None:
+            raise WeightsError(
+                f"文件夹“{path}”里没有 {FILE}。请给出 LoRA 文件，或一次训练的结果文件夹。"
+            )
+        return found
+    if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
+        raise WeightsError(
+            f"“{path}”是 pickle 格式，打开它可能运行里面藏的代码，所以不读。请换 safetensors 文件。"
+        )
+    if not path.is_file():
+        raise WeightsError(f"没有这个 LoRA 文件：“{path}”。")
+    return path
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """读 LoRA 文件 -> (张量, 我们写在元数据里的卡片)。
+
+    Raises:
+        WeightsError: 不是 safetensors、文件头损坏、不是 LoRA、里面有 NaN。
+    """
+    path = find(path)
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"“{path}”打不开：不是完整的 safetensors 文件（{error}）。请重新下载或换一个。"
+        ) from error
+    if not any(".lora_A." in name or ".lora_down." in name for name in tensors):
+        raise WeightsError(
+            f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B）。它也许是整个模型。"
+        )
+    bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
+    if bad:
+        raise WeightsError(
+            f"“{path}”的 {bad} 里有 NaN 或无穷大，用了会出黑图。请换一个更早的检查点。"
+        )
+    return tensors, json.loads(metadata.get("lorakit", "{}"))
+
+
+def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
+    """核对 LoRA 与底模：每一对矩阵都要有地方放、形状对得上；返回它的卡片。"""
+    tensors, card = read(path)
+    shapes = {n: m.weight.shape for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    wrong = []
+    for name, value in tensors.items():
+        layer, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
+        shape = shapes.get(layer)
+        side = (1, 1) if kind.startswith(("A", "down")) else (0, 0)
+        if shape is None or value.shape[side[1]] != shape[side[0]]:
+            wrong.append(name)
+    if wrong:
+        raise WeightsError(
+            f"“{path}”与这个底模对不上："
+            f"{len(tensors)} 个张量里有 {len(wrong)} 个没有地方放，例如 {wrong[0]}。"
+            f"它多半是给别的底模训练的（文件里写的是 {card.get('base', '未注明')}）。"
+        )
+    return card

@@ -1,0 +1,142 @@
+"""报告：对照图、损失曲线、模型卡、运行卡；看一眼就知道学没学会。"""
+
+import json
+import platform
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lorakit import record
+from lorakit.checkpoint import write_text, write_whole
+from lorakit.config import Config
+
+FONT = Path(__file__).parent / "assets" / "fonts" / "NotoSansSC-subset.otf"
+LICENCES = {"qwen-image": "Apache-2.0（Qwen/Qwen-Image）"}
+
+
+@lru_cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """随包的中文字体（思源黑体的子集，OFL 许可）。"""
+    return ImageFont.truetype(str(FONT), size)
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    cell: int = 160,
+) -> Image.Image:
+    """带行名、列名的对照图；每格等大，放大用最近邻以外的平滑方式。"""
+    left, top, gap = 76, 34, 6
+    width = left + len(column_names) * (cell + gap)
+    image = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
+    draw = ImageDraw.Draw(image)
+    for j, name in enumerate(column_names):
+        draw.text(
+            (left + j * (cell + gap) + cell / 2, top / 2), name, "black", font(17), anchor="mm"
+        )
+    for i, (name, row) in enumerate(zip(row_names, rows, strict=True)):
+        y = top + i * (cell + gap)
+        draw.text((left / 2, y + cell / 2), name, "black", font(17), anchor="mm", align="center")
+        for j, picture in enumerate(row):
+            tile = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+            image.paste(tile, (left + j * (cell + gap), y))
+    return image
+
+
+def save_image(image: Image.Image, path: Path) -> Path:
+    """原子地写一张图。"""
+    suffix = path.suffix.lstrip(".").lower()
+    kind = {"jpg": "jpeg"}.get(suffix, suffix) or "png"
+    return write_whole(path, lambda temporary: image.save(temporary, kind))
+
+
+def plot_loss(run: Path) -> Path:
+    """画 loss.png：训练损失（细）、滑动平均（粗）、留出集损失与底模的参考线。"""
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    font_manager.fontManager.addfont(FONT)
+    family = font_manager.FontProperties(fname=FONT).get_name()
+    metrics = record.read(run)
+    train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
+    held = [(m["step"], m["held"]) for m in metrics if m.get("held") is not None]
+    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    text = {"fontfamily": family}
+    if train:
+        steps, losses = map(np.array, zip(*train, strict=True))
+        axes.plot(steps, losses, color="#c8d0dc", lw=0.8, label="训练损失（每步换噪声，所以抖）")
+        smooth = np.array([losses[max(0, i - 24) : i + 1].mean() for i in range(len(losses))])
+        axes.plot(steps, smooth, color="#5078b4", lw=1.6, label="训练损失的滑动平均")
+        low, high = np.quantile(losses, [0.01, 0.98])
+        axes.set_ylim(max(0, low * 0.8), high * 1.15)
+    if held:
+        steps, losses = zip(*held, strict=True)
+        axes.plot(
+            steps, losses, "o-", color="#c4382c", lw=2, ms=5, label="留出集损失（固定噪声，看这条）"
+        )
+        axes.axhline(losses[0], color="#c4382c", lw=1, ls=":", label="没有 LoRA 时的留出集损失")
+    axes.set_xlabel("步数", **text)
+    axes.set_ylabel("损失", **text)
+    axes.set_title("学会了没有？", **text)
+    axes.legend(prop={"family": family, "size": 9}, loc="upper right")
+    axes.grid(alpha=0.25)
+    return write_whole(run / "loss.png", lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:
+    """写 run.json：版本、设备、用时、数据的指纹。"""
+    packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
+    facts = {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "device": device,
+        "seconds": round(seconds, 1),
+        "pictures": {i.record.path.name: i.record.digest for i in (*dataset.train, *dataset.held)},
+        "held_out": [item.record.path.name for item in dataset.held],
+        "seed": config.train.seed,
+    }
+    return write_text(run / "run.json", json.dumps(facts, ensure_ascii=False, indent=1))
+
+
+def write_model_card(run: Path, config: Config, dataset, pictures: Sequence[str] = ()) -> Path:
+    """写 README.md：触发词、底模、样张、许可、怎么加载。"""
+    held = [m["held"] for m in record.read(run) if m.get("held") is not None]
+    trigger = config.data.trigger or "（没有触发词；用训练描述里的说法即可）"
+    learned = f"留出集损失从 {held[0]:.4f} 到 {held[-1]:.4f}。" if len(held) > 1 else "没有留出集。"
+    shots = "\n".join(f"![样张]({name})" for name in pictures)
+    captions = "\n".join(f"- {item.record.caption}" for item in dataset.train[:3])
+    train = config.train
+    licence = LICENCES.get(config.model.family, "请查看底模的主页")
+    text = f"""# {run.name}
+
+用 lorakit 训练的 LoRA。
+
+{shots}
+
+- 底模：{config.model.path}（家族 {config.model.family}），许可：{licence}
+- 触发词：{trigger}
+- 数据：训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张
+- 秩 {config.lora.rank}，学习率 {train.lr}，{train.steps} 步，每步 {train.batch_size} 张
+- {learned}
+
+## 训练描述的例子
+{captions}
+
+## 怎么用
+```bash
+lorakit generate {run} --prompt "{dataset.train[0].record.caption}"
+```
+```python
+pipe.load_lora_weights("{run.name}/checkpoint-{train.steps}")  # 任何 stock diffusers 管线
+```
+其中的 `pytorch_lora_weights.safetensors` 也可以直接放进 ComfyUI 的 models/loras。
+"""
+    return write_text(run / "README.md", text)

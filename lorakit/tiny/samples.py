@@ -1,0 +1,94 @@
+"""样例数据集：把小世界画成普通的“图 + 同名 .txt”文件夹，和你自己的数据一个样。"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lorakit.errors import LorakitError
+from lorakit.tiny.styles import STYLES
+from lorakit.tiny.world import (
+    TRAINED,
+    Scene,
+    Thing,
+    caption,
+    random_scene,
+    render,
+    style_caption,
+    style_scenes,
+)
+
+COUNT = 24
+EDITS = {  # 名字 -> (指令, 改动前的场景 -> 改动后的场景)
+    "hat": ("给它戴上一顶红帽子", lambda s: _change(s, hat=True)),
+    "lineart": ("把它变成线稿", lambda s: replace(s, style="lineart")),
+    "night": ("变成夜晚", lambda s: replace(s, background="night")),
+    "blue": ("把它变成蓝色", lambda s: _change(s, color="blue")),
+}
+NAMES = (*STYLES, "ohwx-cat", *(f"edit-{name}" for name in EDITS))
+
+
+def _change(scene: Scene, **changes) -> Scene:
+    return replace(scene, things=(replace(scene.things[0], **changes),))
+
+
+def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
+    """写出样例数据集 name；画风与编辑只用一半的主体，另一半留着检验。
+
+    Raises:
+        LorakitError: 没有这个名字，或文件夹里已经有别的东西。
+    """
+    if name not in NAMES:
+        raise LorakitError(f"没有叫“{name}”的样例数据集。可选：{'、'.join(NAMES)}。")
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise LorakitError(f"文件夹“{folder}”不是空的。请换一个新的文件夹名，免得混进别的图。")
+    try:
+        if name in STYLES:
+            _write_style(name, folder, count, seed)
+        elif name == "ohwx-cat":
+            _write_character(folder, count, seed)
+        else:
+            _write_edits(name.removeprefix("edit-"), folder, count, seed)
+    except OSError as error:
+        raise LorakitError(f"写不进“{folder}”：{error.strerror}。请换一个能写的文件夹。") from error
+    return folder
+
+
+def _save(folder: Path, stem: str, scene: Scene, text: str | None = None):
+    folder.mkdir(parents=True, exist_ok=True)
+    render(scene).save(folder / f"{stem}.png")
+    if text is not None:
+        (folder / f"{stem}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_style(style: str, folder: Path, count: int, seed: int):
+    for i, scene in enumerate(style_scenes(style, TRAINED, count, seed)):
+        _save(folder, f"{i + 1:02d}_{scene.things[0].kind}", scene, style_caption(scene))
+
+
+def character_scene(rng: np.random.Generator) -> Scene:
+    """ohwx 猫在随机的背景、位置和大小里。"""
+    scene = random_scene(rng, two=0.0)
+    return replace(scene, things=(replace(scene.things[0], kind="ohwx"),))
+
+
+def _write_character(folder: Path, count: int, seed: int):
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        scene = character_scene(rng)
+        _save(folder, f"{i + 1:02d}_ohwx", scene, caption(scene))
+
+
+def _write_edits(edit: str, folder: Path, count: int, seed: int):
+    instruction, change = EDITS[edit]
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        before = random_scene(rng, two=0.0)
+        thing: Thing = replace(before.things[0], kind=TRAINED[i % len(TRAINED)])
+        color = "red" if thing.color == "blue" else thing.color  # 变蓝之前不能已经是蓝的
+        background = "meadow" if before.background == "night" else before.background
+        before = replace(before, things=(replace(thing, color=color),), background=background)
+        stem = f"{i + 1:02d}_{thing.kind}"
+        _save(folder / "control", stem, before)
+        _save(folder / "images", stem, change(before), instruction)

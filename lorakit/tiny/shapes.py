@@ -1,0 +1,75 @@
+"""微型模型的尺寸：与真模型同类、同结构，只是小。"""
+
+from pathlib import Path
+
+
+def qwen_vae():
+    """AutoencoderKLQwenImage，8 倍压缩、16 个通道；只处理单张图，所以不要时间方向的上下采样。"""
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage(
+        base_dim=16,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False] * 3,
+    )
+
+
+def qwen_transformer(layers: int = 5):
+    """QwenImageTransformer2DModel：4 个头 x 40，8x8 个图像词元。"""
+    from diffusers import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel(
+        patch_size=2, in_channels=64, out_channels=16, num_layers=layers, attention_head_dim=40,
+        num_attention_heads=4, joint_attention_dim=128, axes_dims_rope=(8, 16, 16),
+    )  # fmt: skip
+
+
+def qwen_text_encoder(tokenizer):
+    """Qwen2_5_VLForConditionalGeneration：两层语言模型（宽 128）加两层视觉塔。"""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in
+           ("vision_start", "vision_end", "image_pad", "video_pad")}  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+            tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+        ),
+        vision_config=dict(
+            depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128,
+            fullatt_block_indexes=[1],
+        ),
+        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen_scheduler():
+    """与 Qwen/Qwen-Image 相同的调度器设置。"""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(
+        base_image_seq_len=256, base_shift=0.5, max_image_seq_len=8192, max_shift=0.9,
+        shift_terminal=0.02, use_dynamic_shifting=True, time_shift_type="exponential",
+    )  # fmt: skip
+
+
+def qwen_pipeline(tokenizer_folder: Path, layers: int = 5, vae=None):
+    """随机权重的整条微型 QwenImagePipeline。"""
+    from diffusers import QwenImagePipeline
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer.from_pretrained(tokenizer_folder)
+    return QwenImagePipeline(
+        scheduler=qwen_scheduler(),
+        vae=vae or qwen_vae(),
+        text_encoder=qwen_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        transformer=qwen_transformer(layers),
+    )

@@ -1,0 +1,40 @@
+"""共用的小装置：随包的微型模型、一份样例数据、各测试自己的缓存。"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorakit.config import load_config
+from lorakit.tiny import samples
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """每个测试用自己的缓存文件夹，互不影响，也不碰用户的。"""
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def papercut(tmp_path_factory) -> Path:
+    return samples.write("papercut", tmp_path_factory.mktemp("data") / "papercut")
+
+
+@pytest.fixture
+def config(papercut, tmp_path):
+    """训练几步的设置；用 config("train.steps=3", ...) 改。"""
+
+    def make(*overrides: str, output: str = "run"):
+        base = [f"data.folder={papercut}", f"run.output={tmp_path / output}", "train.steps=4",
+                "train.batch_size=2", "train.save_every=2", "eval.every=2"]  # fmt: skip
+        return load_config("tiny-qwen-image", [*base, *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def family():
+    from lorakit.train import open_family
+
+    return open_family(load_config("tiny-qwen-image"), torch.device("cpu"))

@@ -1,0 +1,626 @@
+"""数据：坏文件一个不漏地说清楚；好文件读得对；分桶、裁切、留出、分批。"""
+
+import hashlib
+import io
+import math
+import os
+import random
+import struct
+import zlib
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from lorakit import data
+from lorakit.data import Batches, Record, bucket_for, buckets, fit, split_holdout
+from lorakit.errors import DataError
+
+GOOD = "一只红色的猫坐在窗台上"
+
+
+def picture(seed: int = 0, size=(64, 48), mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    return small.resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """只有头的 PNG：几十个字节，却说自己有 width x height。"""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+def add(
+    folder: Path, name: str, seed: int = 0, caption: str | bytes | None = GOOD, **options
+) -> Path:
+    """放一张好图；caption 是 None 就不写描述。"""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
+    path.write_bytes(encoded(picture(seed, **options), kind))
+    if caption is not None:
+        text = caption if isinstance(caption, bytes) else caption.encode()
+        path.with_suffix(".txt").write_bytes(text)
+    return path
+
+
+def codes(report: data.Report, severity: str) -> list[str]:
+    return [p.code for p in report.problems if p.severity == severity]
+
+
+JPEG = encoded(picture(size=(256, 256)), "JPEG")
+PNG = encoded(picture(size=(256, 256)), "PNG")
+WEBP = encoded(picture(size=(256, 256)), "WEBP")
+BMP = encoded(picture(size=(256, 256)), "BMP")
+
+BAD_PICTURES = {
+    "half.jpg": (JPEG[: len(JPEG) // 2], "picture_broken"),
+    "half.png": (PNG[: len(PNG) // 2], "picture_broken"),
+    "half.webp": (WEBP[: len(WEBP) // 2], "picture_broken"),
+    "half.bmp": (BMP[: len(BMP) // 2], "picture_broken"),
+    "head.jpg": (JPEG[:3], "picture_broken"),
+    "head.png": (PNG[:20], "picture_broken"),
+    "chunk.png": (PNG[:37] + b"\0\1\2\3" + PNG[41:], "picture_broken"),
+    "zero.png": (b"", "picture_empty"),
+    "text.jpg": (("这不是图片，" * 200).encode(), "picture_text"),
+    "page.png": (b"<!DOCTYPE html><html>404</html>", "picture_text"),
+    "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "picture_kind"),
+    "scan.jpg": (encoded(picture(), "TIFF"), "picture_kind"),
+    "noise.png": (bytes(range(256)), "picture_unknown"),
+    "bomb.png": (png_header(30_000, 30_000), "picture_bomb"),
+    "big.png": (png_header(12_000, 9_000), "picture_bomb"),  # Pillow 只警告，我们不收
+    "dot.png": (encoded(picture(size=(1, 1)), "PNG"), "picture_small"),
+    "line.png": (encoded(picture(size=(20_000, 20)), "PNG"), "picture_small"),
+    "thin.png": (encoded(picture(size=(200, 31)), "PNG"), "picture_small"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_bad_picture_is_one_error(tmp_path, name):
+    content, code = BAD_PICTURES[name]
+    add(tmp_path, "good.png")
+    path = tmp_path / name
+    path.write_bytes(content)
+    path.with_suffix(".txt").write_text(GOOD, encoding="utf-8")
+    records, report = data.inspect(tmp_path)
+    assert [r.path.name for r in records] == ["good.png"]
+    assert [(p.code, p.path) for p in report.errors] == [(code, path)]
+    assert name in report.text() and report.errors[0].mend in report.text()
+    assert "共 2 张图，可用 1 张" in report.text()
+    if code != "picture_small":
+        with pytest.raises(DataError, match=name):
+            data.read_image(path)
+    with pytest.raises(DataError) as caught:
+        data.load_records(tmp_path)
+    assert name in str(caught.value) and "lorakit check" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_random_damage_never_escapes(tmp_path, kind):
+    """随机改几个字节：要么读出来，要么是 DataError，不会是别的。"""
+    good, chance = (
+        encoded(picture(), kind, **({"exif": exif(6)} if kind != "BMP" else {})),
+        random.Random(0),
+    )
+    path = tmp_path / "a.png"
+    for _ in range(150):
+        bad = bytearray(good[: chance.choice([len(good), chance.randrange(len(good))])])
+        for _ in range(chance.randint(1, 6) if bad else 0):
+            bad[chance.randrange(min(len(bad), chance.choice([80, len(bad)])))] = chance.randrange(
+                256
+            )
+        path.write_bytes(bytes(bad))
+        try:
+            assert data.read_image(path).mode == "RGB"
+        except DataError as error:
+            assert "怎么改" in str(error)
+
+
+BAD_CAPTIONS = {
+    "gbk": (GOOD.encode("gbk"), "caption_encoding", "GBK"),
+    "utf16": (GOOD.encode("utf-16"), "caption_encoding", "UTF-16"),
+    "utf16be": (b"\xfe\xff" + GOOD.encode("utf-16-be"), "caption_encoding", "UTF-16"),
+    "utf16 no bom": ("a red cat".encode("utf-16-le"), "caption_encoding", "UTF-16"),
+    "cp1252": ("a café’s cat, naïve “style”".encode("cp1252"), "caption_encoding", "认不出"),
+    "latin": ("un café, déjà vu à côté".encode("latin-1"), "caption_encoding", "认不出"),
+    "empty": (b"", "caption_empty", "空"),
+    "blank": (" \n\t\u3000\r\n".encode(), "caption_empty", "空"),
+    "bom only": (b"\xef\xbb\xbf", "caption_empty", "空"),
+    "missing": (None, "caption_missing", "a.txt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CAPTIONS)
+def test_bad_caption_is_one_error(tmp_path, name):
+    content, code, words = BAD_CAPTIONS[name]
+    add(tmp_path, "a.png", caption=content)
+    records, report = data.inspect(tmp_path)
+    assert not records and [p.code for p in report.errors] == [code]
+    assert words in report.text()
+    if code != "caption_missing":
+        with pytest.raises(DataError, match=r"a\.txt"):
+            data.read_caption(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("\ufeff一只猫\r\n".encode(), "一只猫"),
+        ("一只猫\n\n坐着。\n很高兴".encode(), "一只猫，坐着。很高兴"),
+        (b"  a red\tcat \n on a mat,\nhappy", "a red cat, on a mat, happy"),
+        ("猫 🐱\u200b".encode(), "猫 🐱"),
+    ],
+)
+def test_caption_is_one_clean_line(tmp_path, content, expected):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    assert data.read_caption(path) == expected
+
+
+def test_folder_problems(tmp_path):
+    file = tmp_path / "file.png"
+    file.write_bytes(PNG)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    gifs = tmp_path / "gifs"
+    gifs.mkdir()
+    (gifs / "a.gif").write_bytes(encoded(picture(), "GIF"))
+    for folder, code in [(tmp_path / "没有", "folder_missing"), (file, "folder_is_file"),
+                         (empty, "no_pictures"), (gifs, "no_pictures")]:  # fmt: skip
+        records, report = data.inspect(folder)
+        assert not records and codes(report, "error") == [code]
+        with pytest.raises(DataError):
+            data.load_records(folder)
+    assert codes(data.inspect(gifs)[1], "warning") == ["not_used"]
+
+
+def test_good_folder_with_hard_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("./images")
+    hard = ["a.b.c.png", "中文 名字.jpg", "表情🐱.webp", "大写.JPG", "x.PNG", "b.bmp"]
+    hard += ["里面/更里面/c.jpeg", "x" * 200 + ".png"]
+    for i, name in enumerate(hard):
+        add(folder, name, i, f"{GOOD}{i}")
+    (folder / "x.txt").rename(folder / "x.TXT")
+    # 苹果电脑写的文件名：“が”是两个字符，描述的名字是一个字符
+    add(folder, "か\u3099.png", 9, caption=None)
+    (folder / "が.txt").write_text("假名", encoding="utf-8")
+    records, report = data.inspect("./images")
+    assert not report.problems and "没有发现问题" in report.text()
+    assert {str(r.path.relative_to("images")) for r in records} == {*hard, "か\u3099.png"}
+    assert {r.caption for r in records} == {*(f"{GOOD}{i}" for i in range(len(hard))), "假名"}
+    assert data.inspect(folder)[0] == records  # 顺序固定
+    for record in records:
+        assert record.size == data.read_image(record.path).size == (64, 48)
+        assert record.digest == hashlib.sha256(record.path.read_bytes()).hexdigest()
+
+
+def test_ignored_and_unused_files(tmp_path):
+    add(tmp_path, "a.png")
+    for name in [
+        ".DS_Store",
+        "._a.png",
+        "Thumbs.db",
+        "desktop.ini",
+        "__MACOSX/a.png",
+        ".git/b.png",
+    ]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert not data.inspect(tmp_path)[1].problems
+    unused = ["b.gif", "c.tiff", "d.HEIC", "x.png.bak", "y.jpg~", "metadata.jsonl", "a.caption"]
+    for name in [*unused, "README.md", "z.zip"]:
+        (tmp_path / name).write_bytes(b"x")
+    records, report = data.inspect(tmp_path)
+    assert len(records) == 1 and not report.errors
+    assert {p.path.name for p in report.warnings} == set(unused)
+    assert all("没有用到" in p.reason for p in report.warnings)
+    assert codes(report, "note") == ["others"] and "README.md、z.zip" in report.notes[0].reason
+
+
+def test_pairing(tmp_path):
+    add(tmp_path, "a.png", 1)
+    add(tmp_path, "a.jpg", 2)  # 和 a.png 共用 a.txt
+    add(tmp_path, "b.png", 3, "二")
+    add(tmp_path, "copy.png", 3, "三")
+    (tmp_path / "lonely.txt").write_text("没有图", encoding="utf-8")
+    add(tmp_path, "c.png", 4, caption=None)
+    (tmp_path / "c.png.txt").write_text("名字多写了一截", encoding="utf-8")
+    records, report = data.inspect(tmp_path)
+    assert [r.path.name for r in records] == ["b.png", "copy.png"]
+    assert sorted(codes(report, "error")) == ["caption_missing", "caption_shared"]
+    assert sorted(codes(report, "warning")) == ["caption_orphan", "caption_orphan", "duplicate"]
+    assert "把 c.png.txt 改名为 c.txt" in report.text()
+    assert "a.jpg、a.png" in report.text() and "和 b.png 是同一张图" in report.text()
+
+
+def test_whole_set_warnings(tmp_path):
+    for i in range(4):
+        add(tmp_path, f"{i}.png", i)
+    assert codes(data.inspect(tmp_path)[1], "warning") == ["caption_same"]
+    (tmp_path / "0.txt").write_text("墨线，一只猫", encoding="utf-8")
+    _, report = data.inspect(tmp_path, "墨线")
+    assert codes(report, "warning") == ["trigger_missing"]
+    assert "4 份描述里有 3 份没有触发词“墨线”：1.png、2.png、3.png" in report.text()
+    assert codes(data.inspect(tmp_path, "别的")[1], "note") == ["trigger_missing"]
+    assert [r.caption for r in data.load_records(tmp_path, "墨线")][:2] == [
+        "墨线，一只猫",
+        "墨线，" + GOOD,
+    ]
+    assert [r.caption for r in data.inspect(tmp_path, "墨线")[0]][1] == GOOD  # 检查不改描述
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "expected"),
+    [
+        ("a cat", "sks", "sks, a cat"),
+        ("a sks cat", "sks", "a sks cat"),
+        ("he asks", "sks", "sks, he asks"),
+        ("一只猫", "sks", "sks，一只猫"),
+        ("画sks风", "sks", "画sks风"),
+        ("水墨风格的猫", "水墨风格", "水墨风格的猫"),
+        ("a cat", " ", "a cat"),
+        ("a (x) cat", "(x)", "a (x) cat"),
+    ],
+)
+def test_apply_trigger(caption, trigger, expected):
+    assert data.apply_trigger(caption, trigger) == expected
+    assert data.apply_trigger(expected, trigger) == expected
+
+
+def test_shape_and_size_warnings(tmp_path, monkeypatch):
+    add(tmp_path, "long.png", 0, size=(400, 64))
+    assert codes(data.inspect(tmp_path)[1], "warning") == ["ratio"]
+    monkeypatch.setattr("lorakit.data_check.LARGE", 400 * 64 - 1)
+    records, report = data.inspect(tmp_path)
+    assert codes(report, "warning") == ["ratio", "picture_large"] and len(records) == 1
+
+
+def test_links(tmp_path):
+    folder = tmp_path / "images"
+    add(folder, "a.png", 0)
+    outside = add(tmp_path / "elsewhere", "o.png", 1)
+    (folder / "out.png").symlink_to(outside)
+    (folder / "out.txt").symlink_to(outside.with_suffix(".txt"))
+    (folder / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (folder / "gone.txt").write_text("描述", encoding="utf-8")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "loop.txt").write_text("描述", encoding="utf-8")
+    (folder / "inside.png").symlink_to(folder / "a.png")
+    (folder / "inside.txt").write_text("里面的链接可以用", encoding="utf-8")
+    (folder / "round").symlink_to(folder)
+    records, report = data.inspect(folder)
+    assert [r.path.name for r in records] == ["a.png", "inside.png"]
+    found = {(p.path.name, p.code) for p in report.problems}
+    assert found == {
+        ("out.png", "link_outside"), ("out.txt", "link_outside"), ("gone.png", "link_broken"),
+        ("loop.png", "link_broken"), ("inside.png", "duplicate"), ("round", "link_folder"),
+    }  # fmt: skip
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)  # 文件夹本身是链接没有关系
+    assert len(data.inspect(linked)[0]) == 2
+
+
+def test_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(GOOD, encoding="utf-8")
+    assert codes(data.inspect(tmp_path)[1], "error") == ["not_a_file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root 什么都读得到")
+def test_permission(tmp_path):
+    add(tmp_path, "a.png").chmod(0)
+    add(tmp_path, "b.png", 1).with_suffix(".txt").chmod(0)
+    add(tmp_path, "inner/c.png", 2)
+    (tmp_path / "inner").chmod(0)
+    try:
+        records, report = data.inspect(tmp_path)
+        assert not records and codes(report, "error") == ["permission"] * 3
+    finally:
+        (tmp_path / "inner").chmod(0o700)
+
+
+def test_permission_error_is_told(tmp_path, monkeypatch):
+    """root 也能跑的那一半：系统说没有权限时，报告里有它。"""
+    add(tmp_path, "a.png")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    report = data.inspect(tmp_path)[1]
+    assert {(p.path.name, p.code) for p in report.errors} == {
+        ("a.png", "permission"),
+        ("a.txt", "permission"),
+    }
+
+
+def test_report_shortens_long_groups(tmp_path):
+    for i in range(25):
+        add(tmp_path, f"{i:02}.png", i, caption=None)
+    (tmp_path / "zero.png").write_bytes(b"")
+    _, report = data.inspect(tmp_path)
+    text = report.text()
+    assert "共 26 张图，可用 0 张；错误 27 个，警告 0 个，说明 0 个。" in text
+    assert "还有 6 个（共 26 个）" in text
+    assert "zero.png：文件是空的" in text  # 别的种类不会被挤掉
+    assert len(text.splitlines()) < 30
+
+
+# ---- 读图 ----
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    path = tmp_path / "a.png"
+    stored = picture(size=(64, 48))
+    stored.save(path, exif=exif(orientation))
+    (tmp_path / "a.txt").write_text(GOOD, encoding="utf-8")
+    image = data.read_image(path)
+    array, shown = np.asarray(stored), np.asarray(image)
+    # EXIF 规范：第 0 行、第 0 列在画面里的位置
+    expected = {
+        1: array, 2: array[:, ::-1], 3: array[::-1, ::-1], 4: array[::-1],
+        5: array.swapaxes(0, 1), 6: np.rot90(array, -1), 7: array[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(array),
+    }[orientation]  # fmt: skip
+    assert np.array_equal(shown, expected)
+    records, report = data.inspect(tmp_path)
+    assert records[0].size == image.size == ((64, 48) if orientation < 5 else (48, 64))
+    assert codes(report, "note") == ([] if orientation == 1 else ["rotated"])
+
+
+def notes_of(tmp_path: Path) -> list[str]:
+    (tmp_path / "a.txt").write_text(GOOD, encoding="utf-8")
+    records, report = data.inspect(tmp_path)
+    assert len(records) == 1 and not report.errors and not report.warnings
+    return codes(report, "note")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_alpha_becomes_white(tmp_path, mode):
+    image = picture().convert("L" if mode == "LA" else "RGB")
+    if mode in ("RGBA", "LA"):
+        clear = Image.new("L", image.size, 255)
+        clear.paste(0, (0, 0, 32, 48))
+        image.putalpha(clear)
+        options = {}
+    elif mode == "P":
+        image = image.quantize(16)
+        image.paste(3, (0, 0, 32, 48))
+        options = {"transparency": 3}
+    else:
+        image.paste((1, 2, 3), (0, 0, 32, 48))
+        options = {"transparency": (1, 2, 3)}
+    image.save(tmp_path / "a.png", **options)
+    array = np.asarray(data.read_image(tmp_path / "a.png"))
+    assert (array[:, :32] == 255).all() and array[:, 32:].std() > 10
+    assert notes_of(tmp_path) == ["alpha"]
+
+
+def test_half_transparent_mixes_with_white(tmp_path):
+    Image.new("RGBA", (64, 64), (0, 0, 0, 128)).save(tmp_path / "a.webp", lossless=True)
+    assert abs(int(np.asarray(data.read_image(tmp_path / "a.webp")).mean()) - 127) <= 1
+
+
+def test_opaque_alpha_is_not_mentioned(tmp_path):
+    picture(mode="RGBA").save(tmp_path / "a.png")
+    assert notes_of(tmp_path) == []
+
+
+def test_sixteen_bit_keeps_brightness(tmp_path):
+    grey = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    array = np.asarray(data.read_image(tmp_path / "a.png"))
+    assert array.shape == (64, 64, 3)
+    assert np.abs(array[..., 0] - grey / 257).max() <= 0.5
+    assert notes_of(tmp_path) == ["sixteen"]
+
+
+def test_cmyk(tmp_path):
+    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    red = np.asarray(data.read_image(tmp_path / "a.jpg"))[32, 32]
+    assert red[0] > 245 and red[1] < 10 and red[2] < 10
+    assert notes_of(tmp_path) == ["cmyk"]
+
+
+def test_cmyk_with_unusable_profile_still_opens(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (b"broken", srgb):  # 坏的；不是给 CMYK 用的
+        image = Image.new("CMYK", (64, 64), (255, 0, 255, 0))
+        image.save(tmp_path / "a.jpg", icc_profile=profile)
+        green = np.asarray(data.read_image(tmp_path / "a.jpg"))[32, 32]
+        assert green[1] > 245 and green[0] < 10
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "PNG"])
+def test_animation_uses_first_frame(tmp_path, kind):
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    path = tmp_path / ("a.webp" if kind == "WEBP" else "a.png")  # 改了后缀的 GIF 也读得出
+    options = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=100, **options)
+    assert data.read_image(path).getpixel((5, 5)) == (255, 0, 0)
+    assert notes_of(tmp_path) == ["animation"]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    image = picture(mode=mode)
+    path = tmp_path / ("a.jpg" if mode == "YCbCr" else "a.png")
+    image.save(path, **({"quality": 100, "subsampling": 0} if mode == "YCbCr" else {}))
+    read = data.read_image(path)
+    assert read.mode == "RGB" and notes_of(tmp_path) == []
+    assert np.abs(np.asarray(read, int) - np.asarray(image.convert("RGB"), int)).mean() < 3
+
+
+# ---- 分桶与裁切 ----
+
+
+GRIDS = [(32, 16), (48, 16), (64, 16), (96, 16), (128, 8), (256, 16), (512, 32), (1024, 16)]
+
+
+@pytest.mark.parametrize(("resolution", "multiple"), [*GRIDS, (1328, 16)])
+def test_buckets(resolution, multiple):
+    sizes = buckets(resolution, multiple)
+    assert (resolution, resolution) in sizes and len(set(sizes)) == len(sizes)
+    for width, height in sizes:
+        assert width % multiple == height % multiple == 0 and (height, width) in sizes
+        assert abs(width * height / resolution**2 - 1) < 0.15
+        assert 0.5 <= width / height <= 2
+        assert bucket_for((width * 3, height * 3), resolution, multiple) == (width, height)
+    if resolution >= 16 * multiple:  # 够细：2:1 以内的图最多裁掉一小条
+        aspects = sorted(math.log(w / h) for w, h in sizes)
+        assert max(b - a for a, b in pairwise(aspects)) < 2 * math.log(1.08)
+        assert aspects[-1] > math.log(1.7)
+    with pytest.raises(DataError):
+        buckets(resolution + 1, multiple)
+
+
+@pytest.mark.parametrize(
+    "size", [(64, 48), (1000, 333), (333, 1000), (4000, 3000), (37, 91), (64, 64)]
+)
+def test_fit_never_distorts(size):
+    for target in buckets(128, 16):
+        image, box = fit(picture(size=size), target)
+        left, top, right, bottom = box
+        assert image.size == target
+        assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+        assert abs((right - left) / (bottom - top) / (target[0] / target[1]) - 1) < 1e-9
+        # 只裁一个方向，而且居中
+        assert math.isclose(right - left, size[0]) or math.isclose(bottom - top, size[1])
+        assert math.isclose(left, size[0] - right) and math.isclose(top, size[1] - bottom)
+
+
+def test_fit_takes_the_centre():
+    image = Image.new("RGB", (300, 100), "blue")
+    image.paste("red", (100, 0, 200, 100))
+    square, box = fit(image, (64, 64))
+    assert box == (100, 0, 200, 100)
+    assert np.asarray(square)[:, 4:-4].reshape(-1, 3).min(0).tolist() == [255, 0, 0]
+
+
+# ---- 留出 ----
+
+
+def some_records(count: int, start: int = 0) -> list[Record]:
+    return [
+        Record(Path(f"{i}.png"), GOOD, (64, 64), hashlib.sha256(str(i).encode()).hexdigest())
+        for i in range(start, start + count)
+    ]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("count", [4, 5, 20, 400])
+def test_holdout_sizes(count, fraction):
+    for start in range(0, 3000, 1000):
+        records = some_records(count, start)
+        train, held = split_holdout(records, fraction)
+        assert held and train
+        assert sorted([*train, *held], key=records.index) == records
+        assert [*train] == sorted(train, key=records.index)
+        assert len(held) <= max(1, round(2 * fraction * count))
+        if count == 400:
+            assert abs(len(held) / count - fraction) < 0.08
+        assert split_holdout(records, fraction) == (train, held)
+
+
+def test_holdout_none():
+    assert split_holdout(some_records(10), 0) == (some_records(10), [])
+    assert split_holdout(some_records(3), 0.5) == (some_records(3), [])
+    assert split_holdout([], 0.5) == ([], [])
+
+
+def test_holdout_is_stable():
+    """添一张、换顺序、改名、改描述，别的图都不换边。"""
+    records = some_records(40)
+    _, held = split_holdout(records, 0.25)
+    moved = 0
+    for new in some_records(100, 1000):
+        _, after = split_holdout([new, *reversed(records)], 0.25)
+        moved += {r.digest for r in held} != {r.digest for r in after} - {new.digest}
+    assert moved == 0
+    renamed = [Record(Path("x") / r.path, "别的", r.size, r.digest) for r in records]
+    assert [r.digest for r in split_holdout(renamed, 0.25)[1]] == [r.digest for r in held]
+
+
+# ---- 分批 ----
+
+SHAPES = [(64, 64)] * 7 + [(48, 80)] * 3 + [(80, 48)] * 1 + [(64, 64)] * 2
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 4, 100])
+def test_batches_cover_everything_once(size, repeats):
+    batches = Batches(SHAPES, size, seed=3, repeats=repeats)
+    expected = sum(math.ceil(n * repeats / size) for n in Counter(SHAPES).values())
+    assert batches.per_epoch == expected
+    for epoch in range(3):
+        drawn = [batches.batch(epoch * expected + i) for i in range(expected)]
+        assert Counter(i for batch in drawn for i in batch) == dict.fromkeys(
+            range(len(SHAPES)), repeats
+        )
+        for batch in drawn:
+            assert 1 <= len(batch) <= size and len({SHAPES[i] for i in batch}) == 1
+            assert all(type(i) is int for i in batch)
+
+
+def test_batches_are_pure():
+    """从任何一步开始、按任何顺序问，答案都一样；改动返回值也不影响。"""
+    straight = [Batches(SHAPES, 2, 5).batch(k) for k in range(40)]
+    one = Batches(SHAPES, 2, 5)
+    for k in np.random.default_rng(0).permutation(40):
+        batch = one.batch(int(k))
+        assert batch == straight[k]
+        batch.append(99)
+        assert one.batch(int(k)) == straight[k]
+    np.random.seed(1)  # 全局随机数与它无关
+    assert Batches(SHAPES, 2, 5).batch(10**6) == one.batch(10**6)
+
+
+def test_batches_shuffle():
+    batches = Batches(SHAPES, 2, 5)
+    epochs = [
+        [batches.batch(e * batches.per_epoch + i) for i in range(batches.per_epoch)]
+        for e in range(4)
+    ]
+    assert len({str(e) for e in epochs}) == 4
+    assert str(epochs[0]) != str([Batches(SHAPES, 2, 6).batch(i) for i in range(batches.per_epoch)])
+    firsts = {SHAPES[batches.batch(e * batches.per_epoch)[0]] for e in range(30)}
+    assert len(firsts) == 3  # 不总是先走完一个桶
+
+
+@pytest.mark.parametrize("arguments", [([], 1, 0), ([1], 0, 0), ([1], 1, 0, 0)])
+def test_batches_refuse(arguments):
+    with pytest.raises(DataError):
+        Batches(*arguments)
+
+
+def test_data_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, lorakit.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
