@@ -119,6 +119,8 @@ class Train(_Group):
     max_grad_norm: float = setting(1.0, gt=0)
     """梯度裁剪：一步的梯度太长就缩到这个长度，防止一张怪图带偏训练。一般保持 1。"""
     timestep: Timestep = Timestep()
+    guidance: float = setting(1.0, ge=0, le=100)
+    """训练时喂给模型的引导值：只有引导训练在模型里的 FLUX 用得到，一般是 1；推理时才用 3.5。"""
     seed: int = setting(0, ge=0, le=2**32 - 1)
     """随机种子：种子、数据和设置都一样，训练过程就一样。任选一个非负整数。"""
     save_every: int = setting(250, ge=1)
@@ -146,8 +148,8 @@ class Sample(_Group):
     """预览的提示词，每句画一张，例如 [一只猫, 雨中的城市]；写训练图里没有的，才看得出真学会了。"""
     every: int = setting(0, ge=0)
     """每多少步画一次预览，0 表示只在最后画。画图也花时间，常用 100 到 500。"""
-    steps: int = setting(30, ge=1, le=1000)
-    """画一张图走几步：越多越细，也越慢。常用 20 到 50。"""
+    steps: int = setting(30, ge=2, le=1000)
+    """画一张图走几步：越多越细，也越慢。常用 20 到 50，至少 2。"""
     guidance: float = setting(4.0, ge=0, le=100)
     """引导强度：多听提示词的话。1 不引导，常用 2.5 到 5；太大颜色会过饱和。"""
     size: int | None = setting(None, ge=64, le=4096, multiple_of=16)

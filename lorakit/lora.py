@@ -51,7 +51,7 @@ def match(transformer: nn.Module, family, targets: str | list[str]) -> list[str]
     )
 
 
-def attach(transformer: nn.Module, family, settings) -> dict[str, nn.Parameter]:
+def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.Parameter]:
     """按设置挂上 LoRA，返回 {名字: 可训练参数}（fp32）；B 从 0 开始，所以刚挂上时什么也不改变。"""
     names = match(transformer, family, settings.targets)
     smallest = min(
@@ -62,15 +62,15 @@ def attach(transformer: nn.Module, family, settings) -> dict[str, nn.Parameter]:
             f"lora.rank：{settings.rank} 比最小的目标层（{smallest}）还大，没有意义。"
             f"请写 1 到 {smallest}，常用 8 到 32。"
         )
-    transformer.add_adapter(
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha or settings.rank,
-            target_modules=names,
-            init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-        ),
-        adapter_name=ADAPTER,
+    adapter = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha or settings.rank,
+        target_modules=names,
+        init_lora_weights="gaussian" if settings.init == "gaussian" else True,
     )
+    with torch.random.fork_rng():  # PEFT 用全局随机数初始化 A：借用一下，用完还原
+        torch.manual_seed(seed)
+        transformer.add_adapter(adapter, adapter_name=ADAPTER)
     parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     for parameter in parameters.values():
         parameter.data = parameter.data.float()  # 底模可以是 bf16，要学的这点参数一律 fp32

@@ -7,6 +7,7 @@
 """
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -77,8 +78,10 @@ class Trainer:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.family = open_family(config, self.accelerator.device)
         self.dataset = dataset or cache.prepare(config, self.family, progress)
+        self.family.guidance = config.train.guidance
+        self._check_choices()
         self.transformer = self.family.load("transformer")
-        self.parameters = lora.attach(self.transformer, self.family, config.lora)
+        self.parameters = lora.attach(self.transformer, self.family, config.lora, config.train.seed)
         memory.prepare(self.transformer, config.memory)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -234,13 +237,25 @@ class Trainer:
         shift = self.config.train.timestep.shift
         return self.family.shift(side, side) if shift == "auto" else float(shift)
 
+    def _check_choices(self):
+        """不能练的底模直接说；不起作用的设置给一句提醒。"""
+        path, family = self.config.model.path, self.family
+        for word, instead in family.distilled.items():
+            if word.lower() in path.lower():
+                raise LorakitError(
+                    f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
+                    f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
+                )
+        if self.config.train.guidance != 1 and not family.embedded_guidance:
+            warnings.warn(f"train.guidance 对 {family.name} 不起作用。", stacklevel=3)
+
     def _check_finite(self, loss: torch.Tensor, t: torch.Tensor, items):
         if torch.isfinite(loss):
             return
         last = checkpoint.latest(self.run)
         names = "、".join(item.record.path.name for item in items)
         raise LorakitError(
-            f"第 {self.step + 1} 步的损失变成了 {float(loss)}，已停下。"
+            f"第 {self.step + 1} 步的损失变成了 {float(loss.detach())}，已停下。"
             f"这一批：{names}；t = {t.tolist()}。"
             f"常见原因：学习率太大（现在 {self.config.train.lr}，试试除以 3），"
             f"或 fp16 溢出（改用 bf16）。最后一个好的检查点：{last or '还没有'}。"

@@ -22,8 +22,11 @@ def test_demo_as_a_whole(capsys, tmp_path):
     code, said = run(capsys, "demo", "--out", tmp_path / "demo", *SHORT)
     assert code == 0
     assert "考官打分" in said and "接下来打开" in said
-    files = ["before_after.png", "loss.png", "data/01_cat.txt", "run/README.md", "run/run.json",
-             "run/metrics.jsonl", "run/config.yaml", "run/checkpoint-2/pytorch_lora_weights.safetensors"]  # fmt: skip
+    files = [
+        "before_after.png", "loss.png", "data/01_cat.txt", "run/README.md", "run/run.json",
+        "run/metrics.jsonl", "run/config.yaml",
+        "run/checkpoint-2/pytorch_lora_weights.safetensors",
+    ]  # fmt: skip
     assert [f for f in files if not (tmp_path / "demo" / f).is_file()] == []
 
 

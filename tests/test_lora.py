@@ -14,7 +14,7 @@ def fresh(*overrides):
     config = load_config("tiny-qwen-image", list(overrides))
     family = open_family(config, torch.device("cpu"))
     transformer = family.load("transformer").eval()
-    return config, family, transformer, lora.attach(transformer, family, config.lora)
+    return config, family, transformer, lora.attach(transformer, family, config.lora, seed=0)
 
 
 def shake(parameters):
@@ -29,6 +29,15 @@ def velocity(family, transformer):
     cond = family.collate(family.encode_prompts(["一只红色的猫"]))
     x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     return family.predict_velocity(transformer, x, torch.tensor([0.5]), cond)
+
+
+def test_the_seed_decides_the_start_and_the_global_generator_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second = fresh()[3], fresh()[3]
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_no_effect_at_the_start(family):

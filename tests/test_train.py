@@ -81,7 +81,7 @@ def test_kill_9_leaves_only_whole_checkpoints(config):
 def test_sampling_in_between_does_not_disturb_training(config):
     from lorakit import infer
 
-    plain, watched = config(output="plain"), config("sample.steps=1", output="watched")
+    plain, watched = config(output="plain"), config("sample.steps=2", output="watched")
     list(Trainer(plain))
     trainer = Trainer(watched)
     for _ in trainer:

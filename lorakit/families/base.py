@@ -5,12 +5,31 @@
 """
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D) 或 (D,)
+
+
+@contextmanager
+def _progress_bars(shown: bool):
+    """载入权重时 transformers 与 diffusers 的进度条：要或不要；离开时还原。"""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    modules = (diffusers_logging, transformers_logging)
+    before = [module.is_progress_bar_enabled() for module in modules]
+    for module in modules:
+        (module.enable_progress_bar if shown else module.disable_progress_bar)()
+    try:
+        yield
+    finally:
+        for module, enabled in zip(modules, before, strict=True):
+            (module.enable_progress_bar if enabled else module.disable_progress_bar)()
 
 
 class Family(ABC):
@@ -19,16 +38,31 @@ class Family(ABC):
     name: str
     multiple: int  # 宽和高必须是它的整数倍
     compression: int = 8  # VAE 每边缩小几倍
-    targets: dict[str, list[str] | str]  # 预设名 -> PEFT 的 target_modules
-    transformer_class: type
+    targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
+    embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
+    distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self.device, self.dtype = folder, device, dtype
         self.parts: dict[str, object] = {}
+        self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
 
-    @abstractmethod
     def load(self, part: str) -> object:
         """载入一个部分："vae"、"text" 或 "transformer"；直接以目标精度放到设备上，只载一次。"""
+        if part not in self.parts:
+            size = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+            with _progress_bars(size > 1 << 30):  # 小模型一眨眼就好，进度条只是噪音
+                self.parts[part] = getattr(self, f"_load_{part}")()
+        return self.parts[part]
+
+    @abstractmethod
+    def _load_vae(self): ...
+
+    @abstractmethod
+    def _load_text(self): ...
+
+    @abstractmethod
+    def _load_transformer(self): ...
 
     def release(self, *parts: str):
         """放掉一些部分，把内存还回去。"""
@@ -40,6 +74,10 @@ class Family(ABC):
     @abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, H, W)、[-1, 1] -> 后验的均值与标准差，各 (B, C, h, w)，已归一化。"""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
 
     @abstractmethod
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

@@ -25,11 +25,6 @@ class QwenImage(Family):
         "all-linear": rf"transformer_blocks\..*\.({IMAGE}|{TEXT}|net\.0\.proj|net\.2|\w+_mod\.1)",
     }
 
-    def load(self, part: str):
-        if part not in self.parts:
-            self.parts[part] = getattr(self, f"_load_{part}")()
-        return self.parts[part]
-
     def _load_vae(self):
         from diffusers import AutoencoderKLQwenImage
 
