@@ -7,5 +7,5 @@ check:  ## 格式与静态检查
 test:  ## 全部测试
 	pytest
 
-notebooks:  ## 从头到尾运行每一本
-	pytest --nbval-lax notebooks
+notebooks:  ## 从头到尾运行每一本练习册
+	pytest --nbval-lax --nbval-current-env notebooks

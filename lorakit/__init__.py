@@ -12,7 +12,7 @@ _PUBLIC = {
     "inspect": "lorakit.data",
     "prepare": "lorakit.cache",
     "Trainer": "lorakit.train",
-    "open_family": "lorakit.train",
+    "open_family": "lorakit.families",
     "open_pipeline": "lorakit.infer",
     "generate": "lorakit.infer",
     "compare": "lorakit.infer",

@@ -1,6 +1,7 @@
 """命令行：只解析、调用、说中文；真正的活都在库里。"""
 
 import argparse
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -90,8 +91,18 @@ def _init(args) -> int:
 def _check(args) -> int:
     from lorakit.data import inspect
 
-    _, report = inspect(args.folder, args.trigger)
+    if args.fix and args.undo:
+        raise LorakitError("--fix 和 --undo 只能写一个：先 --fix 看结果，不满意再 --undo。")
+    if args.fix or args.undo:
+        from lorakit import data_fix
+
+        print(data_fix.undo(args.folder) if args.undo else data_fix.fix(args.folder, args.trigger))
+    records, report = inspect(args.folder, args.trigger)
     print(report.text())
+    if args.html:
+        from lorakit import data_html
+
+        print(f"网页写好了：{data_html.write(args.html, records, report, args.resolution)}")
     return WRONG_INPUT if report.errors else DONE
 
 
@@ -147,7 +158,7 @@ def _open(args, need_lora: bool):
     """结果文件夹、YAML 或预设 -> (设置, 家族, 管线)。"""
     from lorakit import infer
     from lorakit.config import load_config
-    from lorakit.train import open_family
+    from lorakit.families import open_family
 
     source = Path(args.source)
     inside = source / "config.yaml"
@@ -278,6 +289,12 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
         (
             _option("folder", type=Path, help="图片文件夹"),
             _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
+            _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
+            _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
+            _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
+            _option(
+                "--resolution", type=int, metavar="边长", help="网页里的裁切框按它画；不写同配置"
+            ),
         ),
     ),
     "train": (
@@ -312,6 +329,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return WRONG_INPUT
+    except BrokenPipeError:  # 输出接到 head 之类、对方先走了：不算错，也别在退出时再报一次
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except KeyboardInterrupt:
         print("已停下。", file=sys.stderr)
         return INTERRUPTED

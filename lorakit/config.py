@@ -1,6 +1,6 @@
 """全部设置：每一项的名字、默认值、范围和一句说明，都只写在这里；三个入口都走 `load_config`。"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from pydantic import Field as setting
 from pydantic_core import PydanticCustomError
 
+from lorakit.config_seed import MARK, translate
 from lorakit.config_text import (
     _close,
     _explain,
@@ -265,8 +266,14 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def load_config(source: str | Path | dict | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    source: str | Path | dict | None = None,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> Config:
     """读设置：`source` 是 YAML 文件、预设名、字典或 None（全用默认值），再用 "名字=值" 逐条覆盖。
+
+    别处常见的扁平 YAML 也能读，逐项对应交给 say 说出来。
 
     Raises:
         ConfigError: 一条消息，列出全部问题，每行一个。
@@ -274,6 +281,9 @@ def load_config(source: str | Path | dict | None = None, overrides: Sequence[str
     known, problems, where = {field.name: field for field in _walk(Config)}, [], ""
     if isinstance(source, (str, Path)):
         tree, where = _parse_file(_locate(source), problems), f" {source} "
+        if MARK in tree:
+            tree, lines = translate(tree)
+            say("\n  ".join([f"{source} 是别处的写法，逐项对应如下：", *lines]))
     elif source is None or isinstance(source, dict):
         tree = dict(source or {})
     else:

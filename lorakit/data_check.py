@@ -2,14 +2,25 @@
 
 import os
 import re
-import unicodedata
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorakit.data_read import RESAVE, decode, read_caption
+from lorakit.data_lint import has_trigger, lint, look
+from lorakit.data_read import RESAVE, decode
 from lorakit.data_report import Fault, Problem, Report, names, relative
+from lorakit.data_sources import (
+    SIDECARS,
+    TABLES,
+    Said,
+    caption_for,
+    nfc,
+    read_tables,
+    stay_inside,
+)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # 大小写都行
 MIN_SIDE = 32  # 像素；再小就没有可学的细节
@@ -18,7 +29,9 @@ MAX_RATIO = 4  # 桶最多到 2:1，比 4:1 还长的图会被裁掉一半以上
 LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
 )
-CAPTION_LIKE = re.compile(r"(^metadata\.(jsonl|json|csv)|\.caption)$")
+CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
+# 解码和算哈希时 Python 会放开锁，几个线程一起读更快；再多就要同时在内存里放几张大图
+WORKERS = min(4, os.cpu_count() or 1)
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上",
     "animation": "是动图，只用第一帧",
@@ -30,20 +43,22 @@ NOTES = {  # 处理的代号 -> 报告里的话
 
 @dataclass(frozen=True)
 class Record:
-    """一张可以训练的图：路径、描述、转正后的 (宽, 高)、文件内容的 sha256。"""
+    """一张可以训练的图：路径、描述、转正后的 (宽, 高)、文件内容的 sha256、看上去的样子。"""
 
     path: Path
     caption: str
     size: tuple[int, int]
     digest: str
+    look: bytes = field(default=b"", compare=False, repr=False)  # 只用来找几乎一样的图
 
 
 @dataclass
 class _Found:
-    """走一遍文件夹看到的东西；描述按（文件夹，不带后缀的名字）放。"""
+    """走一遍文件夹看到的东西；图旁边的描述按（文件夹，不带后缀的名字）放，先 .txt。"""
 
     pictures: list[Path] = field(default_factory=list)
-    captions: dict[tuple[Path, str], Path] = field(default_factory=dict)
+    captions: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
+    tables: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -58,11 +73,12 @@ def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report
     problems = list(found.problems)
     stems = Counter(map(_key, found.pictures))
     shared = {key for key, count in stems.items() if count > 1 and key in found.captions}
+    bare = [path for path in found.pictures if _key(path) not in found.captions]
+    rows, wrong = read_tables(found.tables, found.pictures, bare, folder)
+    problems += wrong
     records, did = [], defaultdict(list)
-    for path in found.pictures:
-        record, treated, wrong = _examine(
-            path, found.captions.get(_key(path)), folder, _key(path) in shared
-        )
+    results = _examine_all(found, rows, shared, folder)
+    for path, (record, treated, wrong) in zip(found.pictures, results, strict=True):
         problems += wrong
         for name in treated:
             did[name].append(path)
@@ -70,6 +86,7 @@ def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report
             records.append(record)
     problems += _pairing(found, stems, shared, folder)
     problems += _repeats(records, folder) + _trigger(records, trigger, folder)
+    problems += lint(records, trigger, folder)
     for name, reason in NOTES.items():
         if did[name]:
             reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
@@ -79,13 +96,6 @@ def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report
         mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"
         problems.append(_error("no_pictures", folder, reason, mend))
     return records, Report(folder, len(found.pictures), len(records), tuple(problems))
-
-
-def has_trigger(caption: str, trigger: str) -> bool:
-    """描述里有没有这个触发词；“sks”不算出现在“asks”里。"""
-    before = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", trigger) else ""
-    after = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]$", trigger) else ""
-    return re.search(before + re.escape(trigger) + after, caption) is not None
 
 
 def _error(code: str, path: Path | None, reason: str, mend: str) -> Problem:
@@ -100,13 +110,8 @@ def _note(code: str, reason: str) -> Problem:
     return Problem("note", code, None, reason, "")
 
 
-def _nfc(text: str) -> str:
-    # 苹果电脑把“が”“é”存成两个字符；不统一的话，看着同名的图和描述对不上
-    return unicodedata.normalize("NFC", text)
-
-
 def _key(path: Path) -> tuple[Path, str]:
-    return path.parent, _nfc(path.stem)
+    return path.parent, nfc(path.stem)
 
 
 def _ignored(name: str) -> bool:
@@ -139,53 +144,66 @@ def _walk(folder: Path) -> _Found:
                 mend = "要用就把真正的文件夹复制进来"
                 found.problems.append(_warning("link_folder", path, reason, mend))
         files += [Path(parent, name) for name in here if not _ignored(name)]
-    for path in sorted(files, key=lambda p: _nfc(p.relative_to(folder).as_posix())):
+    for path in sorted(files, key=lambda p: nfc(p.relative_to(folder).as_posix())):
         suffix = path.suffix.lower()
         if suffix in IMAGE_SUFFIXES:
             found.pictures.append(path)
-        elif suffix == ".txt" and _key(path) not in found.captions:
-            found.captions[_key(path)] = path
+        elif path.name.lower() in TABLES:
+            found.tables.append(path)
         else:
             found.others.append(path)
+    _sidecars(found)
     return found
 
 
+def _sidecars(found: _Found):
+    """从别的文件里认出图旁边的描述；.json 只有和图同名才算，别处的多半是别的程序的设置。"""
+    pictures, rest = set(map(_key, found.pictures)), []
+    for path in found.others:
+        suffix, same = path.suffix.lower(), found.captions.get(_key(path), [])
+        likely = suffix in SIDECARS and (suffix != ".json" or _key(path) in pictures)
+        if likely and suffix not in (p.suffix.lower() for p in same):
+            found.captions[_key(path)] = [*same, path]
+        else:
+            rest.append(path)
+    for same in found.captions.values():
+        same.sort(key=lambda p: SIDECARS.index(p.suffix.lower()))
+    found.others = rest
+
+
+def _examine_all(
+    found: _Found, rows: Mapping[Path, list[Said]], shared: set, folder: Path
+) -> list[tuple["Record | None", Iterable[str], list[Problem]]]:
+    def job(path: Path):
+        key = _key(path)
+        return _examine(
+            path, found.captions.get(key, []), rows.get(path, []), folder, key in shared
+        )
+
+    # 各线程都会临时关掉警告，恢复的先后会乱：在外面再包一层，出来时一定恢复原样
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return list(pool.map(job, found.pictures))
+
+
 def _examine(
-    path: Path, caption_path: Path | None, folder: Path, shared: bool
+    path: Path, sidecars: Sequence[Path], rows: Sequence[Said], folder: Path, shared: bool
 ) -> tuple[Record | None, Iterable[str], list[Problem]]:
     """看一张图和它的描述，返回 (记录或 None, 做过的处理, 问题)；图和描述都坏时两个都报。"""
-    problems, size, digest, did, caption = [], None, "", (), None
+    problems, size, digest, did, caption, seen = [], None, "", (), None, b""
     try:
-        _stay_inside(path, folder)
+        stay_inside(path, folder)
         picture, digest, did = decode(path)
-        size = picture.size
+        size, seen = picture.size, look(picture)
         problems += _sizes(path, size)
     except Fault as fault:
         problems.append(fault.problem)
-    if caption_path is None:
-        longer = path.with_name(path.name + ".txt")
-        mend = f"建一个 {path.stem}.txt，写一句话说图里有什么；也可以先用 lorakit caption 写一遍"
-        if os.path.exists(longer):
-            mend = f"把 {longer.name} 改名为 {path.stem}.txt"
-        problems.append(_error("caption_missing", path, "没有描述", mend))
-    elif not shared:  # 共用的描述由 _pairing 报一次
-        try:
-            _stay_inside(caption_path, folder)
-            caption = read_caption(caption_path)
-        except Fault as fault:
-            problems.append(fault.problem)
+    if not shared:  # 共用的描述由 _pairing 报一次
+        caption, wrong = caption_for(path, sidecars, rows, folder)
+        problems += wrong
     usable = size and caption and min(size) >= MIN_SIDE
-    return Record(path, caption, size, digest) if usable else None, did, problems
-
-
-def _stay_inside(path: Path, folder: Path):
-    """链接指到文件夹外面就报错：打包、搬家、换机器后它就断了，也可能读到不该读的文件。"""
-    if not os.path.islink(path):  # 不用 Path.is_symlink：没有权限时它会抛错
-        return
-    target = Path(os.path.realpath(path))
-    if os.path.exists(target) and not target.is_relative_to(os.path.realpath(folder)):
-        reason = f"这是一个链接，指向文件夹外面的 {target}"
-        raise Fault("link_outside", path, reason, "把真正的文件复制进来，删掉链接")
+    return Record(path, caption, size, digest, seen) if usable else None, did, problems
 
 
 def _sizes(path: Path, size: tuple[int, int]) -> list[Problem]:
@@ -211,18 +229,19 @@ def _pairing(found: _Found, stems: Counter, shared: set, folder: Path) -> list[P
     for key in sorted(shared):
         # 算错误而不是警告：描述说的是哪一张没法知道，配错了会悄悄教错
         same = [p for p in found.pictures if _key(p) == key]
-        reason = f"{len(same)} 张图共用一份描述 {found.captions[key].name}：{names(same, folder)}"
+        name = found.captions[key][0].name
+        reason = f"{len(same)} 张图共用一份描述 {name}：{names(same, folder)}"
         mend = "同一张图存了两份就删掉一份；不是就改名，各写一份描述"
         problems.append(_error("caption_shared", same[0], reason, mend))
-    for key, path in sorted(found.captions.items()):
-        if key not in stems:
+    for key, paths in sorted(found.captions.items()):
+        for path in paths if key not in stems else ():
             reason, mend = "没有同名的图，这份描述没有用到", "改成和图片一样的名字；用不着就删掉"
             problems.append(_warning("caption_orphan", path, reason, mend))
     rest = []
     for path in found.others:
         name = path.name.lower()
         if CAPTION_LIKE.search(name) or name.endswith(".txt"):
-            mend = "描述只从和图片同名的 .txt 读；把内容搬过去"
+            mend = f"描述要写在和图片同名的 {'、'.join(SIDECARS)} 或 {'、'.join(TABLES)} 里"
             problems.append(_warning("not_used", path, "像是描述，没有用到", mend))
         elif LOOKALIKE.search(name):
             mend = f"要用就{RESAVE}；不用就移走"

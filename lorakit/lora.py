@@ -51,17 +51,22 @@ def match(transformer: nn.Module, family, targets: str | list[str]) -> list[str]
     )
 
 
-def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.Parameter]:
-    """按设置挂上 LoRA，返回 {名字: 可训练参数}（fp32）；B 从 0 开始，所以刚挂上时什么也不改变。"""
+def plan(transformer: nn.Module, family, settings) -> list[str]:
+    """要挂 LoRA 的层名；顺便核对秩不超过最小的那一层。只看形状，所以骨架模型也行。"""
     names = match(transformer, family, settings.targets)
-    smallest = min(
-        min(m.in_features, m.out_features) for n in names for m in [transformer.get_submodule(n)]
-    )
+    layers = [transformer.get_submodule(name) for name in names]
+    smallest = min(min(layer.in_features, layer.out_features) for layer in layers)
     if settings.rank > smallest:
         raise ConfigError(
             f"lora.rank：{settings.rank} 比最小的目标层（{smallest}）还大，没有意义。"
             f"请写 1 到 {smallest}，常用 8 到 32。"
         )
+    return names
+
+
+def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.Parameter]:
+    """按设置挂上 LoRA，返回 {名字: 可训练参数}（fp32）；B 从 0 开始，所以刚挂上时什么也不改变。"""
+    names = plan(transformer, family, settings)
     adapter = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,

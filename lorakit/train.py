@@ -1,7 +1,7 @@
 """训练：一个循环服务所有家族；它产出每一步，画图、出样张、停下都是调用者的普通代码。
 
     for step in Trainer(config):
-        print(step.number, step.loss)
+        print(step.step, step.loss)
 
 教程：notebooks/03_train_qwen.ipynb
 """
@@ -17,14 +17,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from lorakit import cache, checkpoint, flow, hub, lora, memory
+from lorakit import cache, checkpoint, lora, memory
 from lorakit.config import Config
-from lorakit.data import Batches
 from lorakit.errors import LorakitError
-from lorakit.families import get
+from lorakit.families import open_family
+from lorakit.objective import Objective
 from lorakit.record import RunFolder
-
-EVAL_T = tuple((i + 0.5) / 8 for i in range(8))  # 检验时用的 8 个固定时间步
 
 
 @dataclass(frozen=True)
@@ -40,35 +38,6 @@ class Step:
     held: float | None = None
 
 
-def generator(*keys: int) -> torch.Generator:
-    """由 (种子, 步数, ...) 决定的随机数发生器；不动全局的，所以中途出样张不会打乱训练。"""
-    state = np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)
-
-
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """model.precision -> 精度；auto 在支持 bf16 的显卡上用 bf16，别处用 fp32。"""
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if precision != "auto":
-        return names[precision]
-    return (
-        torch.bfloat16
-        if device.type == "cuda" and torch.cuda.is_bf16_supported()
-        else torch.float32
-    )
-
-
-def open_family(config: Config, device: torch.device | None = None):
-    """按设置打开家族（还不载入任何权重）。"""
-    device = device or pick_device()
-    dtype = pick_dtype(config.model.precision, device)
-    return get(config.model.family)(hub.locate(config.model.path), device, dtype)
-
-
 class Trainer:
     """准备好一切之后，迭代它就是训练；每个 Step 产出时，那一步的权重已经更新完。"""
 
@@ -77,9 +46,8 @@ class Trainer:
         self.record = RunFolder(config)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.family = open_family(config, self.accelerator.device)
-        self.dataset = dataset or cache.prepare(config, self.family, progress)
-        self.family.guidance = config.train.guidance
         self._check_choices()
+        self.dataset = dataset or cache.prepare(config, self.family, progress)
         self.transformer = self.family.load("transformer")
         self.parameters = lora.attach(self.transformer, self.family, config.lora, config.train.seed)
         memory.prepare(self.transformer, config.memory)
@@ -90,104 +58,56 @@ class Trainer:
             fused=True,
         )
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, self.optimizer)
-        shapes = [item.shape for item in self.dataset.train]
-        self.batches = Batches(
-            shapes, config.train.batch_size, config.train.seed, config.data.repeats
+        self.objective = Objective(
+            config, self.family, self.dataset, self.model, self.accelerator.device
         )
-        self.shift = self._shift()
         self.step, self._stop = 0, False
-        found = checkpoint.latest(self.run) if config.run.resume == "auto" else None
+        found = checkpoint.latest(self.run)
         if found:
             self.step = checkpoint.load(found, self.parameters, self.optimizer)
         self.record.claim(config, self.step)
 
     def __iter__(self) -> Iterator[Step]:
         train = self.config.train
-        self.transformer.train()
         if self.step == 0:
             self._note({"step": 0, "held": self.evaluate()})
         while self.step < train.steps and not self._stop:
-            start, lr = time.time(), self.lr_at(self.step)
+            start = time.time()
+            self.transformer.train()
+            loss, t = self._accumulate()
+            norm = self.accelerator.clip_grad_norm_(self.parameters.values(), train.max_grad_norm)
+            lr = self.lr_at(self.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            losses, times = [], []
-            for micro in range(train.grad_accum):
-                with self._sync(last=micro == train.grad_accum - 1):
-                    loss, t, items = self.loss_of(self.step, micro)
-                    self._check_finite(loss, t, items)
-                    self.accelerator.backward(loss / train.grad_accum)
-                losses.append(float(loss.detach()))
-                times.append(float(t.mean()))
-            norm = self.accelerator.clip_grad_norm_(self.parameters.values(), train.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
             held = self.evaluate() if self._due(self.config.eval.every) else None
-            seconds = time.time() - start
-            done = Step(
-                self.step,
-                float(np.mean(losses)),
-                lr,
-                float(norm),
-                float(np.mean(times)),
-                seconds,
-                held,
-            )
+            done = Step(self.step, loss, lr, float(norm), t, time.time() - start, held)
             self._note(asdict(done))
-            if self._due(train.save_every) or self._stop:
+            if self._due(train.save_every):
                 self.save()
             yield done
         self.save()
 
-    def loss_of(self, step: int, micro: int):
-        """第 step 步第 micro 份的损失；一切随机都由 (种子, 步数, 份, 进程号) 决定。"""
-        config, world, rank = (
-            self.config,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-        )
-        number = (step * config.train.grad_accum + micro) * world + rank
-        items = [self.dataset.train[i] for i in self.batches.batch(number)]
-        draw = generator(config.train.seed, step, micro, rank)
-        mean, std = (torch.stack([getattr(item, key) for item in items]) for key in ("mean", "std"))
-        x0 = mean + std * torch.randn(mean.shape, generator=draw)  # 每步从后验里重新取样
-        noise = torch.randn(x0.shape, generator=draw)
-        t = flow.sample_t(len(items), config.train.timestep.density, self.shift, draw)
-        dropped = torch.rand(len(items), generator=draw) < config.data.caption_dropout
-        conds = [
-            self.dataset.empty if drop else item.cond
-            for drop, item in zip(dropped, items, strict=True)
-        ]
-        loss = self._velocity_loss(x0, noise, t, conds).mean()
-        return loss, t, items
+    def _accumulate(self) -> tuple[float, float]:
+        """攒够 grad_accum 份梯度，返回平均的损失与时间步；只在最后一份上同步各进程。"""
+        count, facts = self.config.train.grad_accum, []
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for micro in range(count):
+            last = micro == count - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                number = (self.step * count + micro) * world + rank
+                loss, t, items = self.objective.draw(number, self.step, micro, rank)
+                self._check_finite(loss, t, items)
+                self.accelerator.backward(loss / count)
+            facts.append((float(loss.detach()), float(t.mean())))
+        return tuple(float(value) for value in np.mean(facts, axis=0))
 
-    def _velocity_loss(self, x0, noise, t, conds) -> torch.Tensor:
-        family, device = self.family, self.accelerator.device
-        x0, noise, t = x0.to(device), noise.to(device), t.to(device)
-        cond = family.collate(
-            [{k: v.to(device, non_blocking=True) for k, v in c.items()} for c in conds]
-        )
-        with torch.autocast(device.type, family.dtype, enabled=family.dtype != torch.float32):
-            v = family.predict_velocity(self.model, flow.add_noise(x0, noise, t), t, cond)
-        return flow.loss(v, flow.velocity(x0, noise))
-
-    @torch.no_grad()
     def evaluate(self) -> float | None:
-        """留出集的损失：固定的噪声、固定的 8 个 t，所以前后可比；没有留出集就返回 None。"""
-        if not self.dataset.held:
-            return None
+        """留出集的损失；没有留出集就返回 None。"""
         self.transformer.eval()
-        losses, size = [], self.config.train.batch_size
-        for index, item in enumerate(self.dataset.held):
-            noise = torch.randn(
-                item.shape, generator=generator(self.config.train.seed, index, 2**31)
-            )
-            for start in range(0, len(EVAL_T), size):
-                t = torch.tensor(EVAL_T[start : start + size])
-                x0, eps = (x.expand(len(t), *x.shape) for x in (item.mean, noise))
-                losses.append(self._velocity_loss(x0, eps, t, [item.cond] * len(t)))
-        self.transformer.train()
-        return float(torch.cat(losses).mean())
+        return self.objective.evaluate()
 
     def lr_at(self, step: int) -> float:
         """第 step 步的学习率：先热身，再按 schedule 变化。"""
@@ -205,14 +125,8 @@ class Trainer:
         """把当前这一步存成检查点（已经有了就不重复存）。"""
         target = self.run / f"checkpoint-{self.step}"
         if self.accelerator.is_main_process and not target.exists():
-            checkpoint.save(
-                self.run,
-                self.step,
-                self.parameters,
-                self.optimizer,
-                self._write_weights,
-                self.config.train.keep,
-            )
+            state = (self.run, self.step, self.parameters, self.optimizer)
+            checkpoint.save(*state, self._write_weights, self.config.train.keep)
         return target
 
     def _write_weights(self, folder: Path):
@@ -228,26 +142,12 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
 
-    def _sync(self, last: bool):
-        """攒梯度时只在最后一份上同步各进程。"""
-        return nullcontext() if last else self.accelerator.no_sync(self.model)
-
-    def _shift(self) -> float:
-        side = self.config.data.resolution
-        shift = self.config.train.timestep.shift
-        return self.family.shift(side, side) if shift == "auto" else float(shift)
-
     def _check_choices(self):
-        """不能练的底模直接说；不起作用的设置给一句提醒。"""
-        path, family = self.config.model.path, self.family
-        for word, instead in family.distilled.items():
-            if word.lower() in path.lower():
-                raise LorakitError(
-                    f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
-                    f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
-                )
-        if self.config.train.guidance != 1 and not family.embedded_guidance:
-            warnings.warn(f"train.guidance 对 {family.name} 不起作用。", stacklevel=3)
+        """编码和载入之前能发现的都先说：不能练的底模、对不上的目标层、不起作用的设置。"""
+        self.family.refuse_distilled(self.config.model.path)
+        lora.plan(self.family.skeleton(), self.family, self.config.lora)
+        if self.config.train.guidance != 1 and not self.family.embedded_guidance:
+            warnings.warn(f"train.guidance 对 {self.family.name} 不起作用。", stacklevel=3)
 
     def _check_finite(self, loss: torch.Tensor, t: torch.Tensor, items):
         if torch.isfinite(loss):

@@ -35,6 +35,6 @@ def config(papercut, tmp_path):
 
 @pytest.fixture(scope="session")
 def family():
-    from lorakit.train import open_family
+    from lorakit.families import open_family
 
     return open_family(load_config("tiny-qwen-image"), torch.device("cpu"))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lorakit import cache
 from lorakit.errors import ConfigError
-from lorakit.train import open_family
+from lorakit.families import open_family
 
 
 @pytest.fixture

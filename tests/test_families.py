@@ -147,7 +147,7 @@ def test_unknown_family_is_explained():
 
 
 def test_gradients_reach_every_lora_tensor_and_nothing_else(family):
-    from lorakit.train import open_family
+    from lorakit.families import open_family
 
     fresh = open_family(load_config("tiny-qwen-image"), torch.device("cpu"))
     transformer = fresh.load("transformer")

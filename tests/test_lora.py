@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from lorakit import lora
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, WeightsError
-from lorakit.train import open_family
+from lorakit.families import open_family
 
 
 def fresh(*overrides):

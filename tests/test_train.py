@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from lorakit import checkpoint, lora
 from lorakit.errors import ConfigError, LorakitError
+from lorakit.objective import Objective
 from lorakit.train import Trainer
 
 
@@ -144,14 +145,13 @@ def test_stop_saves_the_step_in_hand(config):
 def test_nan_stops_at_once_and_names_the_step(config, monkeypatch):
     settings = config("train.steps=6", "train.save_every=1")
     trainer = Trainer(settings)
-    real = Trainer._velocity_loss
+    real = Objective.loss
 
     def poisoned(self, *args):
-        return real(self, *args) * (
-            float("nan") if self.step == 3 and self.transformer.training else 1
-        )
+        bad = trainer.step == 3 and self.model.training
+        return real(self, *args) * (float("nan") if bad else 1)
 
-    monkeypatch.setattr(Trainer, "_velocity_loss", poisoned)
+    monkeypatch.setattr(Objective, "loss", poisoned)
     with pytest.raises(LorakitError, match=r"第 4 步.*学习率.*checkpoint-3"):
         list(trainer)
     assert checkpoint.latest(settings.run.output).name == "checkpoint-3"

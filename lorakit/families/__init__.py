@@ -3,10 +3,15 @@
 import difflib
 from importlib import import_module
 
+import torch
+
+from lorakit import hub, memory
 from lorakit.errors import ConfigError
 
 REGISTRY = {
     "qwen-image": "lorakit.families.qwen_image:QwenImage",
+    "z-image": "lorakit.families.z_image:ZImage",
+    "kandinsky5": "lorakit.families.kandinsky5:Kandinsky5",
 }
 
 
@@ -20,3 +25,10 @@ def get(name: str):
         )
     module, attribute = REGISTRY[name].split(":")
     return getattr(import_module(module), attribute)
+
+
+def open_family(config, device: torch.device | None = None):
+    """按设置打开家族（还不载入任何权重）。"""
+    device = device or memory.pick_device()
+    dtype = memory.pick_dtype(config.model.precision, device)
+    return get(config.model.family)(hub.locate(config.model.path), device, dtype)

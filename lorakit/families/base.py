@@ -4,6 +4,7 @@
 打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。
 """
 
+import json
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+
+from lorakit.errors import LorakitError
 
 Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D) 或 (D,)
 
@@ -61,8 +64,35 @@ class Family(ABC):
     @abstractmethod
     def _load_text(self): ...
 
-    @abstractmethod
-    def _load_transformer(self): ...
+    def _load_transformer(self):
+        transformer = self._transformer_class().from_pretrained(
+            self.folder,
+            subfolder="transformer",
+            torch_dtype=self.dtype,
+            device_map={"": self.device},
+        )
+        return transformer.requires_grad_(False)
+
+    def _transformer_class(self) -> type:
+        import diffusers
+
+        config = json.loads((self.folder / "transformer" / "config.json").read_text("utf-8"))
+        return getattr(diffusers, config["_class_name"])
+
+    def skeleton(self) -> nn.Module:
+        """没有权重的 Transformer（meta 设备）：不花内存就能核对层名与形状。"""
+        cls = self._transformer_class()
+        with torch.device("meta"):
+            return cls.from_config(cls.load_config(self.folder, subfolder="transformer"))
+
+    def refuse_distilled(self, path: str):
+        """蒸馏过的底模不能直接练：说出为什么、该换哪个。"""
+        for word, instead in self.distilled.items():
+            if word.lower() in path.lower():
+                raise LorakitError(
+                    f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
+                    f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
+                )
 
     def release(self, *parts: str):
         """放掉一些部分，把内存还回去。"""

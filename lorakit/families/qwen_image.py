@@ -42,17 +42,6 @@ class QwenImage(Family):
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer
 
-    def _load_transformer(self):
-        from diffusers import QwenImageTransformer2DModel
-
-        transformer = QwenImageTransformer2DModel.from_pretrained(
-            self.folder,
-            subfolder="transformer",
-            torch_dtype=self.dtype,
-            device_map={"": self.device},
-        )
-        return transformer.requires_grad_(False)
-
     def _scales(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.load("vae").config
         mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1)

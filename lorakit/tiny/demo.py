@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit import infer, report
+from lorakit import infer, record, report
 from lorakit.config import Config, load_config
 from lorakit.tiny import samples
 from lorakit.tiny.examiner import examine, share
@@ -77,12 +77,11 @@ def run(out: Path, style: str, overrides: list[str], on_step=None, say=print) ->
     with infer.without_lora(trainer.transformer):
         before = draw()
     start = time.time()
-    held = []
     for step in trainer:
-        held += [step.held] if step.held is not None else []
         if on_step:
             on_step(step, config.train.steps)
     seconds = time.time() - start
+    held = [m["held"] for m in record.read(config.run.output) if m.get("held") is not None]
     after = draw()
     names = [FIGURES[scene.things[0].kind][2] for scene in scenes[:SHOWN]]
     sheet = report.grid([before[:SHOWN], after[:SHOWN]], ["训练前", "训练后"], names)

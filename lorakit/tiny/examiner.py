@@ -30,9 +30,9 @@ WEIGHTS = Path(__file__).parent.parent / "assets" / "examiner.safetensors"
 
 
 class Examiner(nn.Module):
-    """(B, 3, 128, 128)、取值 [-1, 1] -> 每个头的得分；约 40 万参数。"""
+    """(B, 3, 128, 128)、取值 [-1, 1] -> 每个头的得分；约 23 万参数。"""
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 24):
         super().__init__()
         w = width
         plan = [(3, w, 2), (w, 2 * w, 2), (2 * w, 3 * w, 2), (3 * w, 4 * w, 2), (4 * w, 5 * w, 1)]

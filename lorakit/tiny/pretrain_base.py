@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lorakit.families.qwen_image import pack
 from lorakit.tiny import corpus, shapes, tokenizer
-from lorakit.tiny.clock import Clock, adamw, set_lr, to_device
+from lorakit.tiny.clock import Clock, adamw, checked_compile, set_lr, to_device
 from lorakit.tiny.pretrain_vae import flatten, open_vae, restore
 
 WORDS = 48  # 描述最多几个词元（含模板的结尾）
@@ -123,7 +123,8 @@ def train_base(out: Path, device, steps: int, minutes: float, workers, size=120_
     average = [p.detach().clone() for p in parameters]
     clock, recent, step_loss = Clock(steps, minutes), 1.0, flow_loss(pipe, data.drop)
     if device.type == "cuda":
-        step_loss = torch.compile(step_loss)
+        with torch.autocast(device.type, torch.bfloat16):
+            step_loss = checked_compile(step_loss, parameters, *data.batch(batch))
     for step in clock:
         set_lr(optimizers[0], clock.lr(3e-3, 300))
         set_lr(optimizers[1], clock.lr(1.5e-3, 300))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lorakit.tiny import corpus
 from lorakit.tiny.clock import Clock, adamw, set_lr, to_device
 from lorakit.tiny.examiner import HEADS, Examiner, augment
-from lorakit.tiny.pretrain_vae import open_vae
+from lorakit.tiny.pretrain_vae import flatten, open_vae
 
 
 def train_examiner(
@@ -23,15 +23,16 @@ def train_examiner(
     unseen, truth = corpus.examiner_corpus(3000, seed=12345, workers=workers)
     data, labels = to_device(pixels, device), torch.from_numpy(labels).to(device)
     if (out / "vae").exists():  # 生成的图都要过 VAE，考官应当见过 VAE 的手笔
-        _reconstruct(data[: size // 4], open_vae(out, device))
-    model = Examiner().to(device)
+        _reconstruct(data[: size // 8], open_vae(out, device))
+    model = Examiner().to(device, memory_format=torch.channels_last)
     generator = torch.Generator(device).manual_seed(0)
     optimizer, clock = adamw(model.parameters()), Clock(steps, minutes)
     for step in clock:
-        set_lr(optimizer, clock.lr(2e-3))
+        set_lr(optimizer, clock.lr(3e-3, 50))
         index = torch.randint(len(data), (128,), generator=generator, device=device)
         x = augment(data[index].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        scores = model(x)
+        with torch.autocast(device.type, torch.bfloat16):
+            scores = {name: score.float() for name, score in model(x).items()}
         loss = sum(
             F.cross_entropy(scores[name], labels[index, i], label_smoothing=0.02)
             for i, name in enumerate(HEADS)
@@ -68,7 +69,10 @@ def _accuracy(model: Examiner, pixels: torch.Tensor, truth: torch.Tensor) -> dic
 @torch.no_grad()
 def _reconstruct(data: torch.Tensor, vae):
     """把 uint8 图就地换成它的 VAE 重建。"""
-    for chunk in data.split(64):
-        x = chunk.float() / 127.5 - 1
-        y = vae.decode(vae.encode(x[:, :, None]).latent_dist.mode()).sample[:, :, 0]
+    flatten(vae)
+    for chunk in data.split(32):
+        x = (chunk.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(data.device.type, torch.bfloat16):
+            mean = vae.quant_conv(vae.encoder(x)).chunk(2, dim=1)[0]
+            y = vae.decoder(vae.post_quant_conv(mean)).float()
         chunk.copy_(((y.clamp(-1, 1) + 1) * 127.5).round().byte())

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lorakit.families.qwen_image import single_frame
 from lorakit.tiny import corpus, shapes
-from lorakit.tiny.clock import Clock, adamw, set_lr, to_device
+from lorakit.tiny.clock import Clock, adamw, checked_compile, set_lr, to_device
 
 
 def _conv(self, x, cache_x=None):
@@ -114,8 +114,11 @@ def train_vae(out, device, steps: int, minutes: float, workers: int | None, size
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         return error.abs().mean() + 2 * error.pow(2).mean() + edges + 1e-3 * kl
 
-    if device.type == "cuda":  # CPU 上的 inductor（torch 2.13）给出的梯度与 eager 不同，不用
-        step_loss = torch.compile(step_loss, dynamic=False)
+    if device.type == "cuda":
+        with torch.autocast(device.type, torch.bfloat16):
+            x = _crops(data[:32].float() / 127.5 - 1, 64, generator)
+            noise = torch.randn(32, 16, 8, 8, device=device, generator=generator)
+            step_loss = checked_compile(step_loss, list(vae.parameters()), x, noise)
     batch = 32 if device.type == "cpu" else 128
     for step in clock:
         set_lr(optimizer, clock.lr(1.5e-3))

@@ -1,0 +1,94 @@
+"""读常见教程里那种扁平的训练 YAML（pretrained_model_name_or_path 打头），逐项对应到这里的设置。"""
+
+from typing import Any
+
+MARK = "pretrained_model_name_or_path"  # 有这个名字就是那种 YAML
+FAMILIES = {  # 路径里的字样 -> 家族；从上往下找第一个对得上的
+    "qwen-image-edit": "qwen-image-edit",
+    "qwen-image": "qwen-image",
+    "flux": "flux",
+    "z-image": "z-image",
+    "kandinsky": "kandinsky5",
+}
+RENAMED = {
+    MARK: "model.path",
+    "mixed_precision": "model.precision",
+    "data_config.img_dir": "data.folder",
+    "data_config.img_size": "data.resolution",
+    "data_config.caption_dropout_rate": "data.caption_dropout",
+    "data_config.train_batch_size": "train.batch_size",
+    "train_batch_size": "train.batch_size",
+    "rank": "lora.rank",
+    "max_train_steps": "train.steps",
+    "learning_rate": "train.lr",
+    "lr_scheduler": "train.schedule",
+    "lr_warmup_steps": "train.warmup",
+    "adam_weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.max_grad_norm",
+    "gradient_accumulation_steps": "train.grad_accum",
+    "seed": "train.seed",
+    "checkpointing_steps": "train.save_every",
+    "checkpoints_total_limit": "train.keep",
+    "output_dir": "run.output",
+    "resume_from_checkpoint": "run.resume",
+}
+VALUES = {
+    ("model.precision", "no"): "fp32",
+    ("train.schedule", "cosine_with_restarts"): "cosine",
+    ("train.schedule", "constant_with_warmup"): "constant",
+    ("run.resume", "latest"): "auto",
+    ("run.resume", None): "never",
+}
+MEANINGLESS = {  # 名字的开头 -> 为什么这里不需要它
+    "precompute_": "这里总是先编码再训练",
+    "save_cache_on_disk": "缓存总在磁盘上",
+    "data_config.num_workers": "图已编码好，不需要读图进程",
+    "data_config.random_ratio": "按宽高比自动分桶",
+    "data_config.caption_type": "自动认 .txt 描述",
+    "adam_beta": "固定为 0.9 和 0.999",
+    "adam_epsilon": "固定为 1e-8",
+    "freeze_text_encoder": "文本编码器从不训练",
+    "logging_dir": "记录写在结果文件夹的 metrics.jsonl 里",
+    "tracker_project_name": "记录写在结果文件夹的 metrics.jsonl 里",
+    "report_to": "记录写在结果文件夹的 metrics.jsonl 里",
+}
+MISSING = {  # 这个版本还没有的：值为 false 或空就无妨，否则要提醒
+    "quantize": "还不支持量化，会多占显存",
+    "adam8bit": "还不支持 8-bit 优化器，会多占显存",
+    "use_8bit_adam": "还不支持 8-bit 优化器，会多占显存",
+    "data_config.control_dir": "还不支持编辑训练的控制图",
+}
+
+
+def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """扁平的 YAML 内容 -> (这里的设置, 逐项说明)；不认识的名字原样留下，交给校验去报错。"""
+    flat = {}
+    for name, value in tree.items():
+        if name == "data_config" and isinstance(value, dict):
+            flat |= {f"data_config.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    ours: dict[str, Any] = {}
+    lines = []
+    for name, value in flat.items():
+        off = value in (None, False) or str(value).lower() in ("false", "none", "no", "null", "")
+        why = next((text for start, text in MEANINGLESS.items() if name.startswith(start)), None)
+        if name in RENAMED:
+            target = RENAMED[name]
+            new = VALUES.get((target, value), value)
+            group, key = target.split(".")
+            ours.setdefault(group, {})[key] = new
+            changed = f"（值 {value} 改成 {new}）" if new != value else ""
+            lines.append(f"{name} -> {target}{changed}")
+        elif why:
+            lines.append(f"{name}：不需要，{why}")
+        elif name in MISSING:
+            lines.append(f"{name}：{'没有打开，跳过' if off else '注意！' + MISSING[name]}")
+        else:
+            ours[name] = value
+    path = str(flat[MARK]).lower()
+    family = next((family for word, family in FAMILIES.items() if word in path), None)
+    if family:
+        ours["model"]["family"] = family
+        lines.append(f"model.family = {family}（从路径看出来的）")
+    return ours, lines

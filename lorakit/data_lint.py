@@ -1,0 +1,252 @@
+"""整个数据集一起看才知道的毛病：几乎一样的图，描述写法上的问题；只警告，不拦着训练。
+
+教程：notebooks/02_dataset.ipynb
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from lorakit.data_read import CJK
+from lorakit.data_report import Problem, names, relative
+
+if TYPE_CHECKING:  # data_check 用这里的函数，真的导入就成了圈
+    from lorakit.data_check import Record
+
+SIDE, FREQUENCIES, CELLS = 32, 16, 8  # 缩到 32x32，留 16x16 个低频，再分 8x8 格看颜色
+BITS = FREQUENCIES**2 - 1  # 去掉平均亮度那一个
+# 两个门槛是在小世界的 800 张图（画风、随机场景、ohwx 猫；319,600 对不同的图）上量的：
+# 不同的图没有一对同时低于两者；另存为 JPEG 90/60、缩小一半、放大三倍的副本 99% 以上都低于
+MAX_BITS = 16
+MAX_COLOR = 12  # 0 到 255；只看亮度的话，同一姿势换了颜色也会被当成同一张
+BLOCK = 512  # 一次比这么多张：一万张图时约占 20 MB
+
+FEW = 4  # 比这少的描述看不出“每句都有”
+LONG_CHINESE, LONG_ENGLISH = 400, 300  # 字、词
+COMMON_CHINESE, COMMON_ENGLISH = 3, 2  # 每句都有的一段至少这么多字、词才说
+CLAUSE = re.compile(r"[，。、；：！？,.;:!?\n]+")
+WORD = re.compile(r"[A-Za-z0-9_'’\-]+")
+EMPTY = {*"是在的地得了着和有与一个只张里上"}  # 虚词，单独不说明画面里有什么
+EMPTY |= {"a", "an", "the", "of", "in", "on", "at", "is", "are", "with", "and", "by", "to"}
+UNIT = re.compile(rf"{WORD.pattern}|\S")  # 一个汉字，或一个英文词
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """描述里有没有这个触发词；“sks”不算出现在“asks”里。"""
+    return _find(caption, trigger) is not None
+
+
+def _find(caption: str, trigger: str) -> int | None:
+    before = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", trigger) else ""
+    after = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]$", trigger) else ""
+    found = re.search(before + re.escape(trigger) + after, caption)
+    return found.start() if found else None
+
+
+def lint(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """整个数据集的警告：几乎一样的图、触发词的位置、每句都有的话、太长、中英文混用。"""
+    trigger = trigger.strip()
+    problems = _lookalikes(records, folder)
+    problems += _buried(records, trigger, folder)
+    problems += _unchanging(records, trigger)
+    problems += _garbled(records) + _long(records, folder)
+    return problems + _mixed(records, trigger, folder)
+
+
+def _warning(code: str, path: Path | None, reason: str, mend: str) -> Problem:
+    return Problem("warning", code, path, reason, mend)
+
+
+# ---- 几乎一样的图 ----
+
+
+def _cosines() -> np.ndarray:
+    k = np.arange(SIDE)
+    waves = np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / (2 * SIDE))
+    return waves[:FREQUENCIES].astype(np.float32)  # (16, 32)
+
+
+DCT = _cosines()
+
+
+def look(image: Image.Image) -> bytes:
+    """一张图看上去的样子，224 字节：亮度的感知哈希 255 位（pHash），加 8x8 格的平均颜色。
+
+    重新压缩或缩放几乎不改变它。离散余弦变换取低频的正负，比相邻像素比大小（dHash）稳：
+    大片同色的地方，压缩的噪声会让 dHash 的位随意翻转。
+    """
+    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    grey = np.asarray(small.convert("L"), np.float32)
+    low = (DCT @ grey @ DCT.T).ravel()[1:]  # (32, 32) -> (16, 16) -> 255
+    step = SIDE // CELLS
+    pixels = np.asarray(small, np.float32).reshape(CELLS, step, CELLS, step, 3)
+    colors = pixels.mean((1, 3)).round().astype(np.uint8)
+    return np.packbits(low > np.median(low)).tobytes() + colors.tobytes()
+
+
+def near_duplicates(looks: Sequence[bytes]) -> list[tuple[int, int]]:
+    """几乎一样的图：[(副本的下标, 前面那张的下标)]，每张副本只说最早的一张。"""
+    if len(looks) < 2:
+        return []
+    whole = np.frombuffer(b"".join(looks), np.uint8).reshape(len(looks), -1)
+    packed = -(-BITS // 8)
+    signs = np.unpackbits(whole[:, :packed], axis=1)[:, :BITS].astype(np.float32) * 2 - 1
+    colors = whole[:, packed:].astype(np.int16)
+    copy, pairs = np.zeros(len(looks), bool), []
+    for start in range(0, len(looks), BLOCK):
+        stop = min(start + BLOCK, len(looks))
+        # ±1 向量的内积 = 位数 - 2 x 不同的位数，一次矩阵乘法比完一块
+        close = signs[start:stop] @ signs[:stop].T >= BITS - 2 * MAX_BITS  # (块, 到块尾)
+        close &= np.arange(stop)[None] < np.arange(start, stop)[:, None]
+        for i in np.flatnonzero(close.any(1)) + start:
+            earlier = np.flatnonzero(close[i - start])
+            earlier = earlier[~copy[earlier]]  # 只和每组的第一张比：全是副本时也不会变成平方
+            apart = np.abs(colors[earlier] - colors[i]).max(1, initial=0)
+            same = earlier[apart <= MAX_COLOR]
+            if len(same):
+                copy[i] = True
+                pairs.append((int(i), int(same[0])))
+    return pairs
+
+
+def _lookalikes(records: Sequence[Record], folder: Path) -> list[Problem]:
+    distinct: dict[str, Record] = {}  # 一个字节也不差的已经另外报过，每种内容只留第一张
+    for record in records:
+        if record.look:
+            distinct.setdefault(record.digest, record)
+    first = list(distinct.values())
+    problems = []
+    for i, j in near_duplicates([record.look for record in first]):
+        reason = f"和 {relative(first[j].path, folder)} 几乎一样，多半是缩放或重新压缩过的同一张"
+        mend = "留下清楚的那一张；确实是两张不同的图（例如连拍）就不用管"
+        problems.append(_warning("near_duplicate", first[i].path, reason, mend))
+    return problems
+
+
+# ---- 描述 ----
+
+
+def _buried(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """触发词不在第一小句里。“a photo of sks dog”算在前面。"""
+
+    def buried(caption: str) -> bool:
+        place = _find(caption, trigger)
+        return bool(place) and CLAUSE.search(caption[:place].lstrip()) is not None
+
+    late = [record.path for record in records if trigger and buried(record.caption)]
+    if not late:
+        return []
+    reason = f"{len(late)} 份描述里触发词“{trigger}”埋在后面，不在第一小句：{names(late, folder)}"
+    mend = "挪到最前面：文字编码器对开头最敏感，太长被截断时也先丢后面的"
+    return [_warning("trigger_buried", None, reason, mend)]
+
+
+def _unchanging(records: Sequence[Record], trigger: str) -> list[Problem]:
+    """每句描述里都有的一段话（触发词除外）。"""
+    captions = list(dict.fromkeys(record.caption for record in records))
+    if len(records) < FEW or len(captions) < 2:  # 全都一样的另外报过
+        return []
+    # 触发词换成句号：它前后的字不该连成一段
+    texts = [caption.replace(trigger, "。") if trigger else caption for caption in captions]
+    phrases, problems = _common(texts), []
+    if phrases and not trigger and all(text.startswith(phrases[0]) for text in texts):
+        guess = phrases.pop(0)
+        reason = f"每句描述都以“{guess}”开头，看着像触发词；加上 --trigger '{guess}' 能检查得更细"
+        problems.append(Problem("note", "trigger_guess", None, reason, ""))
+    if phrases:
+        shown = "、".join(f"“{phrase}”" for phrase in phrases[:5])
+        reason = f"每句描述里都有{shown}，它会被学进描述而不是触发词里"
+        reason += "：以后提示词里不写这几个字，它就不一定出现"
+        mend = "想让触发词带出它，就从描述里删掉；想以后自己决定有没有它，就留着"
+        problems.append(_warning("caption_unchanging", None, reason, mend))
+    return problems
+
+
+def _common(texts: Sequence[str]) -> list[str]:
+    """所有句子里都有的最长的几段，按先后；一段由整字、整词连成，不跨标点。"""
+    result = []
+    for clause in CLAUSE.split(min(texts, key=len)):
+        spans = [unit.span() for unit in UNIT.finditer(clause)]
+        start = 0
+        while start < len(spans):
+            stop = start
+            while stop < len(spans):
+                longer = clause[spans[start][0] : spans[stop][1]]
+                if not all(has_trigger(text, longer) for text in texts):
+                    break
+                stop += 1
+            part = _bare(clause[spans[start][0] : spans[stop - 1][1]] if stop > start else "")
+            least = COMMON_CHINESE if CJK.search(part) else COMMON_ENGLISH
+            if len(UNIT.findall(part)) >= least and part not in result:
+                result.append(part)
+            start = max(stop, start + 1)
+    return result
+
+
+def _bare(part: str) -> str:
+    """去掉两头的虚词：“背景是”里只有“背景”说了点什么。"""
+    units = list(UNIT.finditer(part))
+    while units and units[-1].group().lower() in EMPTY:
+        units.pop()
+    while units and units[0].group().lower() in EMPTY:
+        units.pop(0)
+    return part[units[0].start() : units[-1].end()] if units else ""
+
+
+def _garbled(records: Sequence[Record]) -> list[Problem]:
+    """很短的 GBK 描述有时恰好也是合格的 UTF-8：“一只猫”会读成“һֻè”，不报错，却全是乱码。"""
+    problems = []
+    for record in records:
+        odd = [char for char in record.caption if ord(char) > 127]
+        # 乱码会东一个西一个地落在好几种文字里；真正的俄文、法文只用一种
+        if len({ord(char) >> 8 for char in odd}) < 2 or max(odd) > "\u07ff":
+            continue
+        try:
+            guess = record.caption.encode().decode("gb2312")
+        except UnicodeDecodeError:
+            continue
+        reason = f"描述像是乱码（“{record.caption[:20]}”），多半是 GBK：按它读是“{guess[:20]}”"
+        mend = "用记事本或 VS Code 按 GBK 打开，看到的字没有错，就另存为 UTF-8"
+        problems.append(_warning("caption_garbled", record.path, reason, mend))
+    return problems
+
+
+def _long(records: Sequence[Record], folder: Path) -> list[Problem]:
+    def too_long(caption: str) -> bool:
+        chinese = len(CJK.findall(caption))
+        return chinese > LONG_CHINESE or len(WORD.findall(caption)) > LONG_ENGLISH
+
+    paths = [record.path for record in records if too_long(record.caption)]
+    if not paths:
+        return []
+    reason = f"{len(paths)} 份描述很长（超过 {LONG_CHINESE} 个汉字或 {LONG_ENGLISH} 个英文词）："
+    reason += names(paths, folder) + "；文字编码器可能读不到结尾，上限要看是哪一个模型"
+    mend = "只留图里看得见的、会变的东西，一两句话就够"
+    return [_warning("caption_long", None, reason, mend)]
+
+
+def _mixed(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """有的描述是中文，有的是英文；中文里夹几个英文词不算。"""
+    chinese, english = [], []
+    for record in records:
+        text = CLAUSE.sub(" ", record.caption)  # 英文里夹的中文标点不算中文
+        text = text.replace(trigger, "") if trigger else text
+        if CJK.search(text):
+            chinese.append(record.path)
+        elif WORD.search(text):
+            english.append(record.path)
+    if not chinese or not english:
+        return []
+    few = min(english, chinese, key=len)
+    kind = "英文" if few is english else "中文"
+    reason = (
+        f"{len(chinese)} 份描述是中文，{len(english)} 份是英文；{kind}的是 {names(few, folder)}"
+    )
+    mend = "统一成以后写提示词要用的那一种：同一样东西用两种话说，学得慢"
+    return [_warning("caption_mixed", None, reason, mend)]

@@ -1,0 +1,191 @@
+"""Kandinsky 5（文生图）：图像流交叉注意文字，Qwen2.5-VL 与 CLIP 两个文本编码器，通道在最后。"""
+
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from lorakit.families.base import Cond, Family
+
+# out_layer 到处都有（时间、调制、前馈、出口），所以层名一律从块写起、整名比对
+ATTENTION = r"(self|cross)_attention\.(to_query|to_key|to_value|out_layer)"
+LINEAR = rf"({ATTENTION}|feed_forward\.(in|out)_layer|(text|visual)_modulation\.out_layer)"
+BASE = "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"
+
+
+class Kandinsky5(Family):
+    """Kandinsky 5.0 T2I Lite（6 B）；时间参数是 1000 t，输出就是 v，没有内嵌引导。"""
+
+    name = "kandinsky5"
+    multiple = 16
+    targets: ClassVar = {
+        "attention": rf"(text|visual)_transformer_blocks\.\d+\.{ATTENTION}",
+        "image-attention": rf"visual_transformer_blocks\.\d+\.{ATTENTION}",
+        "all-linear": rf"(text|visual)_transformer_blocks\.\d+\.{LINEAR}",
+    }
+    distilled: ClassVar = {"distilled": BASE, "nocfg": BASE}
+    text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    def _load_vae(self):
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.dtype)
+        return vae.to(self.device).eval().requires_grad_(False)
+
+    def _load_text(self):
+        from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer
+        from transformers import Qwen2_5_VLForConditionalGeneration as QwenVL
+
+        place = {"dtype": self.dtype, "device_map": {"": self.device}}
+        encoders = (
+            QwenVL.from_pretrained(self.folder, subfolder="text_encoder", **place),
+            CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place),
+        )
+        for encoder in encoders:
+            encoder.eval().requires_grad_(False)
+        # 官方文件夹里是 Qwen2VLProcessor，它还要 torchvision 处理视频；只编码文字，有分词器就够
+        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+        tokenizer_2 = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer_2")
+        return encoders[0], tokenizer, encoders[1], tokenizer_2
+
+    def _load_transformer(self):
+        return real_tokens_only(super()._load_transformer())
+
+    @torch.no_grad()
+    def encode_images(self, pixels):
+        vae = self.load("vae")
+        posterior = vae.encode(pixels.to(self.device, self.dtype)).latent_dist
+        # VAE 的配置里有 shift_factor（它本是 FLUX 的），但 stock 管线只乘不减
+        scale = vae.config.scaling_factor
+        return posterior.mean * scale, posterior.std * scale
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
+        vae = self.load("vae")
+        latents = latents.to(self.device, self.dtype)
+        return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
+        pipe = self.pipeline(transformer=None, vae=None)
+        conds = []
+        # 一句句来：stock 成批编码时，只要有一句超长，短句的末尾也会被当成多余的截掉
+        for caption in captions:
+            text, pooled, _ = pipe.encode_prompt([caption], device=self.device)
+            conds.append({"text": text[0], "pooled": pooled[0]})
+        return conds
+
+    def predict_velocity(self, transformer, x_t, t, cond):
+        _, _, h, w = x_t.shape
+        text, mask = cond["text"], cond.get("text_mask")
+        lengths = {} if mask is None else {"text_lengths": mask.sum(1).tolist()}
+        out = transformer(
+            hidden_states=x_t.permute(0, 2, 3, 1)[:, None],  # (B, C, h, w) -> (B, 1, h, w, C)
+            encoder_hidden_states=text,
+            pooled_projections=cond["pooled"],
+            timestep=1000 * t,
+            visual_rope_pos=[torch.arange(n, device=x_t.device) for n in (1, h // 2, w // 2)],
+            text_rope_pos=torch.arange(text.shape[1], device=x_t.device),
+            return_dict=False,
+            **lengths,
+        )
+        return out[:, 0].permute(0, 3, 1, 2)  # (B, 1, h, w, C) -> (B, C, h, w)
+
+    def pipeline(self, transformer, vae="load"):
+        encoder, tokenizer, encoder_2, tokenizer_2 = self.load("text")
+        return _pipeline_class()(
+            transformer=transformer,
+            vae=self.load("vae") if vae == "load" else vae,
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=encoder_2,
+            tokenizer_2=tokenizer_2,
+            scheduler=self._scheduler(),
+        )
+
+    def _scheduler(self):
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
+
+    def sample_arguments(self, guidance, count):
+        # 负面提示词不给就是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 3.5
+        return {"guidance_scale": max(1.0, guidance)}
+
+    def shift(self, width, height):
+        return float(self._scheduler().config.shift)
+
+
+def real_tokens_only(transformer):
+    """让文字的补齐不参与注意力：forward 多收一个可选的 text_lengths（每个样本的真词元数）。
+
+    stock 的 forward 没有掩码，成批时短句会看到补齐的词元，与单独算不同。没有给长度时一切照旧。
+    """
+    processor = _processor_class()()
+    for block in transformer.text_transformer_blocks:
+        block.self_attention.set_processor(processor)
+    for block in transformer.visual_transformer_blocks:
+        block.cross_attention.set_processor(processor)
+    transformer.register_forward_pre_hook(_note_lengths, with_kwargs=True)
+    return transformer
+
+
+def _note_lengths(transformer, args, kwargs):
+    # 每次 forward 都重设，所以 stock 管线不会用到训练留下的；重算检查点不经过 forward，仍是那一批的
+    shared = transformer.visual_transformer_blocks[0].cross_attention.processor
+    shared.lengths = kwargs.pop("text_lengths", None)
+    return args, kwargs
+
+
+@cache
+def _processor_class():
+    from diffusers.models.transformers.transformer_kandinsky import Kandinsky5AttnProcessor
+
+    class RealTokens(Kandinsky5AttnProcessor):
+        """逐个样本切掉补齐的词元再做 stock 的注意力；不用掩码，所以哪种注意力内核都能用。"""
+
+        lengths: list[int] | None = None
+
+        def __call__(
+            self, attn, hidden_states, encoder_hidden_states=None, rotary_emb=None, **options
+        ):
+            stock, rows = super().__call__, []
+            if self.lengths is None:
+                return stock(attn, hidden_states, encoder_hidden_states, rotary_emb, **options)
+            for i, n in enumerate(self.lengths):
+                x = hidden_states[i : i + 1]
+                if encoder_hidden_states is None:  # 文字自己看自己
+                    out = stock(attn, x[:, :n], rotary_emb=rotary_emb[:, :n])
+                    rows.append(F.pad(out, (0, 0, 0, x.shape[1] - n)))  # (1, n, D) -> (1, L, D)
+                else:  # 图像看文字
+                    rows.append(stock(attn, x, encoder_hidden_states[i : i + 1, :n]))
+            return torch.cat(rows)
+
+    return RealTokens
+
+
+@cache
+def _pipeline_class():
+    from diffusers import Kandinsky5T2IPipeline
+    from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+
+    class Kandinsky5Pipeline(Kandinsky5T2IPipeline):
+        """stock 管线，只补三处：不改尺寸、成批与单张一样、结果叫 images。"""
+
+        def __call__(self, prompt=None, *, width=1024, height=1024, generator=None, **options):
+            # stock 只认七种 1024 级的尺寸，别的会悄悄换掉
+            self.resolutions = [(width, height)]
+            options.update(width=width, height=height)
+            draw = super().__call__
+            if not isinstance(prompt, list):
+                images = draw(prompt, generator=generator, **options).image
+            else:  # stock 成批时没有掩码，一句句画才与单独画一样
+                sources = generator if isinstance(generator, list) else [generator] * len(prompt)
+                images = []
+                for line, source in zip(prompt, sources, strict=True):
+                    images += draw(line, generator=source, **options).image
+            return ImagePipelineOutput(images=images)
+
+    return Kandinsky5Pipeline

@@ -1,0 +1,114 @@
+"""Z-Image：单流 Transformer、Qwen3 文本编码器；变长的样本一张张排成列表送进模型。"""
+
+import math
+from typing import ClassVar
+
+import torch
+
+from lorakit.families.base import Cond, Family
+
+ATTENTION = r"attention\.(to_q|to_k|to_v|to_out\.0)"
+LINEAR = rf"({ATTENTION}|feed_forward\.w[123]|adaLN_modulation\.0)"
+IMAGE_BLOCKS = r"(layers|noise_refiner)\.\d+"  # 图像词元经过的块；context_refiner 只见文字
+BLOCKS = r"(layers|noise_refiner|context_refiner)\.\d+"
+
+
+class ZImage(Family):
+    """Tongyi-MAI/Z-Image（6 B）；时间参数是 1 - t，输出是 -v，没有内嵌引导。"""
+
+    name = "z-image"
+    multiple = 16
+    targets: ClassVar = {
+        "attention": rf"{BLOCKS}\.{ATTENTION}",
+        "image-attention": rf"{IMAGE_BLOCKS}\.{ATTENTION}",
+        "all-linear": rf"{BLOCKS}\.{LINEAR}",
+    }
+    distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
+
+    def _load_vae(self):
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.dtype)
+        return vae.to(self.device).eval().requires_grad_(False)
+
+    def _load_text(self):
+        from transformers import Qwen2Tokenizer, Qwen3Model
+
+        encoder = Qwen3Model.from_pretrained(
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+        )
+        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+        return encoder.eval().requires_grad_(False), tokenizer
+
+    @torch.no_grad()
+    def encode_images(self, pixels):
+        vae = self.load("vae")
+        posterior = vae.encode(pixels.to(self.device, self.dtype)).latent_dist
+        scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+        return (posterior.mean - shift) * scale, posterior.std * scale
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
+        vae = self.load("vae")
+        latents = latents.to(self.device, self.dtype)
+        raw = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return vae.decode(raw).sample.clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
+        pipe = self.pipeline(transformer=None, vae=None)
+        # 必须给它一份副本：stock 的 encode_prompt 会就地把列表里的描述换成套好模板的
+        embeds, _ = pipe.encode_prompt(
+            list(captions), device=self.device, do_classifier_free_guidance=False
+        )
+        return [{"text": row} for row in embeds]
+
+    def predict_velocity(self, transformer, x_t, t, cond):
+        text, mask = cond["text"], cond.get("text_mask")
+        rows = list(text) if mask is None else [r[keep] for r, keep in zip(text, mask, strict=True)]
+        out = transformer(
+            list(x_t.unsqueeze(2)),  # (B, C, h, w) -> B 个 (C, 1, h, w)
+            1 - t,
+            rows,
+            return_dict=False,
+        )[0]
+        return -torch.stack(out).squeeze(2)  # B 个 (C, 1, h, w) -> (B, C, h, w)
+
+    def pipeline(self, transformer, vae="load"):
+        from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+
+        encoder, tokenizer = self.load("text")
+        return ZImagePipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
+                self.folder, subfolder="scheduler"
+            ),
+            vae=self.load("vae") if vae == "load" else vae,
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+        )
+
+    def sample_arguments(self, guidance, count):
+        # stock 算的是 cond + s (cond - uncond)，s 比通行的 CFG 少 1：我们的 5 是它的 4。
+        # 不引导也要明说，它的默认值是 5；负面提示词不给就是空的，与训练时丢掉描述一致
+        return {"guidance_scale": max(0.0, guidance - 1)}
+
+    def shift(self, width, height):
+        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift
+
+        config = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            self.folder, subfolder="scheduler"
+        ).config
+        if not config.use_dynamic_shifting:
+            return float(config.shift)
+        tokens = (width // 16) * (height // 16)
+        mu = calculate_shift(
+            tokens,
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+        return math.exp(mu)

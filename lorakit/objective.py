@@ -1,0 +1,68 @@
+"""学什么：从缓存取一批、加噪、求损失；留出集用固定的噪声与时间步，前后可比。"""
+
+import numpy as np
+import torch
+
+from lorakit import flow
+from lorakit.cache import Dataset, Item
+from lorakit.config import Config
+from lorakit.data import Batches
+
+EVAL_T = tuple((i + 0.5) / 8 for i in range(8))  # 检验时用的 8 个固定时间步
+EVAL_DRAW = 2**31  # 检验的随机数与训练的分开
+
+
+def generator(*keys: int) -> torch.Generator:
+    """由 (种子, 步数, ...) 决定的随机数发生器；不动全局的，所以中途出样张不会打乱训练。"""
+    state = np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+class Objective:
+    """一份数据上的训练目标；`model` 是 accelerate 准备好的 Transformer。"""
+
+    def __init__(self, config: Config, family, dataset: Dataset, model, device: torch.device):
+        self.config, self.family, self.dataset = config, family, dataset
+        self.model, self.device = model, device
+        shapes = [item.shape for item in dataset.train]
+        train, side = config.train, config.data.resolution
+        self.batches = Batches(shapes, train.batch_size, train.seed, config.data.repeats)
+        auto = train.timestep.shift == "auto"
+        self.shift = family.shift(side, side) if auto else float(train.timestep.shift)
+
+    def draw(self, number: int, *keys: int) -> tuple[torch.Tensor, torch.Tensor, list[Item]]:
+        """第 number 批的损失 (标量)、时间步 (B,)、用到的图；一切随机都由 (种子, *keys) 决定。"""
+        items = [self.dataset.train[i] for i in self.batches.batch(number)]
+        rng = generator(self.config.train.seed, *keys)
+        mean = torch.stack([item.mean for item in items])
+        std = torch.stack([item.std for item in items])
+        x0 = mean + std * torch.randn(mean.shape, generator=rng)  # 每步从后验里重新取样
+        noise = torch.randn(x0.shape, generator=rng)
+        t = flow.sample_t(len(items), self.config.train.timestep.density, self.shift, rng)
+        dropped = torch.rand(len(items), generator=rng) < self.config.data.caption_dropout
+        pairs = zip(dropped, items, strict=True)
+        conds = [self.dataset.empty if drop else item.cond for drop, item in pairs]
+        return self.loss(x0, noise, t, conds).mean(), t, items
+
+    def loss(self, x0, noise, t, conds) -> torch.Tensor:
+        """加噪、预测速度、与真速度比；每张图一个损失，(B,)。"""
+        x0, noise, t = (value.to(self.device) for value in (x0, noise, t))
+        moved = [{k: v.to(self.device, non_blocking=True) for k, v in c.items()} for c in conds]
+        dtype = self.family.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            x_t, cond = flow.add_noise(x0, noise, t), self.family.collate(moved)
+            v = self.family.predict_velocity(self.model, x_t, t, cond)
+        return flow.loss(v, flow.velocity(x0, noise))
+
+    @torch.no_grad()
+    def evaluate(self) -> float | None:
+        """留出集的损失：固定的噪声、固定的 8 个 t；没有留出集就返回 None。"""
+        losses, size = [], self.config.train.batch_size
+        for index, item in enumerate(self.dataset.held):
+            rng = generator(self.config.train.seed, index, EVAL_DRAW)
+            noise = torch.randn(item.shape, generator=rng)
+            for start in range(0, len(EVAL_T), size):
+                t = torch.tensor(EVAL_T[start : start + size])
+                x0, eps = (x.expand(len(t), *x.shape) for x in (item.mean, noise))
+                losses.append(self.loss(x0, eps, t, [item.cond] * len(t)))
+        return float(torch.cat(losses).mean()) if losses else None

@@ -1,0 +1,182 @@
+"""整个数据集的警告：几乎一样的图找得到、不同的图不冤枉；描述的写法。"""
+
+import io
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorakit.data import Record, inspect
+from lorakit.data_lint import lint, look, near_duplicates
+from lorakit.tiny import samples
+from lorakit.tiny.styles import STYLES
+from lorakit.tiny.world import TRAINED, random_scene, render, style_scenes
+
+
+def again(image: Image.Image, kind: str = "JPEG", **options) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return Image.open(file).convert("RGB")
+
+
+COPIES = {
+    "jpeg 90": lambda image: again(image, quality=90),
+    "jpeg 60": lambda image: again(image, quality=60),
+    "webp 80": lambda image: again(image, "WEBP", quality=80),
+    "half": lambda image: image.resize((64, 64), Image.Resampling.LANCZOS),
+    "three times": lambda image: image.resize((384, 384), Image.Resampling.BICUBIC),
+}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Image.Image]:
+    rng = np.random.default_rng(5)
+    drawn = [s for style in STYLES for s in style_scenes(style, TRAINED, 16, 11)]
+    drawn += [random_scene(rng) for _ in range(40)]
+    # 同一个角色在同样的背景、位置、大小里，画出来本来就几乎一样，只留一张
+    characters = [samples.character_scene(rng) for _ in range(40)]
+    places = {(s.background, s.things[0].side, s.things[0].size): s for s in characters}
+    drawn += places.values()
+    return [render(scene) for scene in drawn]
+
+
+def test_different_scenes_are_not_duplicates(scenes):
+    assert near_duplicates([look(image) for image in scenes]) == []
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_are_found(scenes, kind):
+    looks = [look(image) for image in scenes]
+    pairs = near_duplicates([*looks, *(look(COPIES[kind](image)) for image in scenes)])
+    count = len(scenes)
+    assert all(copy == original + count for copy, original in pairs)  # 找到的都是对的
+    assert len(pairs) >= 0.97 * count
+
+
+def test_same_pose_in_another_color_is_different():
+    rng = np.random.default_rng(3)
+    scene = random_scene(rng, two=0.0)
+    thing = scene.things[0]
+    images = [render(replace(scene, things=(replace(thing, color=c),))) for c in ("red", "blue")]
+    assert near_duplicates([look(image) for image in images]) == []
+
+
+def test_plain_colors_are_different():
+    plain = [look(Image.new("RGB", (64, 64), c)) for c in ("red", "white", "black", "red")]
+    assert near_duplicates(plain) == [(3, 0)]
+
+
+def test_ten_thousand_are_quick():
+    rng = np.random.default_rng(0)
+    looks = [rng.bytes(224) for _ in range(10_000)]
+    looks[9_000] = looks[20]
+    start = time.process_time()
+    assert near_duplicates(looks) == [(9_000, 20)]
+    assert near_duplicates(looks[:1] * 10_000) == [(i, 0) for i in range(1, 10_000)]
+    assert time.process_time() - start < 20  # 逐对比较要几分钟
+
+
+def test_folder_names_the_copy(tmp_path, scenes):
+    for name, image in [("a.png", scenes[0]), ("b.jpg", scenes[0]), ("c.png", scenes[50])]:
+        image.save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"图 {name}", encoding="utf-8")
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes())  # 一个字节也不差，另算
+    (tmp_path / "d.txt").write_text("图四", encoding="utf-8")
+    _, report = inspect(tmp_path)
+    assert [(p.code, p.path.name) for p in report.problems] == [
+        ("duplicate", "d.png"), ("near_duplicate", "b.jpg"),
+    ]  # fmt: skip
+    assert "b.jpg：和 a.png 几乎一样" in report.text()
+
+
+# ---- 描述 ----
+
+
+def said(captions: list[str], trigger: str = "") -> dict[str, str]:
+    """代号 -> 原因。"""
+    records = [Record(Path(f"{i}.png"), c, (64, 64), str(i)) for i, c in enumerate(captions)]
+    problems = lint(records, trigger, Path("."))
+    assert all(p.severity == "warning" or p.code == "trigger_guess" for p in problems)
+    return {p.code: p.reason for p in problems}
+
+
+CATS = ["剪纸风格，一只红猫", "剪纸风格，两只狗在跑", "剪纸风格，屋顶上的鸟", "剪纸风格，蓝色的鱼"]
+GLASSES = ["sks，在海边，戴着眼镜", "sks，戴着眼镜看书", "sks，跑步，戴着眼镜", "sks，戴着眼镜"]
+ENGLISH = ["sks dog on a beach, white background", "sks dog asleep, white background",
+           "sks dog, running, white background", "a sks dog, white background"]  # fmt: skip
+
+
+def test_good_captions_are_quiet():
+    assert said(CATS, "剪纸风格") == {}
+    assert said([c.removeprefix("剪纸风格，") for c in CATS]) == {}
+    assert said([]) == {} and said(["一只猫"], "sks") == {}
+
+
+def test_trigger_is_guessed_when_not_given():
+    assert said(CATS).keys() == {"trigger_guess"} and "“剪纸风格”" in said(CATS)["trigger_guess"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "buried"),
+    [
+        ("sks, a dog", False),
+        ("a photo of sks dog, running", False),
+        ("一只狗，sks", True),
+        ("a dog on the beach, in sks style", True),
+        ("，sks", True),
+        ("a dog, he asks", False),  # 没有触发词，由别处报
+    ],
+)
+def test_buried_trigger(caption, buried):
+    assert ("trigger_buried" in said([caption], "sks")) is buried
+
+
+def test_unchanging_phrase():
+    reason = said(GLASSES, "sks")["caption_unchanging"]
+    assert "“戴着眼镜”" in reason and "会被学进描述而不是触发词里" in reason
+    reason = said(ENGLISH, "sks")["caption_unchanging"]
+    assert "“white background”" in reason and "dog" not in reason
+    assert said(GLASSES[:3], "sks") == {}  # 太少，看不出
+    assert said([GLASSES[0]] * 4, "sks") == {}  # 全都一样的另外报过
+
+
+def test_function_words_are_not_a_phrase():
+    captions = [f"{a}，背景是{b}" for a, b in zip("猫狗鸟鱼", "山海天云", strict=True)]
+    assert said(captions) == {}
+    assert said([f"{a} on the {a}" for a in ("cat", "dog", "fish", "bird")]) == {}
+
+
+def test_unchanging_phrase_is_quick():
+    captions = [f"剪纸风格，一只猫坐在窗台上看着第 {i} 朵云" for i in range(10_000)]
+    start = time.process_time()
+    assert "猫坐在窗台上看着第" in said(captions, "剪纸风格")["caption_unchanging"]
+    assert time.process_time() - start < 10
+
+
+def test_long_captions():
+    assert "caption_long" not in said(["猫" * 400]) and "caption_long" in said(["猫" * 401])
+    assert "caption_long" not in said(["cat " * 300]) and "caption_long" in said(["cat " * 301])
+
+
+def test_mixed_languages():
+    assert "1 份是英文；英文的是 2.png" in said(["一只猫", "一只狗", "a bird"])["caption_mixed"]
+    assert "中文的是 0.png" in said(["一只猫", "a dog", "a bird"])["caption_mixed"]
+    assert "caption_mixed" not in said(["一只 cat", "一只狗"])
+    assert "caption_mixed" not in said(["剪纸，a cat", "剪纸，a dog"], "剪纸")
+    assert "caption_mixed" not in said(["ohwx，a cat", "a dog"])
+
+
+@pytest.mark.parametrize("caption", ["一只猫", "小猫"])
+def test_gbk_that_passes_for_utf8(tmp_path, caption):
+    garbled = caption.encode("gbk").decode("utf-8")
+    assert f"按它读是“{caption}”" in said([garbled])["caption_garbled"]
+
+
+@pytest.mark.parametrize(
+    "caption", ["a café, naïve", "кошка на окне", "γάτα", "猫，café", "über ÿ"]
+)
+def test_other_scripts_are_not_garbled(caption):
+    assert "caption_garbled" not in said([caption])

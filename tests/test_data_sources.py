@@ -1,0 +1,273 @@
+"""描述的几种来源：各读得对；metadata 里每一种写错都指出是哪一行；写了两次不悄悄挑一个。"""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorakit.data import Record, inspect, load_records
+from lorakit.data_fix import fix, undo
+from lorakit.errors import DataError
+
+
+def draw(folder: Path, *names: str):
+    """放几张内容不同的好图，不写描述。"""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(list(name.encode())).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(noise).resize((64, 48), Image.Resampling.BICUBIC).save(path)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def said(records: list[Record], folder: Path) -> dict[str, str]:
+    return {r.path.relative_to(folder).as_posix(): r.caption for r in records}
+
+
+def lines(*rows: dict | str) -> str:
+    return "\n".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows)
+
+
+ONE = {"file_name": "a.png", "text": "一只猫"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.caption", "一只猫\n"),
+        ("a.CAPTION", "\ufeff一只猫"),
+        ("a.json", '{"caption": "一只猫", "text": "别的", "seed": 3}'),
+        ("a.json", '{"text": "一只猫\\n"}'),
+        ("a.json", '{"prompt": " 一只猫 ", "caption": null}'),
+        ("metadata.jsonl", lines(ONE) + "\r\n\n"),
+        ("metadata.jsonl", "\ufeff" + lines({"file_name": "./a.png", "prompt": "一只猫"})),
+        ("metadata.csv", "file_name,text\r\na.png,一只猫\r\n"),
+        ("metadata.csv", "\ufefflabel,caption,file_name\n3,一只猫,a.png\n,,\n"),
+        ("metadata.csv", 'file_name,text\n"a.png","一只猫"'),
+    ],
+)
+def test_each_source_is_read(tmp_path, name, content):
+    draw(tmp_path, "a.png")
+    write(tmp_path / name, content)
+    records, report = inspect(tmp_path)
+    assert said(records, tmp_path) == {"a.png": "一只猫"} and not report.problems
+    assert [r.caption for r in load_records(tmp_path, "剪纸")] == ["剪纸，一只猫"]
+
+
+def test_tables_in_nested_folders(tmp_path):
+    draw(tmp_path, "a.png", "images/b.png", "images/深/か\u3099.png", "images/a.png")
+    write(tmp_path / "metadata.jsonl", lines(ONE, {"file_name": "images/b.png", "text": "二"}))
+    rows = 'file_name,text\na.png,"三，""引号"", 逗号\n换行"\n深\\が.png,四\n'
+    write(tmp_path / "images/metadata.csv", rows)
+    records, report = inspect(tmp_path)
+    assert not report.problems
+    assert said(records, tmp_path) == {
+        "a.png": "一只猫", "images/b.png": "二", "images/深/か\u3099.png": "四",
+        "images/a.png": '三，"引号", 逗号，换行',
+    }  # fmt: skip
+
+
+BAD_LINES = {
+    "bad json": ('{"file_name": "b.png", "text": "少了括号"', "metadata_line", "JSON"),
+    "python": ("{'file_name': 'b.png', 'text': '二'}", "metadata_line", "JSON"),
+    "list": ('["b.png", "二"]', "metadata_line", "{}"),
+    "deep": ("[" * 100_000, "metadata_line", "太深"),
+    "half a character": ('{"file_name": "b.png", "text": "\\ud800"}', "metadata_line", "半个字"),
+    "number": ("1" * 5000, "metadata_line", "JSON"),
+    "no name": ('{"image": "b.png", "text": "二"}', "metadata_line", "image、text"),
+    "absolute": ('{"file_name": "/data/b.png", "text": "二"}', "metadata_path", "绝对路径"),
+    "windows": ('{"file_name": "C:\\\\x\\\\b.png", "text": "二"}', "metadata_path", "绝对路径"),
+    "parent": ('{"file_name": "../b.png", "text": "二"}', "metadata_path", "“..”"),
+    "parent 2": ('{"file_name": "x\\\\..\\\\b.png", "text": "二"}', "metadata_path", "“..”"),
+    "missing": ('{"file_name": "gone.png", "text": "二"}', "metadata_file", "找不到"),
+    "case": ('{"file_name": "B.PNG", "text": "二"}', "metadata_file", "是不是 b.png"),
+    "no suffix": ('{"file_name": "b", "text": "二"}', "metadata_file", "是不是 b.png"),
+    "nul": ('{"file_name": "b\\u0000.png", "text": "二"}', "metadata_file", "找不到"),
+    "format": ('{"file_name": "c.gif", "text": "二"}', "metadata_file", "格式"),
+    "twice": (lines(ONE), "metadata_twice", "第 1 行"),
+    "kind": ('{"file_name": "b.png", "text": ["二"]}', "caption_kind", "一句话"),
+    "empty": ('{"file_name": "b.png", "text": " \\u200b"}', "caption_empty", "空的"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_bad_line_is_one_error_naming_it(tmp_path, name):
+    line, code, words = BAD_LINES[name]
+    draw(tmp_path, "a.png", "b.png")
+    write(tmp_path / "c.gif", b"GIF89a")
+    write(tmp_path / "b.txt", "二")
+    table = write(tmp_path / "metadata.jsonl", lines(ONE, "", line))
+    records, report = inspect(tmp_path)
+    assert [(p.code, p.path) for p in report.errors] == [(code, table)]
+    assert "metadata.jsonl：第 3 行" in report.text() and words in report.text()
+    assert "a.png" in said(records, tmp_path)
+    with pytest.raises(DataError, match="第 3 行"):
+        load_records(tmp_path)
+
+
+def test_line_without_caption(tmp_path):
+    draw(tmp_path, "a.png", "b.png")
+    write(tmp_path / "b.txt", "标签表里可以没有描述")
+    table = lines({"file_name": "a.png", "label": 1}, {"file_name": "b.png", "label": 2})
+    write(tmp_path / "metadata.jsonl", table)
+    records, report = inspect(tmp_path)
+    assert [p.code for p in report.problems] == ["caption_missing"] and len(records) == 1
+    assert "metadata.jsonl 第 1 行" in report.text()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("file_name,text\na.png,一只猫\nb.png,a cat, sitting\n", "第 3 行有 3 格"),
+        ("file_name,text\na.png,一只猫\nb.png,\n", "第 3 行的描述是空的"),
+        ("file_name,text\na.png,一只猫\n,二\n", "第 3 行没有 file_name"),
+        ("file_name,text\na.png,一只猫\n../b.png,二\n", "第 3 行的 file_name 里有“..”"),
+        ("file_name;text\na.png;一只猫\n", "第 1 行是列名，里面没有 file_name"),
+        ('file_name,text\na.png,"' + "长" * 140_000 + "\n", "第 2 行读不懂"),
+        ("file_name,text\na.png,一只红猫坐着\n".encode("gbk"), "GBK"),
+        ("", "空的"),
+    ],
+)
+def test_bad_csv(tmp_path, content, words):
+    draw(tmp_path, "a.png", "b.png")
+    write(tmp_path / "b.caption", "二")
+    write(tmp_path / "metadata.csv", content)
+    _, report = inspect(tmp_path)
+    assert report.errors and words in report.text()
+
+
+def test_unreadable_table_is_told_once(tmp_path):
+    """一行也读不懂时只说一次；每张图都有自己的描述就只是警告。"""
+    draw(tmp_path, "a.png")
+    write(tmp_path / "metadata.jsonl", "不是 JSON\n" * 1000)
+    report = inspect(tmp_path)[1]
+    assert [p.code for p in report.errors] == ["not_used", "caption_missing"]
+    assert "第 1 行不是合格的 JSON" in report.text()
+    write(tmp_path / "a.txt", "一只猫")
+    report = inspect(tmp_path)[1]
+    assert not report.errors and [p.code for p in report.warnings] == ["not_used"]
+
+
+def test_same_caption_twice_is_fine(tmp_path):
+    draw(tmp_path, "a.png")
+    for name in ("a.txt", "a.caption"):
+        write(tmp_path / name, "一只猫\n")
+    write(tmp_path / "a.json", '{"text": "一只猫"}')
+    write(tmp_path / "metadata.jsonl", lines(ONE))
+    records, report = inspect(tmp_path)
+    assert said(records, tmp_path) == {"a.png": "一只猫"} and not report.problems
+
+
+def test_two_captions_that_differ(tmp_path):
+    draw(tmp_path, "a.png", "in/b.png")
+    write(tmp_path / "a.txt", "一只狗")
+    write(tmp_path / "metadata.jsonl", lines(ONE, {"file_name": "in/b.png", "text": "二"}))
+    write(tmp_path / "in/metadata.csv", "file_name,text\nb.png,三\n")
+    report = inspect(tmp_path)[1]
+    assert [(p.code, p.path.name) for p in report.problems] == [
+        ("caption_conflict", "a.png"), ("caption_conflict", "b.png"),
+    ]  # fmt: skip
+    assert "a.txt（“一只狗”）和 metadata.jsonl 第 1 行（“一只猫”）" in report.text()
+    with pytest.raises(DataError, match="描述写了两次"):
+        load_records(tmp_path)
+
+
+def test_sidecars_that_differ_use_the_first(tmp_path):
+    draw(tmp_path, "a.png")
+    write(tmp_path / "a.json", '{"caption": "三"}')
+    write(tmp_path / "a.caption", "二")
+    write(tmp_path / "a.txt", "一")
+    records, report = inspect(tmp_path)
+    assert said(records, tmp_path) == {"a.png": "一"} and not report.errors
+    assert {p.path.name for p in report.warnings} == {"a.caption", "a.json"}
+    assert all("没有用到" in p.reason for p in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("a.caption", "一只红猫坐着".encode("gbk"), "caption_encoding", "GBK"),
+        ("a.caption", " \n", "caption_empty", "空"),
+        ("a.json", '{"caption": "一只猫"', "caption_json", "第"),
+        ("a.json", "一只猫", "caption_json", "caption"),
+        ("a.json", '{"caption": 3}', "caption_kind", "一句话"),
+        ("a.json", '{"caption": ""}', "caption_empty", "空"),
+        ("a.json", '{"tags": []}', "caption_missing", "a.json 里没有"),
+        ("a.json", '["一只猫"]', "caption_missing", "a.json 里没有"),
+        ("a.json", '{"caption": "一只猫"}'.encode("utf-16"), "caption_encoding", "UTF-16"),
+    ],
+)
+def test_bad_sidecar_is_one_error(tmp_path, name, content, code, words):
+    draw(tmp_path, "a.png")
+    write(tmp_path / name, content)
+    records, report = inspect(tmp_path)
+    assert not records and [p.code for p in report.problems] == [code]
+    assert words in report.text() and "怎么改" in report.text()
+
+
+def test_json_without_caption_beside_txt(tmp_path):
+    draw(tmp_path, "a.png")
+    write(tmp_path / "a.txt", "一只猫")
+    write(tmp_path / "a.json", '{"tags": ["cat"]}')
+    write(tmp_path / "dataset.json", "{}")  # 不和图同名，不看
+    write(tmp_path / "lonely.caption", "没有图")
+    records, report = inspect(tmp_path)
+    assert len(records) == 1 and not report.errors
+    found = {(p.code, p.path.name) for p in report.warnings}
+    assert found == {("not_used", "a.json"), ("caption_orphan", "lonely.caption")}
+    assert [p.code for p in report.notes] == ["others"]
+
+
+def test_table_link_outside(tmp_path):
+    draw(tmp_path / "in", "a.png")
+    write(tmp_path / "metadata.jsonl", lines(ONE))
+    (tmp_path / "in/metadata.jsonl").symlink_to(tmp_path / "metadata.jsonl")
+    report = inspect(tmp_path / "in")[1]
+    assert [p.code for p in report.errors] == ["link_outside", "caption_missing"]
+
+
+def test_relative_folder(tmp_path, monkeypatch):
+    draw(tmp_path / "in", "a.png")
+    write(tmp_path / "in/metadata.jsonl", lines(ONE))
+    monkeypatch.chdir(tmp_path)
+    assert not inspect("in")[1].problems and not inspect("./in/")[1].problems
+    monkeypatch.chdir(tmp_path / "in")
+    assert not inspect(".")[1].problems
+
+
+SEEDS = {
+    "metadata.jsonl": lines(ONE, {"file_name": "b.png", "text": "二 🐱", "n": [1, {"x": None}]}),
+    "metadata.csv": 'file_name,text\na.png,"一, ""只""\n猫"\nb.png,二 🐱\n',
+    "a.json": '{"caption": "一只猫 \\ud83d\\udc31", "tags": [1, 2]}',
+    "a.caption": "一只猫 🐱\n第二行",
+}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_random_damage_never_escapes(tmp_path, name):
+    """随机改坏：报告总写得出来、存得下，--fix 不会让报告变糟，--undo 总能还原。"""
+    draw(tmp_path, "a.png", "b.png")
+    write(tmp_path / "b.txt", "二 🐱")
+    chance = random.Random(name)
+    for _ in range(60):
+        bad = bytearray(
+            SEEDS[name].encode(chance.choice(["utf-8", "utf-8-sig", "utf-16", "gb18030"]))
+        )
+        for _ in range(chance.randint(0, 4)):
+            bad[chance.randrange(len(bad))] = chance.choice([0, 10, 34, 44, 92, 123, 200, 255])
+        content = bytes(bad[: chance.choice([len(bad), chance.randrange(len(bad))])])
+        write(tmp_path / name, content)
+        report = inspect(tmp_path, "ohwx")[1]
+        assert report.text().encode()
+        if fix(tmp_path, "ohwx").startswith("改好了"):
+            assert inspect(tmp_path, "ohwx")[1].usable >= report.usable
+            undo(tmp_path)
+        assert (tmp_path / name).read_bytes() == content
