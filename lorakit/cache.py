@@ -57,9 +57,7 @@ def prepare(
         progress: 函数 (在做什么, 第几个, 共几个)，每编码一批调一次。
     """
     if config.data.folder is None:
-        raise ConfigError(
-            "data.folder：还没有指定图片文件夹。例如加上 --set data.folder=我的图片。"
-        )
+        raise ConfigError("data.folder：还没有指定图片文件夹。请加 --set data.folder=我的图片。")
     records = load_records(config.data.folder, config.data.trigger)
     if config.data.resolution % family.multiple:
         low = config.data.resolution // family.multiple * family.multiple
@@ -72,13 +70,11 @@ def prepare(
     latents = _latents(family, records, config.data.resolution, report)
     texts = _texts(family, [*(r.caption for r in records), ""], report)
     family.release("vae", "text")
-    items = {
-        r.path: Item(*pair, cond, r) for r, pair, cond in zip(records, latents, texts, strict=False)
-    }
-    train, held = split_holdout(records, config.eval.holdout)
-    return Dataset(
-        tuple(items[r.path] for r in train), tuple(items[r.path] for r in held), texts[-1]
-    )
+    pairs = zip(records, latents, texts, strict=False)  # texts 末尾多一个空描述
+    items = {record.path: Item(*pair, cond, record) for record, pair, cond in pairs}
+    parts = split_holdout(records, config.eval.holdout)
+    train, held = (tuple(items[record.path] for record in part) for part in parts)
+    return Dataset(train, held, texts[-1])
 
 
 def fingerprint(folder: Path) -> str:
@@ -97,10 +93,10 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()
 
 
-def _key(**fields) -> str:
-    return hashlib.sha256(
-        json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
-    ).hexdigest()
+def place(kind: str, fields: dict) -> Path:
+    """这些东西算出来的缓存文件在哪里。"""
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
+    return root() / kind / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 
 
 def _checksum(tensors: Cond, fields: str) -> str:
@@ -119,16 +115,26 @@ def _pack(tensors: Cond, fields: str) -> bytes:
     return save(whole, {"lorakit": facts})
 
 
+def fields_of(path: Path) -> dict | None:
+    """缓存文件里写着的“由什么算出”；读不出来就是 None。"""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return json.loads(json.loads((handle.metadata() or {})["lorakit"])["fields"])
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+        return None
+
+
 def _read(path: Path) -> Cond | None:
     """缓存里的张量；没有或哪怕坏了一个字节，都返回 None（重新编码）。"""
+    fields = fields_of(path)
+    if fields is None:
+        return None
     try:
         content = path.read_bytes()
         tensors = load(content)
-        with safe_open(path, framework="pt") as handle:
-            fields = json.loads((handle.metadata() or {})["lorakit"])["fields"]
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+    except (FileNotFoundError, SafetensorError):
         return None
-    return tensors if _pack(tensors, fields) == content else None
+    return tensors if _pack(tensors, json.dumps(fields, ensure_ascii=False)) == content else None
 
 
 def _write(path: Path, tensors: Cond, fields: dict):
@@ -140,7 +146,7 @@ def _cached(
     kind: str, all_fields: Sequence[dict], encode: Callable, size: int, report
 ) -> list[Cond]:
     """逐个取缓存；缺的按 encode(下标列表) 一批批编码，编完立刻写下。"""
-    paths = [root() / kind / f"{_key(**fields)}.safetensors" for fields in all_fields]
+    paths = [place(kind, fields) for fields in all_fields]
     found: list[Cond | None] = [_read(path) for path in paths]
     missing = [i for i, value in enumerate(found) if value is None]
     for start in range(0, len(missing), size):
@@ -152,23 +158,32 @@ def _cached(
     return found
 
 
-def _latents(family: Family, records: Sequence[Record], resolution: int, report):
-    identity = fingerprint(family.folder / "vae")
+def image_fields(family: Family, records: Sequence[Record], resolution: int) -> list[dict]:
+    """每张图的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
+    common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
+    common["encoder"] = fingerprint(family.folder / "vae")
     sizes = [bucket_for(record.size, resolution, family.multiple) for record in records]
-    common = {"format": FORMAT, "family": family.name, "vae": identity, "dtype": str(family.dtype)}
-    fields = [
-        {**common, "picture": record.digest, "size": list(size)}
-        for record, size in zip(records, sizes, strict=True)
-    ]
+    pairs = zip(records, sizes, strict=True)
+    return [{**common, "picture": record.digest, "size": list(size)} for record, size in pairs]
+
+
+def text_fields(family: Family, captions: Sequence[str]) -> list[dict]:
+    """每句描述的条件由什么算出。"""
+    common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
+    common["encoder"] = [fingerprint(family.folder / part) for part in family.text_parts]
+    return [{**common, "caption": caption} for caption in captions]
+
+
+def _latents(family: Family, records: Sequence[Record], resolution: int, report):
+    fields = image_fields(family, records, resolution)
 
     def encode(batch: list[int]) -> list[Cond]:
         results = []
         for i in batch:  # 尺寸各不相同，一张张来；编码只做一次，不值得为它分桶
-            picture, _ = fit(read_image(records[i].path), sizes[i])
+            picture, _ = fit(read_image(records[i].path), tuple(fields[i]["size"]))
             pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1)
-            mean, std = family.encode_images(
-                pixels.permute(2, 0, 1)[None]
-            )  # (H, W, 3) -> (1, 3, H, W)
+            pixels = pixels.permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
+            mean, std = family.encode_images(pixels)
             results.append({"mean": mean[0].float(), "std": std[0].float()})
         return results
 
@@ -176,11 +191,7 @@ def _latents(family: Family, records: Sequence[Record], resolution: int, report)
 
 
 def _texts(family: Family, captions: Sequence[str], report) -> list[Cond]:
-    identity = [fingerprint(family.folder / part) for part in ("text_encoder", "tokenizer")]
-    common = {"format": FORMAT, "family": family.name, "text": identity, "dtype": str(family.dtype)}
-    fields = [{**common, "caption": caption} for caption in captions]
-
     def encode(batch: list[int]) -> list[Cond]:
         return family.encode_prompts([captions[i] for i in batch])
 
-    return _cached("text", fields, encode, 8, report)
+    return _cached("text", text_fields(family, captions), encode, 8, report)

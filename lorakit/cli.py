@@ -114,6 +114,7 @@ def _train(args) -> int:
     source = Path(args.config) if Path(args.config).is_file() else args.config
     config = load_config(source, args.set)
     trainer = Trainer(config, progress=_say_encoding)
+    print(trainer.plan().text())
     if trainer.step:
         print(f"从第 {trainer.step} 步接着练（要从头来，换一个 run.output）。")
     run, size = config.run.output, config.sample.size or config.data.resolution
@@ -191,6 +192,29 @@ def _compare(args) -> int:
     rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side))
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])
     print(f"画好了：{report.save_image(sheet, args.out)}（上排没有 LoRA，下排有）")
+    return DONE
+
+
+def _cache(args) -> int:
+    from lorakit import cache, cache_tools
+    from lorakit.config import load_config
+    from lorakit.families import open_family
+
+    if args.action == "clean":
+        count, size = cache_tools.clean(args.days)
+        print(f"删掉了 {count} 个缓存文件，腾出 {size / 1e6:.1f} MB（{cache.root()}）。")
+        return DONE
+    config = load_config(args.config, args.set)
+    family = open_family(config)
+    if args.action == "why":
+        if args.picture is None:
+            raise LorakitError("要看哪张图？例如 lorakit cache why my-data/01_cat.png")
+        print(cache_tools.why(config, family, args.picture))
+        return DONE
+    dataset = cache.prepare(config, family, _say_encoding)
+    print(
+        f"都编码好了：训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张（{cache.root()}）。"
+    )
     return DONE
 
 
@@ -295,6 +319,18 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
             _option(
                 "--resolution", type=int, metavar="边长", help="网页里的裁切框按它画；不写同配置"
             ),
+        ),
+    ),
+    "cache": (
+        _cache,
+        "编码缓存：build 先编码好，why 看一张图会不会重编，clean 清理",
+        "lorakit cache why my-data/01_cat.png",
+        (
+            _option("action", choices=("build", "why", "clean"), help="build、why 或 clean"),
+            _option("picture", type=Path, nargs="?", help="why：哪张图"),
+            _option("--config", default="tiny-qwen-image", help="YAML 文件或预设名"),
+            _option("--days", type=float, default=0.0, help="clean：只删这么多天没用过的"),
+            _SET,
         ),
     ),
     "train": (

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from lorakit import cache, checkpoint, lora, memory
+from lorakit.arithmetic import Plan
 from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
@@ -66,6 +67,19 @@ class Trainer:
         if found:
             self.step = checkpoint.load(found, self.parameters, self.optimizer)
         self.record.claim(config, self.step)
+
+    def plan(self) -> Plan:
+        """这次训练的算术：几轮、每张图看几遍。"""
+        train, data = self.config.train, self.config.data
+        return Plan(
+            pictures=len(self.dataset.train),
+            repeats=data.repeats,
+            batch_size=train.batch_size,
+            grad_accum=train.grad_accum,
+            processes=self.accelerator.num_processes,
+            steps=train.steps,
+            batches_per_epoch=self.objective.batches.per_epoch,
+        )
 
     def __iter__(self) -> Iterator[Step]:
         train = self.config.train

@@ -55,6 +55,30 @@ def test_sample_check_train_generate_compare(capsys, papercut, tmp_path):
         assert code == 0 and (tmp_path / f"{command}.png").is_file()
 
 
+def test_cache_says_why(capsys, folder):
+    build = ["cache", "build", "--set", f"data.folder={folder}"]
+    picture = sorted(folder.glob("*.png"))[0]
+    code, said = run(capsys, "cache", "why", picture)
+    assert code == 0 and said.count("要编码") == 2
+    code, said = run(capsys, *build)
+    assert code == 0 and "都编码好了" in said
+    code, said = run(capsys, "cache", "why", picture)
+    assert code == 0 and said.count("会重用") == 2
+    code, said = run(capsys, "cache", "why", picture, "--set", "data.resolution=64")
+    assert "变了的是 训练尺寸\n" in said and said.count("会重用") == 1
+    picture.with_suffix(".txt").write_text("剪纸风格，另一句话", encoding="utf-8")
+    code, said = run(capsys, "cache", "why", picture)
+    assert "变了的是 描述" in said and said.count("会重用") == 1
+    picture.write_bytes(b"")
+    code, said = run(capsys, "cache", "why", picture)
+    assert code == 1 and "不能用于训练" in said
+    assert run(capsys, "cache", "why")[0] == 1
+    code, said = run(capsys, "cache", "clean", "--days", "1")
+    assert code == 0 and "删掉了 0 个" in said
+    code, said = run(capsys, "cache", "clean")
+    assert code == 0 and "删掉了 0 个" not in said
+
+
 def test_init_prints_a_template_that_loads(capsys, tmp_path):
     from lorakit.config import load_config
 
@@ -141,7 +165,7 @@ def test_usage_errors_are_chinese(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "sample-data", "init", "check", "train", "generate", "compare"]
+    "name", ["demo", "sample-data", "init", "check", "cache", "train", "generate", "compare"]
 )
 def test_help_has_an_example(capsys, name):
     with pytest.raises(SystemExit) as stopped:

@@ -42,6 +42,7 @@ class Family(ABC):
     multiple: int  # 宽和高必须是它的整数倍
     compression: int = 8  # VAE 每边缩小几倍
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # 决定文字条件的文件夹
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
 

@@ -1,0 +1,62 @@
+"""看懂与清理缓存：一张图为什么重用、为什么重编；删掉多余的。"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorakit import cache
+from lorakit.data import inspect
+from lorakit.errors import DataError
+
+NAMES = {  # 字段 -> 人话
+    "format": "lorakit 的缓存格式",
+    "family": "模型家族",
+    "dtype": "计算精度",
+    "encoder": "编码器（底模换了，或权重文件变了）",
+    "picture": "图片内容",
+    "size": "训练尺寸",
+    "caption": "描述",
+}
+
+
+def why(config, family, picture: Path) -> str:
+    """一张图的潜变量与描述：会重用缓存还是重新编码；重编的话，是哪一项变了。"""
+    records, report = inspect(picture.parent, config.data.trigger)
+    mine = [record for record in records if record.path.resolve() == picture.resolve()]
+    if not mine:
+        wrong = [p.reason for p in report.problems if p.path and p.path.name == picture.name]
+        raise DataError(f"“{picture}”不能用于训练：{'；'.join(wrong) or '没有这张图'}。")
+    image = cache.image_fields(family, mine, config.data.resolution)[0]
+    text = cache.text_fields(family, [mine[0].caption])[0]
+    return f"图：{_explain('image', image)}\n描述：{_explain('text', text)}"
+
+
+def _explain(kind: str, fields: dict) -> str:
+    path = cache.place(kind, fields)
+    if path.is_file():
+        return f"会重用（{path.name[:12]}…）"
+    others = [old for old in map(cache.fields_of, _files(kind)) if old]
+    same = [{key for key in fields if old.get(key) == fields[key]} for old in others]
+    closest = max(same, key=len, default=set())
+    changed = [NAMES[key] for key in fields if key not in closest]
+    if len(closest) < 2 or len(changed) == len(fields):
+        return "要编码：缓存里没有与它相近的"
+    return f"要编码：与最接近的一份相比，变了的是 {'、'.join(changed)}"
+
+
+def _files(kind: str = "*") -> Iterator[Path]:
+    return cache.root().glob(f"{kind}/*.safetensors")
+
+
+def clean(days: float) -> tuple[int, int]:
+    """删掉 days 天没用过的缓存文件（0 表示全部），返回 (删了几个, 多少字节)。
+
+    缓存随时可以重新编码出来，删掉不会丢失任何东西。
+    """
+    count = size = 0
+    for path in list(_files()):
+        facts = path.stat()
+        if time.time() - max(facts.st_atime, facts.st_mtime) >= days * 86400:
+            path.unlink(missing_ok=True)
+            count, size = count + 1, size + facts.st_size
+    return count, size
