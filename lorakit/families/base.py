@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,14 +60,17 @@ class Family(ABC):
                 self.parts[part] = getattr(self, f"_load_{part}")()
         return self.parts[part]
 
-    @abstractmethod
-    def _load_vae(self): ...
+    def _load_vae(self):
+        vae = self._class_of("vae").from_pretrained(
+            self.folder, subfolder="vae", torch_dtype=self.dtype
+        )
+        return vae.to(self.device).eval().requires_grad_(False)
 
     @abstractmethod
     def _load_text(self): ...
 
     def _load_transformer(self):
-        transformer = self._transformer_class().from_pretrained(
+        transformer = self._class_of("transformer").from_pretrained(
             self.folder,
             subfolder="transformer",
             torch_dtype=self.dtype,
@@ -74,15 +78,16 @@ class Family(ABC):
         )
         return transformer.requires_grad_(False)
 
-    def _transformer_class(self) -> type:
+    def _class_of(self, part: str) -> type:
+        """diffusers 里的类，由文件夹里的 config.json 说了算。"""
         import diffusers
 
-        config = json.loads((self.folder / "transformer" / "config.json").read_text("utf-8"))
+        config = json.loads((self.folder / part / "config.json").read_text("utf-8"))
         return getattr(diffusers, config["_class_name"])
 
     def skeleton(self) -> nn.Module:
         """没有权重的 Transformer（meta 设备）：不花内存就能核对层名与形状。"""
-        cls = self._transformer_class()
+        cls = self._class_of("transformer")
         with torch.device("meta"):
             return cls.from_config(cls.load_config(self.folder, subfolder="transformer"))
 
@@ -126,9 +131,22 @@ class Family(ABC):
     def sample_arguments(self, guidance: float, count: int) -> dict:
         """推理时传给管线的引导参数。"""
 
-    @abstractmethod
+    def scheduler(self):
+        """文件夹里的调度器，与推理用的相同。"""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
+
     def shift(self, width: int, height: int) -> float:
         """stock 管线在这个尺寸上的时间偏移；训练时 `shift: auto` 用它。"""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = self.scheduler().config
+        if not config.use_dynamic_shifting:
+            return float(config.shift)
+        tokens = (width // 16) * (height // 16)  # VAE 缩 8 倍，再 2x2 打包
+        ends = (config.base_image_seq_len, config.max_image_seq_len)
+        return math.exp(calculate_shift(tokens, *ends, config.base_shift, config.max_shift))
 
     @staticmethod
     def collate(conds: list[Cond]) -> Cond:

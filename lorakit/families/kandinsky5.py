@@ -27,12 +27,6 @@ class Kandinsky5(Family):
     distilled: ClassVar = {"distilled": BASE, "nocfg": BASE}
     text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-    def _load_vae(self):
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.dtype)
-        return vae.to(self.device).eval().requires_grad_(False)
-
     def _load_text(self):
         from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer
         from transformers import Qwen2_5_VLForConditionalGeneration as QwenVL
@@ -102,20 +96,12 @@ class Kandinsky5(Family):
             tokenizer=tokenizer,
             text_encoder_2=encoder_2,
             tokenizer_2=tokenizer_2,
-            scheduler=self._scheduler(),
+            scheduler=self.scheduler(),
         )
-
-    def _scheduler(self):
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
 
     def sample_arguments(self, guidance, count):
         # 负面提示词不给就是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 3.5
         return {"guidance_scale": max(1.0, guidance)}
-
-    def shift(self, width, height):
-        return float(self._scheduler().config.shift)
 
 
 def real_tokens_only(transformer):

@@ -1,6 +1,5 @@
 """Qwen-Image：双流 Transformer、Qwen2.5-VL 文本编码器、视频 VAE 当图片用。"""
 
-import math
 from types import MethodType
 from typing import ClassVar
 
@@ -26,12 +25,7 @@ class QwenImage(Family):
     }
 
     def _load_vae(self):
-        from diffusers import AutoencoderKLQwenImage
-
-        vae = AutoencoderKLQwenImage.from_pretrained(
-            self.folder, subfolder="vae", torch_dtype=self.dtype
-        )
-        return single_frame(vae).to(self.device).eval().requires_grad_(False)
+        return single_frame(super()._load_vae())
 
     def _load_text(self):
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
@@ -86,13 +80,11 @@ class QwenImage(Family):
         return unpack(out, h, w)
 
     def pipeline(self, transformer, vae="load"):
-        from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+        from diffusers import QwenImagePipeline
 
         encoder, tokenizer = self.load("text")
         return QwenImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
-                self.folder, subfolder="scheduler"
-            ),
+            scheduler=self.scheduler(),
             vae=self.load("vae") if vae == "load" else vae,
             text_encoder=encoder,
             tokenizer=tokenizer,
@@ -104,23 +96,6 @@ class QwenImage(Family):
         return (
             {"true_cfg_scale": guidance, "negative_prompt": [" "] * count} if guidance > 1 else {}
         )
-
-    def shift(self, width, height):
-        from diffusers import FlowMatchEulerDiscreteScheduler
-        from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
-
-        config = FlowMatchEulerDiscreteScheduler.from_pretrained(
-            self.folder, subfolder="scheduler"
-        ).config
-        tokens = (width // 16) * (height // 16)
-        mu = calculate_shift(
-            tokens,
-            config.base_image_seq_len,
-            config.max_image_seq_len,
-            config.base_shift,
-            config.max_shift,
-        )
-        return math.exp(mu)
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:

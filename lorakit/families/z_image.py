@@ -1,6 +1,5 @@
 """Z-Image：单流 Transformer、Qwen3 文本编码器；变长的样本一张张排成列表送进模型。"""
 
-import math
 from typing import ClassVar
 
 import torch
@@ -24,12 +23,6 @@ class ZImage(Family):
         "all-linear": rf"{BLOCKS}\.{LINEAR}",
     }
     distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
-
-    def _load_vae(self):
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.dtype)
-        return vae.to(self.device).eval().requires_grad_(False)
 
     def _load_text(self):
         from transformers import Qwen2Tokenizer, Qwen3Model
@@ -76,13 +69,11 @@ class ZImage(Family):
         return -torch.stack(out).squeeze(2)  # B 个 (C, 1, h, w) -> (B, C, h, w)
 
     def pipeline(self, transformer, vae="load"):
-        from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+        from diffusers import ZImagePipeline
 
         encoder, tokenizer = self.load("text")
         return ZImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
-                self.folder, subfolder="scheduler"
-            ),
+            scheduler=self.scheduler(),
             vae=self.load("vae") if vae == "load" else vae,
             text_encoder=encoder,
             tokenizer=tokenizer,
@@ -93,22 +84,3 @@ class ZImage(Family):
         # stock 算的是 cond + s (cond - uncond)，s 比通行的 CFG 少 1：我们的 5 是它的 4。
         # 不引导也要明说，它的默认值是 5；负面提示词不给就是空的，与训练时丢掉描述一致
         return {"guidance_scale": max(0.0, guidance - 1)}
-
-    def shift(self, width, height):
-        from diffusers import FlowMatchEulerDiscreteScheduler
-        from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift
-
-        config = FlowMatchEulerDiscreteScheduler.from_pretrained(
-            self.folder, subfolder="scheduler"
-        ).config
-        if not config.use_dynamic_shifting:
-            return float(config.shift)
-        tokens = (width // 16) * (height // 16)
-        mu = calculate_shift(
-            tokens,
-            config.base_image_seq_len,
-            config.max_image_seq_len,
-            config.base_shift,
-            config.max_shift,
-        )
-        return math.exp(mu)
