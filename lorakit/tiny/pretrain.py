@@ -66,6 +66,7 @@ def main():
     parser.add_argument("--steps", type=int, default=30_000, help="每一步最多几步")
     parser.add_argument("--size", type=int, help="画多少张图（试运行时改小）")
     parser.add_argument("--batch", type=int, default=256, help="底模一步看几张图（CPU 上用 64）")
+    parser.add_argument("--start", type=Path, help="底模接着这个文件夹里的权重练")
     parser.add_argument("--workers", type=int, help="渲染用几个进程")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,7 +75,7 @@ def main():
     jobs = {
         "examiner": lambda: train_examiner(args.out, **common),
         "vae": lambda: train_vae(args.out, **common),
-        "base": lambda: train_base(args.out, batch=args.batch, **common),
+        "base": lambda: train_base(args.out, batch=args.batch, start=args.start, **common),
         "measure": lambda: measure_base(args.out, device, sheet=args.out / "samples.png"),
     }
     wanted = (

@@ -8,15 +8,15 @@ def qwen_vae():
     from diffusers import AutoencoderKLQwenImage
 
     return AutoencoderKLQwenImage(
-        base_dim=16,
+        base_dim=24,
         z_dim=16,
-        dim_mult=[1, 2, 4, 4],
+        dim_mult=[1, 2, 2, 3],
         num_res_blocks=1,
         temperal_downsample=[False] * 3,
     )
 
 
-def qwen_transformer(layers: int = 5):
+def qwen_transformer(layers: int = 4):
     """QwenImageTransformer2DModel：4 个头 x 40，8x8 个图像词元。"""
     from diffusers import QwenImageTransformer2DModel
 
@@ -60,7 +60,7 @@ def qwen_scheduler():
     )  # fmt: skip
 
 
-def qwen_pipeline(tokenizer_folder: Path, layers: int = 5, vae=None):
+def qwen_pipeline(tokenizer_folder: Path, layers: int = 4, vae=None):
     """随机权重的整条微型 QwenImagePipeline。"""
     from diffusers import QwenImagePipeline
     from transformers import Qwen2Tokenizer
