@@ -240,6 +240,9 @@ def _save_base(pipe, parameters, average, out: Path):
         part.save_pretrained(out / ("text_encoder" if part is pipe.text_encoder else "transformer"))
         for p, data in zip(part.parameters(), whole, strict=True):
             p.data = data
+    # transformers 按 config 里的精度打开、diffusers 默认 fp32；写成 fp32，整条管线才一致
+    config = out / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     pipe.scheduler.save_pretrained(out / "scheduler")
     pipe.save_config(out)
     for p, k in zip(parameters, kept, strict=True):
