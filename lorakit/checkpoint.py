@@ -1,6 +1,5 @@
 """检查点：先写到临时名字、落盘、再改名，任何时刻断电都只会留下完整的；续训与没断过一样。"""
 
-import errno
 import hashlib
 import json
 import os
@@ -12,20 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorakit.errors import LorakitError, WeightsError
+from lorakit.errors import LorakitError, WeightsError, plain_reason
 
 STATE = "state"
-WHY = {  # 系统的英文原因 -> 人话
-    errno.ENOSPC: "磁盘满了",
-    errno.EDQUOT: "磁盘配额用完了",
-    errno.EACCES: "没有写的权限",
-    errno.EPERM: "没有写的权限",
-    errno.EROFS: "这里是只读的",
-    errno.ENOENT: "那里建不了文件夹",
-    errno.ENOTDIR: "路径里有一段是文件，不是文件夹",
-    errno.EISDIR: "那是一个文件夹",
-    errno.ENAMETOOLONG: "名字太长",
-}
 Parameters = dict[str, torch.nn.Parameter]
 
 
@@ -55,9 +43,8 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> Path:
         _flush(target.parent)
     except OSError as error:
         _remove(temporary)
-        why = WHY.get(error.errno, error.strerror or str(error))
         raise LorakitError(
-            f"写不进“{target}”：{why}。请换个地方或腾出空间再来；已经存好的文件都还在。"
+            f"写不进“{target}”：{plain_reason(error)}。请换个地方或腾出空间再来；已经存好的文件都还在。"
         ) from error
     except BaseException:  # Ctrl-C 也不能留下半个文件夹；收拾完照原样抛出
         _remove(temporary)

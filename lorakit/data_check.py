@@ -21,6 +21,7 @@ from lorakit.data_sources import (
     read_tables,
     stay_inside,
 )
+from lorakit.errors import plain_reason
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # 大小写都行
 MIN_SIDE = 32  # 像素；再小就没有可学的细节
@@ -132,7 +133,10 @@ def _walk(folder: Path) -> _Found:
         return found
 
     def closed(error: OSError):
-        reason, mend = f"打不开这个文件夹（{error.strerror}）", "给它读的权限（chmod u+rx），或移走"
+        reason, mend = (
+            f"打不开这个文件夹（{plain_reason(error)}）",
+            "给它读的权限（chmod u+rx），或移走",
+        )
         found.problems.append(_error("permission", Path(error.filename), reason, mend))
 
     files = []

@@ -17,7 +17,7 @@ from lorakit.data_check import _walk
 from lorakit.data_mend import changes
 from lorakit.data_report import names
 from lorakit.data_sources import MOVED
-from lorakit.errors import DataError, LorakitError
+from lorakit.errors import DataError, LorakitError, plain_reason
 
 UNDO = ".lorakit-undo"
 FORMAT = 1
@@ -107,7 +107,7 @@ def _apply(folder: Path, store: Path, entries: list[dict]):
                 os.replace(store / "new" / entry["path"], path)
         except OSError as error:
             raise LorakitError(
-                f"改到 {path} 时停下了（{error.strerror or error}）。前面改过的都记下了，"
+                f"改到 {path} 时停下了（{plain_reason(error)}）。前面改过的都记下了，"
                 f"运行 lorakit check {shlex.quote(str(folder))} --undo 可以全部还原。"
             ) from error
     shutil.rmtree(store / "new", ignore_errors=True)
@@ -138,7 +138,7 @@ def undo(folder: str | Path) -> str:
             _restore(folder, store, entry)
         except OSError as error:
             raise LorakitError(
-                f"还原到 {path} 时停下了（{error.strerror or error}）。原件都还在 {store} 和 "
+                f"还原到 {path} 时停下了（{plain_reason(error)}）。原件都还在 {store} 和 "
                 f"{folder / MOVED} 里；解决以后再运行一次 --undo，会接着还原。"
             ) from error
     shutil.rmtree(store)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from lorakit.data_report import Fault
+from lorakit.errors import plain_reason
 
 MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
 # 后缀写错的 GIF 也认；不列 EPS 之类会调用外部程序的格式。手机的 MPO 由 JPEG 这一项带出来。
@@ -79,7 +80,7 @@ def _bytes(path: Path) -> bytes:
         mend = f"在终端运行 chmod u+r '{path.name}'，或请文件的主人给你读的权限"
         raise Fault("permission", path, "没有权限读这个文件", mend) from None
     except OSError as error:
-        reason = f"读不出来（{error.strerror or error}）"
+        reason = f"读不出来（{plain_reason(error)}）"
         raise Fault("unreadable", path, reason, "检查硬盘或网盘，重新复制一份") from error
     if path.is_symlink():
         raise Fault("link_broken", path, "这是一个链接，它指向的文件不在了", "把真正的文件复制过来")

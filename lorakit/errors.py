@@ -1,5 +1,25 @@
 """给用户看的错误：一句中文，说清楚出了什么事、得到了什么、应该是什么、怎么改。"""
 
+import errno
+
+REASONS = {  # 系统的英文原因 -> 人话
+    errno.ENOSPC: "磁盘满了",
+    errno.EDQUOT: "磁盘配额用完了",
+    errno.EACCES: "没有写的权限",
+    errno.EPERM: "没有写的权限",
+    errno.EROFS: "这里是只读的",
+    errno.ENOENT: "那里建不了文件夹",
+    errno.ENOTDIR: "路径里有一段是文件，不是文件夹",
+    errno.EISDIR: "那是一个文件夹",
+    errno.ENAMETOOLONG: "名字太长",
+    errno.EIO: "磁盘读写出错",
+}
+
+
+def plain_reason(error: OSError) -> str:
+    """系统错误的中文原因；表里没有的照抄系统的话。"""
+    return REASONS.get(error.errno, error.strerror or str(error))
+
 
 class LorakitError(Exception):
     """用户能自己修好的问题；命令行只打印这句话，退出码 1。"""

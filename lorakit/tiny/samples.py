@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, plain_reason
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import (
     TRAINED,
@@ -51,7 +51,9 @@ def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
         else:
             _write_edits(name.removeprefix("edit-"), folder, count, seed)
     except OSError as error:
-        raise LorakitError(f"写不进“{folder}”：{error.strerror}。请换一个能写的文件夹。") from error
+        raise LorakitError(
+            f"写不进“{folder}”：{plain_reason(error)}。请换一个能写的文件夹。"
+        ) from error
     return folder
 
 
