@@ -107,8 +107,9 @@ def _check(args) -> int:
 
 
 def _train(args) -> int:
-    from lorakit import infer, report
+    from lorakit import board, infer, report, verdict
     from lorakit.config import load_config
+    from lorakit.record import read
     from lorakit.train import Trainer
 
     source = Path(args.config) if Path(args.config).is_file() else args.config
@@ -131,8 +132,11 @@ def _train(args) -> int:
             pictures.append(str(path.relative_to(run)))
         trainer.family.release("vae", "text")
         trainer.transformer.train()
+        board.plot(run)
 
     seconds = 0.0
+    if config.sample.prompts and config.sample.every and trainer.step == 0:
+        sample()  # 没有 LoRA 时的样子，留作对照
     with _bar(trainer.step) as show, _interrupt(trainer) as interrupted:
         for step in trainer:
             seconds += step.seconds
@@ -150,7 +154,10 @@ def _train(args) -> int:
     report.write_model_card(
         run, config, trainer.dataset, pictures[-len(config.sample.prompts) :] if pictures else []
     )
-    print(f"\n练完了：{run / f'checkpoint-{trainer.step}'}")
+    board.plot(run)
+    judged = verdict.judge(read(run))
+    print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
+    print(f"练完了：{run / f'checkpoint-{trainer.step}'}")
     print(f'试试：lorakit compare {run} --prompt "你的提示词"')
     return DONE
 

@@ -55,8 +55,8 @@ class Objective:
         return flow.loss(v, flow.velocity(x0, noise))
 
     @torch.no_grad()
-    def evaluate(self) -> float | None:
-        """留出集的损失：固定的噪声、固定的 8 个 t；没有留出集就返回 None。"""
+    def evaluate(self) -> list[list[float]] | None:
+        """留出集的损失，每张图一行、8 个固定的 t 一列，噪声也固定；没有留出集就返回 None。"""
         losses, size = [], self.config.train.batch_size
         for index, item in enumerate(self.dataset.held):
             rng = generator(self.config.train.seed, index, EVAL_DRAW)
@@ -65,4 +65,4 @@ class Objective:
                 t = torch.tensor(EVAL_T[start : start + size])
                 x0, eps = (x.expand(len(t), *x.shape) for x in (item.mean, noise))
                 losses.append(self.loss(x0, eps, t, [item.cond] * len(t)))
-        return float(torch.cat(losses).mean()) if losses else None
+        return torch.cat(losses).view(-1, len(EVAL_T)).tolist() if losses else None

@@ -57,17 +57,21 @@ def save_image(image: Image.Image, path: Path) -> Path:
 
 def plot_loss(run: Path) -> Path:
     """画 loss.png：训练损失（细）、滑动平均（粗）、留出集损失与底模的参考线。"""
-    from matplotlib import font_manager
+    from matplotlib import font_manager, rc_context
     from matplotlib.figure import Figure
 
     font_manager.fontManager.addfont(FONT)
-    family = font_manager.FontProperties(fname=FONT).get_name()
-    metrics = record.read(run)
+    name = font_manager.FontProperties(fname=FONT).get_name()
+    with rc_context({"font.family": [name, "DejaVu Sans"], "axes.unicode_minus": False}):
+        figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+        draw_loss(figure.add_subplot(), record.read(run))
+        return write_whole(run / "loss.png", lambda to: figure.savefig(to, format="png"))
+
+
+def draw_loss(axes, metrics: list[dict]):
+    """把损失曲线画进一个 matplotlib 坐标轴；字体由调用者设好。"""
     train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
     held = [(m["step"], m["held"]) for m in metrics if m.get("held") is not None]
-    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    text = {"fontfamily": family}
     if train:
         steps, losses = map(np.array, zip(*train, strict=True))
         axes.plot(steps, losses, color="#c8d0dc", lw=0.8, label="训练损失（每步换噪声，所以抖）")
@@ -81,12 +85,12 @@ def plot_loss(run: Path) -> Path:
             steps, losses, "o-", color="#c4382c", lw=2, ms=5, label="留出集损失（固定噪声，看这条）"
         )
         axes.axhline(losses[0], color="#c4382c", lw=1, ls=":", label="没有 LoRA 时的留出集损失")
-    axes.set_xlabel("步数", **text)
-    axes.set_ylabel("损失", **text)
-    axes.set_title("学会了没有？", **text)
-    axes.legend(prop={"family": family, "size": 9}, loc="upper right")
+    axes.set_xlabel("步数")
+    axes.set_ylabel("损失")
+    axes.set_title("学会了没有？")
+    if train or held:
+        axes.legend(fontsize=9, loc="upper right")
     axes.grid(alpha=0.25)
-    return write_whole(run / "loss.png", lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:

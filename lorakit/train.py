@@ -28,7 +28,7 @@ from lorakit.record import RunFolder
 
 @dataclass(frozen=True)
 class Step:
-    """一步的记录；held 是留出集的损失，只有检验的那些步才有。"""
+    """一步的记录；held 是留出集的损失，held_each 是它按图、按 t 的明细，只有检验的那些步才有。"""
 
     step: int
     loss: float
@@ -37,6 +37,7 @@ class Step:
     t: float
     seconds: float
     held: float | None = None
+    held_each: list[list[float]] | None = None
 
 
 class Trainer:
@@ -84,7 +85,7 @@ class Trainer:
     def __iter__(self) -> Iterator[Step]:
         train = self.config.train
         if self.step == 0:
-            self._note({"step": 0, "held": self.evaluate()})
+            self._note({"step": 0, **self.evaluate()})
         while self.step < train.steps and not self._stop:
             start = time.time()
             self.transformer.train()
@@ -96,8 +97,8 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
-            held = self.evaluate() if self._due(self.config.eval.every) else None
-            done = Step(self.step, loss, lr, float(norm), t, time.time() - start, held)
+            held = self.evaluate() if self._due(self.config.eval.every) else {}
+            done = Step(self.step, loss, lr, float(norm), t, time.time() - start, **held)
             self._note(asdict(done))
             if self._due(train.save_every):
                 self.save()
@@ -118,10 +119,11 @@ class Trainer:
             facts.append((float(loss.detach()), float(t.mean())))
         return tuple(float(value) for value in np.mean(facts, axis=0))
 
-    def evaluate(self) -> float | None:
-        """留出集的损失；没有留出集就返回 None。"""
+    def evaluate(self) -> dict:
+        """留出集的损失：平均 held 与明细 held_each；没有留出集都是 None。"""
         self.transformer.eval()
-        return self.objective.evaluate()
+        each = self.objective.evaluate()
+        return {"held": float(np.mean(each)) if each else None, "held_each": each}
 
     def lr_at(self, step: int) -> float:
         """第 step 步的学习率：先热身，再按 schedule 变化。"""

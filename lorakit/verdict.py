@@ -1,0 +1,64 @@
+"""判断学会了没有：只看留出集的损失，与没有 LoRA 时同一张图、同一个 t 逐个比，连误差一起说。"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SURE = 2.0  # 变化要超过几倍标准误，才算不是碰巧
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """一句判断：word 是“学到了”“还没”“过拟合”“没有留出集”之一；best 是留出集损失最低的步数。"""
+
+    word: str
+    sentence: str
+    best: int | None = None
+
+
+def judge(metrics: list[dict]) -> Verdict:
+    """metrics.jsonl 的记录 -> 判断。
+
+    变化用对数比的平均：每张留出图、每个 t 各算一个 ln(现在 / 以前)，标准误由它们的散布估计；
+    8 个 t 的损失相差十倍，用比值才不会只看见最大的那个。
+    """
+    table = {m["step"]: np.array(m["held_each"]) for m in metrics if m.get("held_each")}
+    if len(table) < 2 or 0 not in table:
+        return Verdict("没有留出集", "没有留出图，看不出学没学会。把 eval.holdout 设成 0.1 试试。")
+    steps = sorted(table)
+    best, last = min(steps, key=lambda step: table[step].mean()), steps[-1]
+    gain, spread = _change(table[0], table[best])
+    if best == 0 or gain + SURE * spread >= 0:
+        now = _change(table[0], table[last])
+        return Verdict(
+            "还没",
+            f"练了 {last} 步，留出集损失变化 {_percent(*now)}，在误差之内或更差。"
+            + _advice(now[0], now[1]),
+            best,
+        )
+    learned = f"留出集损失比没有 LoRA 时变化 {_percent(gain, spread)}（第 {best} 步最低）。"
+    back, wobble = _change(table[best], table[last])
+    if back - SURE * wobble > 0:
+        return Verdict(
+            "过拟合",
+            f"{learned}之后又升了 {_percent(back, wobble)}，开始死记训练图了："
+            f"请用第 {best} 步前后的检查点。",
+            best,
+        )
+    return Verdict("学到了", learned, best)
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """逐个 ln(after / before) 的平均与标准误；负的是变好。"""
+    ratio = np.log(after / before).ravel()
+    return float(ratio.mean()), float(ratio.std(ddof=1) / np.sqrt(len(ratio)))
+
+
+def _percent(change: float, spread: float) -> str:
+    return f"{np.expm1(change):+.0%} ± {np.exp(change) * spread:.0%}"
+
+
+def _advice(change: float, spread: float) -> str:
+    if change - SURE * spread > 0:
+        return "越练越差：学习率多半太大，除以 3 再试。"
+    return "可以多练几倍的步数，或把学习率乘 3；也看看描述说的是不是图里的东西。"

@@ -1,0 +1,85 @@
+"""判断与看板：学到了、还没、过拟合、没有留出集，各有一句话；看板什么时候都画得出来。"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorakit import board, checkpoint, lora
+from lorakit.train import Trainer
+from lorakit.verdict import judge
+
+BASE = np.linspace(3.0, 0.5, 8)  # 8 个 t 的损失
+
+
+def metrics(**factors: float) -> list[dict]:
+    """step_N=倍数 -> 记录；每张图、每个 t 都乘同一个倍数，外加一点固定的起伏。"""
+    wave = 1 + 0.02 * np.tile([1, -1], 8).reshape(2, 8)
+    rows = []
+    for name, factor in factors.items():
+        step = int(name.removeprefix("step_"))
+        each = np.stack([BASE, BASE]) * factor * (wave if step else 1)
+        rows.append({"step": step, "held": float(each.mean()), "held_each": each.tolist()})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("factors", "word", "best"),
+    [
+        (dict(step_0=1, step_10=0.7, step_20=0.5), "学到了", 20),
+        (dict(step_0=1, step_10=0.5, step_20=0.8), "过拟合", 10),
+        (dict(step_0=1, step_10=0.995, step_20=0.994), "还没", 20),
+        (dict(step_0=1, step_10=1.3, step_20=1.5), "还没", 0),
+        (dict(step_10=1.3), "没有留出集", None),
+    ],
+)
+def test_verdicts(factors, word, best):
+    verdict = judge(metrics(**factors))
+    assert (verdict.word, verdict.best) == (word, best)
+
+
+def test_the_change_and_its_error_by_hand():
+    rows = [
+        {"step": 0, "held": 2.0, "held_each": [[1.0, 2.0], [2.0, 3.0]]},
+        {"step": 5, "held": 1.0, "held_each": [[0.5, 1.0], [1.0, 1.2]]},
+    ]
+    ratios = [math.log(0.5)] * 3 + [math.log(0.4)]
+    mean, error = np.mean(ratios), np.std(ratios, ddof=1) / 2
+    said = f"{math.exp(mean) - 1:+.0%} ± {math.exp(mean) * error:.0%}"
+    assert said in judge(rows).sentence and judge(rows).word == "学到了"
+
+
+def test_worse_and_not_enough_get_different_advice():
+    assert "除以 3" in judge(metrics(step_0=1, step_10=1.5)).sentence
+    assert "乘 3" in judge(metrics(step_0=1, step_10=1.0)).sentence
+
+
+def test_board_at_every_stage(config, tmp_path):
+    assert Image.open(board.plot(tmp_path / "nothing")).width == 1200
+    settings = config("eval.every=2")
+    list(Trainer(settings))
+    run = settings.run.output
+    plain = Image.open(board.plot(run)).size
+    (run / "samples").mkdir()
+    for step in (0, 4):
+        Image.new("RGB", (64, 64), "red").save(run / "samples" / f"{step}_0.png")
+    assert Image.open(board.plot(run)).height > plain[1]
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert np.mean(first["held_each"]) == pytest.approx(first["held"])
+
+
+def test_block_norms_equal_the_multiplied_out_matrices(config):
+    settings = config()
+    list(Trainer(settings))
+    file = checkpoint.latest(settings.run.output) / lora.FILE
+    tensors, _ = lora.read(file)
+    norms = board.block_norms(file)
+    assert list(norms) == ["0", "1", "2", "3"]
+    total = sum(
+        (tensors[name.replace("lora_A", "lora_B")] @ a).pow(2).sum().item()
+        for name, a in tensors.items()
+        if "lora_A" in name
+    )
+    assert sum(n * n for n in norms.values()) == pytest.approx(total, rel=1e-4)
