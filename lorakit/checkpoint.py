@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lorakit.errors import LorakitError, WeightsError, plain_reason
 
 STATE = "state"
+GROUP = "group-"  # 参数组里的数，与参数名分得开
 Parameters = dict[str, torch.nn.Parameter]
 
 
@@ -74,27 +75,44 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def save(run: Path, step: int, parameters: Parameters, optimizer, write_weights, keep: int) -> Path:
+def _unfold(optimizer, names: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
+    """优化器的全部状态 -> 张量 {名字|键: 值} 与其余（组里的数、不是张量的状态），后者进 JSON。"""
+    whole = optimizer.state_dict()
+    tensors, plain = {}, {}
+    rows = [(names[index], values) for index, values in whole["state"].items()]
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in whole["param_groups"]]
+    rows += [(f"{GROUP}{i}", values) for i, values in enumerate(groups)]
+    for name, values in rows:
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}|{key}"] = value
+            elif isinstance(value, bool | int | float | str | tuple | list | None):
+                plain[f"{name}|{key}"] = value
+    return tensors, plain
+
+
+def save(
+    run: Path, step: int, parameters: Parameters, optimizer, write_weights, keep: int, average=None
+) -> Path:
     """写 run/checkpoint-{step}，再删掉多余的旧检查点，返回它的路径。
 
     Args:
         write_weights: 函数 (文件夹) -> None，写给别人用的权重文件。
         keep: 留下最新的几个；新的落盘之后才删旧的。
+        average: 滑动平均的权重 {名字: 张量}，没有就不写。
     """
-    names = list(parameters)
+    tensors, plain = _unfold(optimizer, list(parameters))
 
     def write(folder: Path):
         (folder / STATE).mkdir(parents=True)
         write_weights(folder)
         write_tensors(folder / STATE / "weights.safetensors", parameters)
-        moments = {}
-        for index, values in optimizer.state_dict()["state"].items():
-            for key, value in values.items():
-                moments[f"{names[index]}|{key}"] = torch.as_tensor(value)
-        write_tensors(folder / STATE / "optimizer.safetensors", moments)
+        write_tensors(folder / STATE / "optimizer.safetensors", tensors)
+        if average:
+            write_tensors(folder / STATE / "average.safetensors", average)
         files = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
-        text = json.dumps({"step": step, "files": files}, indent=1)
-        (folder / STATE / "state.json").write_text(text, encoding="utf-8")
+        facts = {"step": step, "files": files, "optimizer": plain}
+        (folder / STATE / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     path = write_whole(run / f"checkpoint-{step}", write)
     for old in all_of(run)[:-keep]:
@@ -122,25 +140,35 @@ def latest(run: Path) -> Path | None:
     return None
 
 
-def load(path: Path, parameters: Parameters, optimizer) -> int:
-    """把检查点里的权重与优化器状态原样放回去，返回已经练完的步数。
+def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
+    """把检查点里的权重、优化器状态与滑动平均原样放回去，返回已经练完的步数。
 
     Raises:
         WeightsError: 检查点与现在的模型对不上。
     """
-    weights = load_file(path / STATE / "weights.safetensors")
-    if set(weights) != set(parameters):
+    state = path / STATE
+    facts = json.loads((state / "state.json").read_text(encoding="utf-8"))
+    _put_back(path, load_file(state / "weights.safetensors"), parameters)
+    if average:
+        _put_back(path, load_file(state / "average.safetensors"), average)
+    indices = {name: index for index, name in enumerate(parameters)}
+    whole = optimizer.state_dict()
+    whole["state"] = {index: {} for index in indices.values()}
+    rows = load_file(state / "optimizer.safetensors") | facts["optimizer"]
+    for place, value in rows.items():
+        name, key = place.rsplit("|", 1)
+        group = name.removeprefix(GROUP)
+        old = whole["param_groups"][int(group)] if group != name else whole["state"][indices[name]]
+        old[key] = tuple(value) if isinstance(value, list) else value
+    optimizer.load_state_dict(whole)
+    return facts["step"]
+
+
+def _put_back(path: Path, saved: dict, current: Mapping[str, torch.Tensor]):
+    if set(saved) != set(current):
         raise WeightsError(
             f"检查点“{path}”里的权重与现在的模型对不上。换一个 run.output，或用原来的设置续训。"
         )
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    names = {name: index for index, name in enumerate(parameters)}
-    state: dict[int, dict] = {index: {} for index in names.values()}
-    for key, value in load_file(path / STATE / "optimizer.safetensors").items():
-        name, field = key.rsplit("|", 1)
-        state[names[name]][field] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))["step"]
+        for name, value in current.items():
+            value.copy_(saved[name])

@@ -87,8 +87,10 @@ class Lora(_Group):
     targets: str | list[str] = setting("attention", min_length=1)
     """加在哪些层：attention（推荐）、image-attention（只加图像一侧）、all-linear（全部线性层），
     也可以写层名结尾的列表，或一个正则表达式。层越多学得越多，也越占显存。"""
-    init: Literal["gaussian", "default"] = "gaussian"
-    """A 矩阵的初值：gaussian 是正态分布，default 是 PEFT 的 kaiming；差别很小，一般不用改。"""
+    variant: Literal["plain", "rslora", "dora"] = "plain"
+    """变体：plain 是普通 LoRA；rslora 除以秩的平方根，秩很大时更稳；dora 另学每行长度，细而慢。"""
+    init: Literal["gaussian", "default", "orthogonal"] = "gaussian"
+    """初值：gaussian 正态分布，default 是 PEFT 的 kaiming，orthogonal 各方向不重复；差别很小。"""
 
 
 class Timestep(_Group):
@@ -111,6 +113,8 @@ class Train(_Group):
     """攒几批的梯度才更新一步：用时间换显存，4 相当于 batch_size 乘 4。常用 1 到 8。"""
     lr: float = setting(1e-4, gt=0, le=1)
     """学习率：每一步改多大。LoRA 常用 1e-4 到 4e-4；太大会花屏，太小学不动。"""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
+    """优化器：adamw 最稳；adamw8bit 和 adafactor 省显存；prodigy 自己找学习率，这时 lr 写 1。"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """学习率怎么变：constant 不变（先用它），linear 直线降到 0，cosine 沿余弦曲线降到 0。"""
     warmup: int = setting(10, ge=0)
@@ -119,7 +123,11 @@ class Train(_Group):
     """权重衰减：每步把 LoRA 的数值往 0 拉一点点，防止越长越大。常用 0 到 0.1。"""
     max_grad_norm: float = setting(1.0, gt=0)
     """梯度裁剪：一步的梯度太长就缩到这个长度，防止一张怪图带偏训练。一般保持 1。"""
+    ema: float = setting(0, ge=0, lt=1)
+    """权重的滑动平均：写 0.99 左右，存下来的是最近一百来步的平均，画面更稳；0 表示不用。"""
     timestep: Timestep = Timestep()
+    weighting: Literal["none", "sigma_sqrt", "cosmap"] = "none"
+    """各个 t 的损失占多大份量：none 一样重（推荐）；sigma_sqrt 偏重细节，cosmap 偏重中间段。"""
     guidance: float = setting(1.0, ge=0, le=100)
     """训练时喂给模型的引导值：只有引导训练在模型里的 FLUX 用得到，一般是 1；推理时才用 3.5。"""
     seed: int = setting(0, ge=0, le=2**32 - 1)
@@ -225,6 +233,7 @@ class Field(NamedTuple):
         words[Literal] = "、".join(choices) + " 之一" * (len(choices) > 1)
         said = {
             "gt": "大于 {}",
+            "lt": "小于 {}",
             "ge": "不小于 {}",
             "le": "不超过 {}",
             "multiple_of": "是 {} 的倍数",
@@ -305,7 +314,7 @@ def _walk(group: type[BaseModel], prefix: str = "") -> Iterator[Field]:
     for key, info in group.model_fields.items():
         limits = {}
         for kind, found in _parts(info.annotation, info.metadata):
-            names = ("gt", "ge", "le", "multiple_of", "min_length")
+            names = ("gt", "ge", "lt", "le", "multiple_of", "min_length")
             limits |= {n: getattr(m, n) for m in found for n in names if hasattr(m, n)}
             if kind is Literal:
                 limits["choices"] = found

@@ -6,6 +6,8 @@ x_t = (1-t) x0 + t eps；v = eps - x0。
 教程：notebooks/01_concepts.ipynb
 """
 
+import math
+
 import torch
 
 
@@ -41,6 +43,15 @@ def velocity(x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 def loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """每张图的均方误差，(B,)；用 fp32 算，免得 bf16 累加丢精度。"""
     return (predicted.float() - target.float()).pow(2).flatten(1).mean(1)
+
+
+def weight(t: torch.Tensor, kind: str) -> torch.Tensor:
+    """各个 t 的损失份量，(B,)。Esser 等 2024 附录：sigma_sqrt 是 t⁻²，cosmap 偏重中间段。"""
+    if kind == "sigma_sqrt":
+        return t.clamp(min=0.05) ** -2  # 太小的 t 份量会无穷大
+    if kind == "cosmap":
+        return 2 / (math.pi * (1 - 2 * t + 2 * t**2))
+    return torch.ones_like(t)
 
 
 def euler_step(

@@ -71,7 +71,9 @@ def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,
         target_modules=names,
-        init_lora_weights="gaussian" if settings.init == "gaussian" else True,
+        init_lora_weights=True if settings.init == "default" else settings.init,
+        use_rslora=settings.variant == "rslora",
+        use_dora=settings.variant == "dora",
     )
     with torch.random.fork_rng():  # PEFT 用全局随机数初始化 A：借用一下，用完还原
         torch.manual_seed(seed)
@@ -87,7 +89,8 @@ def save(folder: Path, transformer: nn.Module, settings, facts: dict[str, str]) 
 
     折进去是因为各家对 alpha 的理解不同：diffusers 读 Qwen 时会丢掉它，ComfyUI 缺了它就当 1。
     """
-    scale = (settings.alpha or settings.rank) / settings.rank
+    rank = settings.rank
+    scale = (settings.alpha or rank) / (rank**0.5 if settings.variant == "rslora" else rank)
     tensors = {}
     for name, value in get_peft_model_state_dict(transformer, adapter_name=ADAPTER).items():
         tensors[PREFIX + name] = value * scale if ".lora_B." in name else value
@@ -156,8 +159,8 @@ def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
     for name, value in tensors.items():
         layer, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
         shape = shapes.get(layer)
-        side = (1, 1) if kind.startswith(("A", "down")) else (0, 0)
-        if shape is None or value.shape[side[1]] != shape[side[0]]:
+        side = 1 if kind.startswith(("A", "down")) else 0  # A 接输入；B 与 DoRA 的长度接输出
+        if shape is None or value.shape[side] != shape[side]:
             wrong.append(name)
     if wrong:
         raise WeightsError(

@@ -14,6 +14,30 @@ def prepare(transformer: nn.Module, settings) -> nn.Module:
     return transformer
 
 
+def explain_full(config, step: int) -> str:
+    """显存不够时的话：先试哪三项设置，各省多少。"""
+    train, side = config.train, config.data.resolution
+    moves = {  # 怎么改 -> (省多少, 现在用得上吗)
+        "memory.checkpointing=true": (
+            "中间结果省到几分之一，慢三成左右",
+            not config.memory.checkpointing,
+        ),
+        f"train.batch_size=1 并把 train.grad_accum 乘 {train.batch_size}": (
+            f"中间结果省到 1/{train.batch_size}，结果一样",
+            train.batch_size > 1,
+        ),
+        f"data.resolution={side // 128 * 64}": ("中间结果省到四分之一", side >= 128),
+        "lora.targets=image-attention": (
+            "LoRA 和优化器的状态省一半左右",
+            config.lora.targets != "image-attention",
+        ),
+        "train.optimizer=adamw8bit": ("优化器的状态省四分之三", train.optimizer == "adamw"),
+    }
+    tips = [f"  - {how}：{saves}" for how, (saves, useful) in moves.items() if useful]
+    said = f"第 {step} 步显存不够了。已经存好的检查点都在。依次试试：\n"
+    return said + "\n".join(tips[:3])
+
+
 def pick_device() -> torch.device:
     """有显卡用显卡，没有就用 CPU。"""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -42,7 +42,8 @@ class Objective:
         dropped = torch.rand(len(items), generator=rng) < self.config.data.caption_dropout
         pairs = zip(dropped, items, strict=True)
         conds = [self.dataset.empty if drop else item.cond for drop, item in pairs]
-        return self.loss(x0, noise, t, conds).mean(), t, items
+        weight = flow.weight(t, self.config.train.weighting).to(self.device)
+        return (self.loss(x0, noise, t, conds) * weight).mean(), t, items
 
     def loss(self, x0, noise, t, conds) -> torch.Tensor:
         """加噪、预测速度、与真速度比；每张图一个损失，(B,)。"""

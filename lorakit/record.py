@@ -1,7 +1,10 @@
 """运行文件夹与记录：config.yaml 认领它，metrics.jsonl 一行一步。"""
 
 import json
+import os
 from pathlib import Path
+
+import psutil
 
 from lorakit import checkpoint
 from lorakit.config import Config, differences, load_config
@@ -13,6 +16,9 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
+LOCK = ".running"  # 谁在用这个文件夹：进程号与它的启动时刻（进程号会被重新使用）
+
+
 class RunFolder:
     """一次训练的结果文件夹：先核对（能写、不是另一份设置的结果），一切就绪才 `claim` 认领。"""
 
@@ -20,6 +26,7 @@ class RunFolder:
         self.path = config.run.output
         self.metrics = self.path / "metrics.jsonl"
         self.known = self.path / "config.yaml"
+        self._refuse_second_run()
         if not checkpoint.all_of(self.path):
             self._try_writing()
         elif config.run.resume == "never":
@@ -29,6 +36,19 @@ class RunFolder:
             )
         elif self.known.is_file():
             self._compare(load_config(self.known), config)
+
+    def _refuse_second_run(self):
+        """另一个还活着的进程正在用这个文件夹，就拒绝：两份记录混在一起，谁也分不开。"""
+        try:
+            owner = json.loads((self.path / LOCK).read_text(encoding="utf-8"))
+            alive = psutil.Process(owner["pid"]).create_time() == owner["since"]
+        except (OSError, ValueError, KeyError, psutil.Error):
+            return  # 没有锁、锁坏了、那个进程已经不在：都可以用
+        if alive and owner["pid"] != os.getpid():
+            raise ConfigError(
+                f"run.output：进程 {owner['pid']} 正在“{self.path}”里训练。等它结束，"
+                f"或建一个空文件 {self.path / 'STOP'} 让它停下，或换一个 run.output。"
+            )
 
     def _try_writing(self):
         """真写一次再擦掉：等练完才发现写不进就晚了。"""
@@ -40,8 +60,18 @@ class RunFolder:
     def claim(self, config: Config, step: int):
         """写下设置；检查点之后的记录作废，免得同一步记两次，从头练就清空。"""
         kept = [m for m in read(self.path) if m["step"] <= step] if step else []
+        me = {"pid": os.getpid(), "since": psutil.Process().create_time()}
+        checkpoint.write_text(self.path / LOCK, json.dumps(me))
         checkpoint.write_text(self.known, config.to_yaml())
         checkpoint.write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
+
+    def asked_to_stop(self) -> bool:
+        """运行文件夹里出现 STOP 文件就是请它停下；看到就删掉，好让下次接着练。"""
+        stop = self.path / "STOP"
+        if not stop.exists():
+            return False
+        stop.unlink()
+        return True
 
     def _compare(self, old: Config, new: Config):
         changed = {

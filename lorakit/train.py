@@ -6,6 +6,7 @@
 教程：notebooks/03_train_qwen.ipynb
 """
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from lorakit import cache, checkpoint, lora, memory
+from lorakit import cache, checkpoint, lora, memory, optim
 from lorakit.arithmetic import Plan
 from lorakit.config import Config
 from lorakit.errors import LorakitError
@@ -53,12 +54,8 @@ class Trainer:
         self.transformer = self.family.load("transformer")
         self.parameters = lora.attach(self.transformer, self.family, config.lora, config.train.seed)
         memory.prepare(self.transformer, config.memory)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=config.train.lr,
-            weight_decay=config.train.weight_decay,
-            fused=True,
-        )
+        self.optimizer = optim.build(self.parameters.values(), config.train)
+        self.average = optim.Average(self.parameters, config.train.ema)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, self.optimizer)
         self.objective = Objective(
             config, self.family, self.dataset, self.model, self.accelerator.device
@@ -66,7 +63,8 @@ class Trainer:
         self.step, self._stop = 0, False
         found = checkpoint.latest(self.run)
         if found:
-            self.step = checkpoint.load(found, self.parameters, self.optimizer)
+            state = (self.parameters, self.optimizer, self.average.values)
+            self.step = checkpoint.load(found, *state)
         self.record.claim(config, self.step)
 
     def plan(self) -> Plan:
@@ -86,17 +84,19 @@ class Trainer:
         train = self.config.train
         if self.step == 0:
             self._note({"step": 0, **self.evaluate()})
-        while self.step < train.steps and not self._stop:
+        while self.step < train.steps and not self._stop and not self.record.asked_to_stop():
             start = time.time()
             self.transformer.train()
-            loss, t = self._accumulate()
+            loss, t, items = self._step_or_explain()
             norm = self.accelerator.clip_grad_norm_(self.parameters.values(), train.max_grad_norm)
+            self._check_finite("梯度", float(norm), t, items)
             lr = self.lr_at(self.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
+            self.average.update(self.step)
             held = self.evaluate() if self._due(self.config.eval.every) else {}
             done = Step(self.step, loss, lr, float(norm), t, time.time() - start, **held)
             self._note(asdict(done))
@@ -105,24 +105,32 @@ class Trainer:
             yield done
         self.save()
 
-    def _accumulate(self) -> tuple[float, float]:
-        """攒够 grad_accum 份梯度，返回平均的损失与时间步；只在最后一份上同步各进程。"""
-        count, facts = self.config.train.grad_accum, []
+    def _step_or_explain(self):
+        try:
+            return self._accumulate()
+        except torch.OutOfMemoryError as error:
+            raise LorakitError(memory.explain_full(self.config, self.step + 1)) from error
+
+    def _accumulate(self) -> tuple[float, float, list]:
+        """攒够 grad_accum 份梯度，返回平均的损失与时间步、用到的图；只在最后一份上同步各进程。"""
+        count, facts, used = self.config.train.grad_accum, [], []
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for micro in range(count):
             last = micro == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 number = (self.step * count + micro) * world + rank
                 loss, t, items = self.objective.draw(number, self.step, micro, rank)
-                self._check_finite(loss, t, items)
+                self._check_finite("损失", float(loss.detach()), t.tolist(), items)
                 self.accelerator.backward(loss / count)
             facts.append((float(loss.detach()), float(t.mean())))
-        return tuple(float(value) for value in np.mean(facts, axis=0))
+            used += items
+        return *(float(value) for value in np.mean(facts, axis=0)), used
 
     def evaluate(self) -> dict:
         """留出集的损失：平均 held 与明细 held_each；没有留出集都是 None。"""
         self.transformer.eval()
-        each = self.objective.evaluate()
+        with self.average.swapped():
+            each = self.objective.evaluate()
         return {"held": float(np.mean(each)) if each else None, "held_each": each}
 
     def lr_at(self, step: int) -> float:
@@ -142,14 +150,16 @@ class Trainer:
         target = self.run / f"checkpoint-{self.step}"
         if self.accelerator.is_main_process and not target.exists():
             state = (self.run, self.step, self.parameters, self.optimizer)
-            checkpoint.save(*state, self._write_weights, self.config.train.keep)
+            keep = self.config.train.keep
+            checkpoint.save(*state, self._write_weights, keep, self.average.values)
         return target
 
     def _write_weights(self, folder: Path):
         model = self.config.model
         facts = {"base": model.path, "family": model.family, "steps": str(self.step)}
         facts["trigger"] = self.config.data.trigger
-        lora.save(folder, self.transformer, self.config.lora, facts)
+        with self.average.swapped():
+            lora.save(folder, self.transformer, self.config.lora, facts)
 
     def _note(self, facts: dict):
         if self.accelerator.is_main_process:
@@ -165,14 +175,13 @@ class Trainer:
         if self.config.train.guidance != 1 and not self.family.embedded_guidance:
             warnings.warn(f"train.guidance 对 {self.family.name} 不起作用。", stacklevel=3)
 
-    def _check_finite(self, loss: torch.Tensor, t: torch.Tensor, items):
-        if torch.isfinite(loss):
+    def _check_finite(self, what: str, value: float, t, items):
+        if math.isfinite(value):
             return
         last = checkpoint.latest(self.run)
         names = "、".join(item.record.path.name for item in items)
         raise LorakitError(
-            f"第 {self.step + 1} 步的损失变成了 {float(loss.detach())}，已停下。"
-            f"这一批：{names}；t = {t.tolist()}。"
+            f"第 {self.step + 1} 步的{what}变成了 {value}，已停下。这一批：{names}；t = {t}。"
             f"常见原因：学习率太大（现在 {self.config.train.lr}，试试除以 3），"
             f"或 fp16 溢出（改用 bf16）。最后一个好的检查点：{last or '还没有'}。"
         )

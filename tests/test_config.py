@@ -330,7 +330,7 @@ def test_contract_of_presets():
 
 def test_every_field_explains_itself():
     every = list(fields())
-    assert len(every) <= 45
+    assert len(every) <= 55
     assert len({field.name for field in every}) == len(every)
     for field in every:
         assert re.search(r"[一-鿿]", field.sentence) and field.sentence.endswith("。"), field.name
@@ -339,7 +339,9 @@ def test_every_field_explains_itself():
         assert re.search(r"[一-鿿]", group.annotation.__doc__), name
     by_name = {field.name: field for field in every}
     assert by_name["data.resolution"].constraints == {"ge": 64, "le": 4096, "multiple_of": 16}
-    assert by_name["lora.init"].constraints["choices"] == ("gaussian", "default")
+    assert by_name["lora.init"].constraints["choices"] == (
+        "gaussian", "default", "orthogonal",
+    )  # fmt: skip
     assert by_name["train.timestep.shift"].constraints["gt"] == 0
 
 

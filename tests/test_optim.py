@@ -1,0 +1,181 @@
+"""优化器、变体、滑动平均、份量：断了再练逐比特相同；存下的 LoRA 在 stock 管线里一样。"""
+
+import math
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorakit import checkpoint, flow, infer, lora, memory, optim, record
+from lorakit.config import load_config
+from lorakit.errors import ConfigError, LorakitError
+from lorakit.families import open_family
+from lorakit.train import Trainer
+
+CHOICES = {
+    "adafactor": ["train.optimizer=adafactor"],
+    "prodigy": ["train.optimizer=prodigy", "train.lr=1"],
+    "ema": ["train.ema=0.9"],
+    "dora": ["lora.variant=dora"],
+    "rslora": ["lora.variant=rslora", "lora.alpha=8"],
+    "orthogonal": ["lora.init=orthogonal"],
+    "weighting": ["train.weighting=cosmap"],
+}
+
+
+def state(run, step):
+    files = sorted((run / f"checkpoint-{step}").rglob("*.safetensors"))
+    return {f"{f.name}|{k}": v for f in files for k, v in load_file(f).items()}
+
+
+@pytest.mark.parametrize("extra", CHOICES.values(), ids=CHOICES)
+def test_interrupted_equals_uninterrupted(config, extra):
+    whole, cut = config(*extra, output="whole"), config(*extra, output="cut")
+    list(Trainer(whole))
+    for step in Trainer(cut):
+        if step.step == 3:
+            break
+    again = Trainer(cut)
+    assert again.step == 2
+    list(again)
+    a, b = state(whole.run.output, 4), state(cut.run.output, 4)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    keys = ("step", "loss", "held", "grad_norm")
+    rows = [[m.get(k) for k in keys] for m in record.read(whole.run.output)]
+    assert rows == [[m.get(k) for k in keys] for m in record.read(cut.run.output)]
+
+
+@pytest.mark.parametrize("name", ["dora", "rslora", "ema", "orthogonal"])
+def test_saved_file_equals_the_trained_model_in_the_stock_pipeline(config, name):
+    settings = config(*CHOICES[name], "sample.steps=2")
+    trainer = Trainer(settings)
+    list(trainer)
+    with trainer.average.swapped():
+        pipe = trainer.family.pipeline(trainer.transformer.eval())
+        ours = infer.generate(trainer.family, pipe, ["一只猫"], settings.sample, (64, 64))[0]
+    family = open_family(settings, torch.device("cpu"))
+    pipe = infer.open_pipeline(family, settings.run.output)
+    stock = infer.generate(family, pipe, ["一只猫"], settings.sample, (64, 64))[0]
+    a, b = (torch.tensor(list(image.tobytes())) for image in (ours, stock))
+    assert (a - b).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", ["dora", "rslora", "orthogonal"])
+def test_every_variant_starts_as_the_base(config, name):
+    settings = config(*CHOICES[name])
+    plain, trainer = Trainer(config(output="plain")), Trainer(settings)
+    assert trainer.evaluate()["held"] == pytest.approx(plain.evaluate()["held"], rel=1e-4)
+
+
+def test_average_by_hand():
+    weight = torch.nn.Parameter(torch.tensor([0.0]))
+    average = optim.Average({"w": weight}, 0.5)
+    for step, value in ((1, 1.0), (2, 2.0)):
+        weight.data = torch.tensor([value])
+        average.update(step)
+    first = 0 + (1 - 2 / 11) * (1 - 0)  # d = min(0.5, 2 / 11)
+    second = first + (1 - 3 / 12) * (2 - first)
+    assert average.values["w"].item() == pytest.approx(second)
+    with average.swapped():
+        assert weight.item() == pytest.approx(second)
+    assert weight.item() == 2.0 and average.values["w"].item() == pytest.approx(second)
+
+
+def test_weights_by_hand():
+    t = torch.tensor([0.5, 0.25])
+    assert flow.weight(t, "none").tolist() == [1, 1]
+    assert flow.weight(t, "sigma_sqrt").tolist() == [4, 16]
+    assert flow.weight(t, "cosmap")[0].item() == pytest.approx(2 / (math.pi * 0.5))
+
+
+def test_weights_agree_with_diffusers():
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    t = torch.linspace(0.1, 0.9, 7)
+    for kind in ("sigma_sqrt", "cosmap"):
+        assert torch.allclose(flow.weight(t, kind), compute_loss_weighting_for_sd3(kind, t))
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["train.optimizer=adamw8bit"], "adamw8bit 要有 NVIDIA 显卡"),
+        (["train.optimizer=prodigy"], "应当是 1 左右"),
+        (["train.ema=1"], "小于 1"),
+        (["train.optimizer=adam"], "是不是想写"),
+    ],
+)
+def test_wrong_choices_are_explained(config, extra, said):
+    with pytest.raises(ConfigError, match=said):
+        Trainer(config(*extra))
+
+
+def test_a_missing_library_says_what_to_install(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(ConfigError, match="pip install prodigyopt"):
+        Trainer(config("train.optimizer=prodigy", "train.lr=1"))
+
+
+def test_infinite_gradients_stop_the_run(config, monkeypatch):
+    trainer = Trainer(config("train.save_every=1"))
+    real = trainer.accelerator.clip_grad_norm_
+
+    def poisoned(*args):
+        norm = real(*args)
+        return norm if trainer.step < 2 else torch.tensor(float("inf"))
+
+    monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", poisoned)
+    with pytest.raises(LorakitError, match=r"第 3 步的梯度变成了 inf.*t = .*checkpoint-2"):
+        list(trainer)
+
+
+def test_out_of_memory_names_three_settings(config, monkeypatch):
+    trainer = Trainer(config())
+
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "_accumulate", full)
+    with pytest.raises(LorakitError, match=r"memory.checkpointing=true") as caught:
+        list(trainer)
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_no_useless_advice_when_memory_is_full():
+    settings = load_config("tiny-qwen-image", ["memory.checkpointing=true", "train.batch_size=1"])
+    said = memory.explain_full(settings, 3)
+    assert "checkpointing" not in said and "batch_size" not in said and "resolution=64" in said
+
+
+def test_a_stop_file_stops_and_saves(config):
+    trainer = Trainer(config("train.steps=50", "train.save_every=50"))
+    for step in trainer:
+        if step.step == 2:
+            (trainer.run / "STOP").touch()
+    assert checkpoint.latest(trainer.run).name == "checkpoint-2"
+    assert not (trainer.run / "STOP").exists()
+
+
+def test_two_runs_at_once_are_refused(config):
+    import json
+    import os
+
+    import psutil
+
+    settings = config()
+    list(Trainer(settings))
+    parent = psutil.Process(os.getppid())
+    lock = settings.run.output / record.LOCK
+    lock.write_text(json.dumps({"pid": parent.pid, "since": parent.create_time()}))
+    with pytest.raises(ConfigError, match=f"进程 {parent.pid} 正在"):
+        Trainer(settings)
+    lock.write_text(json.dumps({"pid": parent.pid, "since": parent.create_time() - 99}))
+    assert Trainer(settings).step == 4  # 进程号被别人重用了，不算
+
+
+def test_dora_keeps_its_magnitudes_in_the_file(config):
+    settings = config("lora.variant=dora")
+    list(Trainer(settings))
+    tensors, _ = lora.read(settings.run.output)
+    assert sum("magnitude" in name for name in tensors) == sum("lora_A" in n for n in tensors)
