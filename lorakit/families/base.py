@@ -78,12 +78,20 @@ class Family(ABC):
         )
         return transformer.requires_grad_(False)
 
+    def config_of(self, part: str) -> dict:
+        """一个部分的 config.json。"""
+        return json.loads((self.folder / part / "config.json").read_text("utf-8"))
+
     def _class_of(self, part: str) -> type:
         """diffusers 里的类，由文件夹里的 config.json 说了算。"""
         import diffusers
 
-        config = json.loads((self.folder / part / "config.json").read_text("utf-8"))
-        return getattr(diffusers, config["_class_name"])
+        return getattr(diffusers, self.config_of(part)["_class_name"])
+
+    def token_limit(self, tokenizer: str, most: int = 512) -> int:
+        """总把文字补到固定长度的家族：补到几个词元，由分词器的设置说了算，最多 most。"""
+        file = self.folder / tokenizer / "tokenizer_config.json"
+        return min(most, json.loads(file.read_text("utf-8")).get("model_max_length", most))
 
     def skeleton(self) -> nn.Module:
         """没有权重的 Transformer（meta 设备）：不花内存就能核对层名与形状。"""
