@@ -11,6 +11,7 @@ from lorakit.errors import ConfigError
 REGISTRY = {
     "qwen-image": "lorakit.families.qwen_image:QwenImage",
     "flux": "lorakit.families.flux:Flux",
+    "flux2-klein": "lorakit.families.flux2_klein:Flux2Klein",
     "z-image": "lorakit.families.z_image:ZImage",
     "kandinsky5": "lorakit.families.kandinsky5:Kandinsky5",
 }

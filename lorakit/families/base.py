@@ -103,10 +103,7 @@ class Family(ABC):
         """蒸馏过的底模不能直接练：说出为什么、该换哪个。"""
         for word, instead in self.distilled.items():
             if word.lower() in path.lower():
-                raise LorakitError(
-                    f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
-                    f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
-                )
+                raise distilled_error(path, instead)
 
     def release(self, *parts: str):
         """放掉一些部分，把内存还回去。"""
@@ -171,3 +168,11 @@ class Family(ABC):
                 place = torch.arange(int(length.max()), device=rows[0].device)
                 batch[f"{key}_mask"] = place[None] < length[:, None]
         return batch
+
+
+def distilled_error(path: str, instead: str) -> LorakitError:
+    """蒸馏过的底模为什么不能练、该换哪个。"""
+    return LorakitError(
+        f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
+        f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
+    )
