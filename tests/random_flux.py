@@ -23,6 +23,6 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def to_latents(x: torch.Tensor, side: int) -> torch.Tensor:
+def to_latents(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """stock 管线里的潜变量 -> (B, C, h, w)。"""
-    return unpack(x, side, side)
+    return unpack(x, h, w)

@@ -32,6 +32,9 @@ def build(folder: Path) -> Path:
             num_attention_heads=4, joint_attention_dim=48, axes_dims_rope=(4, 4, 4, 4),
             guidance_embeds=False,
         )  # fmt: skip
+        for name, parameter in transformer.named_parameters():
+            if "modulation" in name:
+                torch.nn.init.normal_(parameter, std=0.3)  # 默认的初值太小，文字几乎不起作用
         vae = AutoencoderKLFlux2(
             block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
             latent_channels=4,
@@ -48,6 +51,6 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def to_latents(x: torch.Tensor, side: int) -> torch.Tensor:
+def to_latents(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """stock 管线里的潜变量 -> (B, C, h, w)。"""
-    return x.transpose(1, 2).unflatten(2, (side, side))
+    return x.transpose(1, 2).unflatten(2, (h, w))

@@ -82,6 +82,6 @@ def clip_tokenizer() -> CLIPTokenizer:
     )
 
 
-def to_latents(x: torch.Tensor, side: int) -> torch.Tensor:
+def to_latents(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """stock 管线里的潜变量 -> (B, C, h, w)。"""
     return x[:, 0].permute(0, 3, 1, 2)

@@ -30,13 +30,13 @@ def build(folder: Path) -> Path:
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
     """stock 的 CFG 之后，每个词元的长度缩回没有引导时的长度。"""
-    side = cond.shape[-1]
+    h, w = cond.shape[2:]
     cond, guided = pack(cond), pack(flow.guide(cond, uncond, scale))
     return unpack(
-        guided * cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True), side, side
+        guided * cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True), h, w
     )
 
 
-def to_latents(x: torch.Tensor, side: int) -> torch.Tensor:
+def to_latents(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """stock 管线里的潜变量 -> (B, C, h, w)。"""
-    return unpack(x, side, side)
+    return unpack(x, h, w)

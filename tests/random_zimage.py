@@ -61,6 +61,6 @@ def random_vae(shift_factor: float) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def to_latents(x: torch.Tensor, side: int) -> torch.Tensor:
+def to_latents(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """stock 管线里的潜变量 -> (B, C, h, w)。"""
     return x

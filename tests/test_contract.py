@@ -2,10 +2,11 @@
 
 加一个家族：写 tests/random_名字.py，在 TINY 里加一行。那个模块要有
 build(folder) -> folder      写一个 diffusers 布局的微型模型；
-to_latents(x, side)          stock 管线里的潜变量 -> (B, C, h, w)；
+to_latents(x, h, w)          stock 管线里的潜变量 -> (B, C, h, w)；
 UNUSED（可不写）              本来就得不到梯度的层，正则表达式；
-guide（可不写）               stock 管线的 CFG 与通行的不同时，它的算法。
-改图的家族把类属性 edits 设成 True，第 3 条就会管到它。
+guide（可不写）               stock 管线的 CFG 与通行的不同时，它的算法；
+CALL（可不写）                stock 管线另外要的参数，例如改图的 image。
+改图的家族把类属性 edits 设成 True，第 3 条就会管到它，别的各条也会配上对照图（见 encode）。
 """
 
 import re
@@ -37,7 +38,7 @@ TINY = {
 }
 SHORT = "一只红色的猫"
 LONG = "左边有一只很大很大的红色的猫，右边有一朵黄色的花，背景是绿色的草地，天上有两片云，剪纸风格"
-SIZE = 64  # 像素
+HEIGHT, WIDTH = 64, 96  # 像素；一长一短，行列颠倒才看得出来
 TIMES = (0.3, 0.8)
 
 
@@ -76,12 +77,14 @@ def pipe(folder):
     """不经过 lorakit、直接用 diffusers 打开的同一条管线。"""
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    pipe.resolutions = [(SIZE, SIZE)]  # 只有 Kandinsky 看它
+    pipe.resolutions = [(WIDTH, HEIGHT)]  # 只有 Kandinsky 看它
     return pipe
 
 
 def pixels(count: int, seed: int = 2) -> torch.Tensor:
-    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (
+        torch.rand(count, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )
 
 
 def noise(family, count: int, seed: int = 1) -> torch.Tensor:
@@ -103,6 +106,14 @@ def attach(family, targets: str = "attention", fill: float = 0.0):
     return parameters
 
 
+def encode(family, captions: list[str], control: torch.Tensor | None = None):
+    """描述的条件；改图的家族每句配一张对照图 (3, H, W)。"""
+    if not getattr(family, "edits", False):
+        return family.encode_prompts(captions)
+    picture = pixels(1)[0] if control is None else control
+    return family.encode_prompts(captions, [[picture]] * len(captions))
+
+
 @torch.no_grad()
 def predict(family, conds, x, t=TIMES, transformer=None):
     transformer = transformer or family.load("transformer")
@@ -118,16 +129,16 @@ def draw(name, family, pipe, prompt: str, guidance: float, steps: int = 2):
         before = sample.clone()
         after = step(v, timestep, sample, **options)
         i, sigmas = len(seen), pipe.scheduler.sigmas
-        side = SIZE // family.compression
-        latents = [TINY[name].to_latents(value, side) for value in (before, after[0])]
+        sides = HEIGHT // family.compression, WIDTH // family.compression
+        latents = [TINY[name].to_latents(value, *sides) for value in (before, after[0])]
         seen.append((float(sigmas[i]), float(sigmas[i + 1]), *latents))
         return after
 
     pipe.scheduler.step = spy
     image = pipe(
-        prompt=[prompt], width=SIZE, height=SIZE, num_inference_steps=steps, output_type="pt",
+        prompt=[prompt], width=WIDTH, height=HEIGHT, num_inference_steps=steps, output_type="pt",
         generator=torch.Generator().manual_seed(0), return_dict=False,
-        **family.sample_arguments(guidance, 1),
+        **family.sample_arguments(guidance, 1), **getattr(TINY[name], "CALL", {}),
     )[0]  # fmt: skip
     pipe.scheduler.step = step
     return seen, image
@@ -136,7 +147,7 @@ def draw(name, family, pipe, prompt: str, guidance: float, steps: int = 2):
 @pytest.mark.parametrize("prompt", [SHORT, LONG], ids=["short", "long"])
 def test_1_one_step_equals_the_stock_pipeline(name, family, pipe, prompt):
     """文字编码、打包、编号、时间刻度、正负号：差一样，这一步就不同。"""
-    conds = family.encode_prompts([prompt])
+    conds = encode(family, [prompt])
     seen, _ = draw(name, family, pipe, prompt, guidance=1.0)
     assert len(seen) == 2 and seen[0][0] > seen[0][1] > 0
     for t, t_next, before, after in seen:
@@ -149,7 +160,7 @@ def test_1_one_step_equals_the_stock_pipeline(name, family, pipe, prompt):
 def test_1_guidance_means_the_same_everywhere(name, fresh, pipe):
     """sample.guidance = 3：引导在模型里的喂 3，别的都是 uncond + 3 (cond - uncond)。"""
     empty = fresh.sample_arguments(3.0, 1).get("negative_prompt", [""])[0]
-    cond, uncond = ([c] for c in fresh.encode_prompts([SHORT, empty]))
+    cond, uncond = ([c] for c in encode(fresh, [SHORT, empty]))
     (t, t_next, before, after), *_ = draw(name, fresh, pipe, SHORT, guidance=3.0)[0]
     plain = predict(fresh, cond, before, (t,))
     if fresh.embedded_guidance:
@@ -164,7 +175,7 @@ def test_1_guidance_means_the_same_everywhere(name, fresh, pipe):
 
 
 def test_2_batch_of_two_equals_two_singles(family):
-    conds, x = family.encode_prompts([SHORT, LONG]), noise(family, 2)
+    conds, x = encode(family, [SHORT, LONG]), noise(family, 2)
     both = predict(family, conds, x)
     for i in (0, 1):
         one = predict(family, [conds[i]], x[i : i + 1], TIMES[i:])
@@ -175,7 +186,7 @@ def test_2_batch_of_two_equals_two_singles(family):
 
 def test_2_prompts_do_not_depend_on_the_batch_nor_change_the_list(family):
     captions = [SHORT, LONG]
-    alone, together = family.encode_prompts([SHORT])[0], family.encode_prompts(captions)[0]
+    alone, together = encode(family, [SHORT])[0], encode(family, captions)[0]
     for key in alone:
         torch.testing.assert_close(alone[key], together[key], atol=1e-3, rtol=1e-3)
     assert captions == [SHORT, LONG]
@@ -187,12 +198,12 @@ EDITS = [key for key in REGISTRY if getattr(get(key), "edits", False)]
 @pytest.mark.parametrize("name", EDITS, scope="module")
 def test_3_the_control_picture_changes_the_prediction(family):
     x = noise(family, 1)
-    one, two = (family.encode_prompts([SHORT], [[picture]]) for picture in pixels(2))
+    one, two = (encode(family, [SHORT], control=picture) for picture in pixels(2))
     assert (predict(family, one, x) - predict(family, two, x)).abs().max() > 0.01
 
 
 def test_4_lora_changes_nothing_at_first(fresh):
-    conds, x = fresh.encode_prompts([SHORT]), noise(fresh, 1)
+    conds, x = encode(fresh, [SHORT]), noise(fresh, 1)
     before = predict(fresh, conds, x)
     attach(fresh)
     torch.testing.assert_close(predict(fresh, conds, x), before, atol=0, rtol=0)
@@ -200,7 +211,7 @@ def test_4_lora_changes_nothing_at_first(fresh):
 
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 def test_4_lora_has_the_same_effect_in_the_stock_pipeline(fresh, pipe, tmp_path, targets):
-    conds, x = fresh.encode_prompts([SHORT]), noise(fresh, 1)
+    conds, x = encode(fresh, [SHORT]), noise(fresh, 1)
     before = predict(fresh, conds, x)
     attach(fresh, targets, fill=0.2)
     ours = predict(fresh, conds, x)
@@ -238,16 +249,17 @@ def test_5_decoding_undoes_the_normalisation_of_encoding(fresh, monkeypatch):
     monkeypatch.setattr(vae, "encode", spy_encode)
     monkeypatch.setattr(vae, "decode", spy_decode)
     mean, std = fresh.encode_images(pixels(2))
-    assert mean.shape == std.shape and mean.shape[2:] == (SIZE // fresh.compression,) * 2
+    assert mean.shape == std.shape
+    assert [side * fresh.compression for side in mean.shape[2:]] == [HEIGHT, WIDTH]
     posterior = seen["posterior"]
     for ours, theirs in ((mean, posterior.mean), (mean + std, posterior.mean + posterior.std)):
-        assert fresh.decode(ours).shape == (2, 3, SIZE, SIZE)
+        assert fresh.decode(ours).shape == (2, 3, HEIGHT, WIDTH)
         torch.testing.assert_close(seen["z"], theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_6_overfits_one_picture(fresh):
     parameters = attach(fresh, "all-linear")
-    cond = fresh.collate(fresh.encode_prompts([SHORT]))
+    cond = fresh.collate(encode(fresh, [SHORT]))
     x0, eps, t = fresh.encode_images(pixels(1))[0], noise(fresh, 1), torch.tensor([0.5])
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-2)
     losses = []
@@ -270,7 +282,7 @@ def test_7_gradients_reach_every_lora_tensor_and_nothing_else(name, fresh, targe
     transformer = fresh.load("transformer").train()
     if checkpointing:
         transformer.enable_gradient_checkpointing()
-    cond = fresh.collate(fresh.encode_prompts([SHORT, LONG]))
+    cond = fresh.collate(encode(fresh, [SHORT, LONG]))
     v = fresh.predict_velocity(transformer, noise(fresh, 2), torch.tensor(TIMES), cond)
     v.pow(2).mean().backward()
     unused = re.compile(getattr(TINY[name], "UNUSED", "$"))
@@ -313,13 +325,13 @@ def pictures(tmp_path_factory):
 def test_trains_and_draws(name, folder, pictures, tmp_path):
     """从图片文件夹到带 LoRA 的图走一遍；一次画两张与一次画一张相同。"""
     overrides = [f"model.family={name}", f"model.path={folder}", f"run.output={tmp_path / 'run'}",
-                 f"data.folder={pictures}", f"data.resolution={SIZE}", "train.steps=2",
+                 f"data.folder={pictures}", "data.resolution=64", "train.steps=2",
                  "train.batch_size=2", "sample.steps=2", "sample.guidance=3"]  # fmt: skip
     config = load_config("tiny-qwen-image", overrides)
     assert [step.step for step in Trainer(config)] == [1, 2]
     family = open_family(name, folder)
     pipe = infer.open_pipeline(family, tmp_path / "run")
-    both = infer.generate(family, pipe, [SHORT, LONG], config.sample, (SIZE, SIZE))
-    assert all(isinstance(image, Image.Image) and image.size == (SIZE, SIZE) for image in both)
-    one = infer.generate(family, pipe, [SHORT], config.sample, (SIZE, SIZE))
+    both = infer.generate(family, pipe, [SHORT, LONG], config.sample, (WIDTH, HEIGHT))
+    assert all(isinstance(image, Image.Image) and image.size == (WIDTH, HEIGHT) for image in both)
+    one = infer.generate(family, pipe, [SHORT], config.sample, (WIDTH, HEIGHT))
     assert np.abs(np.asarray(both[0], int) - np.asarray(one[0], int)).max() <= 1
