@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 from lorakit.errors import LorakitError
 
 ASSETS = Path(__file__).parent / "assets"
-PARTS = ["model_index.json", "*/config.json", "*/*.safetensors", "*/*.json", "*/*.txt"]
+PARTS = ["model_index.json", "*/config.json", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.jinja"]
 
 
 def tiny_models() -> list[str]:

@@ -42,7 +42,7 @@ def generate(
             torch.Generator("cpu").manual_seed(settings.seed + start + i) for i in range(len(part))
         ]
         images += pipe(
-            part,
+            prompt=part,
             width=size[0],
             height=size[1],
             num_inference_steps=settings.steps,

@@ -80,3 +80,8 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(
         vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77
     )
+
+
+def to_latents(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """stock 管线里的潜变量 -> (B, C, h, w)。"""
+    return x[:, 0].permute(0, 3, 1, 2)

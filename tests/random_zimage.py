@@ -59,3 +59,8 @@ def random_vae(shift_factor: float) -> AutoencoderKL:
         latent_channels=4, scaling_factor=0.3611, shift_factor=shift_factor,
         use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
+
+
+def to_latents(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """stock 管线里的潜变量 -> (B, C, h, w)。"""
+    return x

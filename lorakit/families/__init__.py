@@ -10,6 +10,8 @@ from lorakit.errors import ConfigError
 
 REGISTRY = {
     "qwen-image": "lorakit.families.qwen_image:QwenImage",
+    "flux": "lorakit.families.flux:Flux",
+    "flux2-klein": "lorakit.families.flux2_klein:Flux2Klein",
     "z-image": "lorakit.families.z_image:ZImage",
     "kandinsky5": "lorakit.families.kandinsky5:Kandinsky5",
 }
@@ -31,4 +33,6 @@ def open_family(config, device: torch.device | None = None):
     """按设置打开家族（还不载入任何权重）。"""
     device = device or memory.pick_device()
     dtype = memory.pick_dtype(config.model.precision, device)
-    return get(config.model.family)(hub.locate(config.model.path), device, dtype)
+    family = get(config.model.family)(hub.locate(config.model.path), device, dtype)
+    family.guidance = config.train.guidance
+    return family

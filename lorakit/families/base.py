@@ -78,12 +78,20 @@ class Family(ABC):
         )
         return transformer.requires_grad_(False)
 
+    def config_of(self, part: str) -> dict:
+        """一个部分的 config.json。"""
+        return json.loads((self.folder / part / "config.json").read_text("utf-8"))
+
     def _class_of(self, part: str) -> type:
         """diffusers 里的类，由文件夹里的 config.json 说了算。"""
         import diffusers
 
-        config = json.loads((self.folder / part / "config.json").read_text("utf-8"))
-        return getattr(diffusers, config["_class_name"])
+        return getattr(diffusers, self.config_of(part)["_class_name"])
+
+    def token_limit(self, tokenizer: str, most: int = 512) -> int:
+        """总把文字补到固定长度的家族：补到几个词元，由分词器的设置说了算，最多 most。"""
+        file = self.folder / tokenizer / "tokenizer_config.json"
+        return min(most, json.loads(file.read_text("utf-8")).get("model_max_length", most))
 
     def skeleton(self) -> nn.Module:
         """没有权重的 Transformer（meta 设备）：不花内存就能核对层名与形状。"""
@@ -95,10 +103,7 @@ class Family(ABC):
         """蒸馏过的底模不能直接练：说出为什么、该换哪个。"""
         for word, instead in self.distilled.items():
             if word.lower() in path.lower():
-                raise LorakitError(
-                    f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
-                    f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
-                )
+                raise distilled_error(path, instead)
 
     def release(self, *parts: str):
         """放掉一些部分，把内存还回去。"""
@@ -163,3 +168,11 @@ class Family(ABC):
                 place = torch.arange(int(length.max()), device=rows[0].device)
                 batch[f"{key}_mask"] = place[None] < length[:, None]
         return batch
+
+
+def distilled_error(path: str, instead: str) -> LorakitError:
+    """蒸馏过的底模为什么不能练、该换哪个。"""
+    return LorakitError(
+        f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
+        f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
+    )

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lorakit.families.base import Cond, Family
+from lorakit.families.kl_vae import KLVae
 
 # out_layer 到处都有（时间、调制、前馈、出口），所以层名一律从块写起、整名比对
 ATTENTION = r"(self|cross)_attention\.(to_query|to_key|to_value|out_layer)"
@@ -14,11 +15,12 @@ LINEAR = rf"({ATTENTION}|feed_forward\.(in|out)_layer|(text|visual)_modulation\.
 BASE = "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"
 
 
-class Kandinsky5(Family):
+class Kandinsky5(KLVae, Family):
     """Kandinsky 5.0 T2I Lite（6 B）；时间参数是 1000 t，输出就是 v，没有内嵌引导。"""
 
     name = "kandinsky5"
     multiple = 16
+    subtract_shift = False  # VAE 的配置里有 shift_factor（它本是 FLUX 的），但 stock 管线只乘不减
     targets: ClassVar = {
         "attention": rf"(text|visual)_transformer_blocks\.\d+\.{ATTENTION}",
         "image-attention": rf"visual_transformer_blocks\.\d+\.{ATTENTION}",
@@ -45,21 +47,6 @@ class Kandinsky5(Family):
 
     def _load_transformer(self):
         return real_tokens_only(super()._load_transformer())
-
-    @torch.no_grad()
-    def encode_images(self, pixels):
-        vae = self.load("vae")
-        posterior = vae.encode(pixels.to(self.device, self.dtype)).latent_dist
-        # VAE 的配置里有 shift_factor（它本是 FLUX 的），但 stock 管线只乘不减
-        scale = vae.config.scaling_factor
-        return posterior.mean * scale, posterior.std * scale
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
-        vae = self.load("vae")
-        latents = latents.to(self.device, self.dtype)
-        return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 
 from lorakit.families.base import Cond, Family
+from lorakit.families.kl_vae import KLVae
 
 ATTENTION = r"attention\.(to_q|to_k|to_v|to_out\.0)"
 LINEAR = rf"({ATTENTION}|feed_forward\.w[123]|adaLN_modulation\.0)"
@@ -12,7 +13,7 @@ IMAGE_BLOCKS = r"(layers|noise_refiner)\.\d+"  # 图像词元经过的块；cont
 BLOCKS = r"(layers|noise_refiner|context_refiner)\.\d+"
 
 
-class ZImage(Family):
+class ZImage(KLVae, Family):
     """Tongyi-MAI/Z-Image（6 B）；时间参数是 1 - t，输出是 -v，没有内嵌引导。"""
 
     name = "z-image"
@@ -32,21 +33,6 @@ class ZImage(Family):
         )
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer
-
-    @torch.no_grad()
-    def encode_images(self, pixels):
-        vae = self.load("vae")
-        posterior = vae.encode(pixels.to(self.device, self.dtype)).latent_dist
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor
-        return (posterior.mean - shift) * scale, posterior.std * scale
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
-        vae = self.load("vae")
-        latents = latents.to(self.device, self.dtype)
-        raw = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(raw).sample.clamp(-1, 1)
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

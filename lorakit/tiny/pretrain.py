@@ -5,6 +5,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,34 @@ import torch
 from PIL import Image
 
 from lorakit.families.qwen_image import single_frame
-from lorakit.tiny.pretrain_base import train_base
+from lorakit.tiny import pretrain_base, pretrain_flux, pretrain_vae
 from lorakit.tiny.pretrain_examiner import train_examiner
-from lorakit.tiny.pretrain_vae import train_vae
+from lorakit.tiny.tokenizer_flux import LENGTH
+
+PARTS = {
+    "tiny-qwen-image": {"vae": pretrain_vae.train_vae, "base": pretrain_base.train_base},
+    "tiny-flux": {
+        "vae": pretrain_flux.train_vae,
+        "base": pretrain_flux.train_base,
+        "distill": pretrain_flux.train_distill,
+    },
+}
+SAMPLING = {  # 打分时怎么画：一批几句 -> 管线的参数
+    "tiny-qwen-image": lambda n: {"true_cfg_scale": 3.0, "negative_prompt": [" "] * n},
+    "tiny-flux": lambda n: {"guidance_scale": 3.5, "max_sequence_length": LENGTH},
+}
 
 
 @torch.no_grad()
-def measure_base(
-    folder: Path, device, count: int = 200, guidance: float = 3.0, sheet: Path | None = None
-) -> dict:
+def measure(name: str, folder: Path, device, count: int = 200, sheet: Path | None = None) -> dict:
     """底模的成绩：count 句随机描述、20 步、stock 管线，由考官打分。"""
-    from diffusers import QwenImagePipeline
+    from diffusers import DiffusionPipeline
 
     from lorakit.tiny.examiner import examine, share
     from lorakit.tiny.world import caption, random_scene
 
-    pipe = QwenImagePipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
-    single_frame(pipe.vae)
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    single_frame(pipe.vae)  # 只换视频 VAE 的卷积；别的 VAE 没有，就什么也不变
     pipe.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(4321)
     scenes = [random_scene(rng, two=0.0) for _ in range(count)]
@@ -37,8 +49,8 @@ def measure_base(
     for start in range(0, count, 40):
         part = prompts[start : start + 40]
         images += pipe(
-            part, negative_prompt=[" "] * len(part), true_cfg_scale=guidance, width=128, height=128,
-            num_inference_steps=20, generator=torch.Generator("cpu").manual_seed(start),
+            prompt=part, width=128, height=128, num_inference_steps=20,
+            generator=torch.Generator("cpu").manual_seed(start), **SAMPLING[name](len(part)),
         ).images  # fmt: skip
     if sheet:
         tiles = [np.asarray(image) for image in images[: len(images) // 12 * 12]]
@@ -55,11 +67,28 @@ def measure_base(
     }
 
 
+def jobs(args, device) -> dict:
+    """要做的几步：步名 -> 做它的函数；--part 只挑其中一步。"""
+    common = dict(device=device, steps=args.steps, minutes=args.minutes, workers=args.workers)
+    common |= {"size": args.size} if args.size else {}
+    if args.name == "examiner":
+        return {"examiner": lambda: train_examiner(args.out, **common)}
+    learned = dict(batch=args.batch, start=args.start, **common)
+    steps = {
+        part: partial(train, args.out, **(common if part == "vae" else learned))
+        for part, train in PARTS[args.name].items()
+    }
+    steps["measure"] = partial(
+        measure, args.name, args.out, device, args.count, args.out / "samples.png"
+    )
+    return {args.part: steps[args.part]} if args.part else steps
+
+
 def main():
     parser = argparse.ArgumentParser(description="训练随包的微型模型")
-    parser.add_argument("name", choices=["tiny-qwen-image", "examiner"])
+    parser.add_argument("name", choices=[*PARTS, "examiner"])
     parser.add_argument(
-        "--part", choices=["vae", "base", "measure"], help="只做其中一步；不写就从头到尾"
+        "--part", choices=["vae", "base", "distill", "measure"], help="只做其中一步；不写就从头到尾"
     )
     parser.add_argument("--out", type=Path, required=True, help="写到哪个文件夹")
     parser.add_argument("--minutes", type=float, default=9, help="每一步最多几分钟")
@@ -68,26 +97,16 @@ def main():
     parser.add_argument("--batch", type=int, default=256, help="底模一步看几张图（CPU 上用 64）")
     parser.add_argument("--start", type=Path, help="底模接着这个文件夹里的权重练")
     parser.add_argument("--workers", type=int, help="渲染用几个进程")
+    parser.add_argument("--count", type=int, default=200, help="打分时画几张")
     args = parser.parse_args()
+    if args.part == "distill" and args.name != "tiny-flux":
+        parser.error("只有 tiny-flux 有 distill 这一步：别的模型引导不在里面")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    common = dict(device=device, steps=args.steps, minutes=args.minutes, workers=args.workers)
-    common |= {"size": args.size} if args.size else {}
-    jobs = {
-        "examiner": lambda: train_examiner(args.out, **common),
-        "vae": lambda: train_vae(args.out, **common),
-        "base": lambda: train_base(args.out, batch=args.batch, start=args.start, **common),
-        "measure": lambda: measure_base(args.out, device, sheet=args.out / "samples.png"),
-    }
-    wanted = (
-        ["examiner"]
-        if args.name == "examiner"
-        else ([args.part] if args.part else ["vae", "base", "measure"])
-    )
     args.out.mkdir(parents=True, exist_ok=True)
     report = args.out / "training.json"
     facts = json.loads(report.read_text()) if report.exists() else {}
-    for part in wanted:
-        facts[part] = jobs[part]()
+    for part, job in jobs(args, device).items():
+        facts[part] = job()
         report.write_text(json.dumps(facts, indent=1, ensure_ascii=False))
     print(json.dumps(facts, ensure_ascii=False))
 

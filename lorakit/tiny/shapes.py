@@ -73,3 +73,73 @@ def qwen_pipeline(tokenizer_folder: Path, layers: int = 4, vae=None):
         tokenizer=tokenizer,
         transformer=qwen_transformer(layers),
     )
+
+
+def flux_vae(channels: tuple[int, ...] = (24, 48, 72, 72), latent_channels: int = 16):
+    """AutoencoderKL，8 倍压缩、16 个通道，与 FLUX 的一样没有 quant_conv。"""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=channels, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=8,
+        latent_channels=latent_channels, scaling_factor=0.3611, shift_factor=0.1159,
+        use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+
+
+def flux_transformer(latent_channels: int = 16, layers: int = 2, single_layers: int = 3):
+    """FluxTransformer2DModel：4 个头 x 32，双流块在前、单流块在后，引导是一个输入。"""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=4 * latent_channels, num_layers=layers, num_single_layers=single_layers,
+        attention_head_dim=32, num_attention_heads=4, joint_attention_dim=96,
+        pooled_projection_dim=64, guidance_embeds=True, axes_dims_rope=(8, 12, 12),
+    )  # fmt: skip
+
+
+def flux_text_encoders(tokenizer, tokenizer_2):
+    """CLIPTextModel（两层，宽 64）与 T5EncoderModel（两层，宽 96）。"""
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    clip = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=77, hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    t5 = T5Config(
+        vocab_size=len(tokenizer_2), d_model=96, d_kv=24, d_ff=192, num_layers=2, num_heads=4,
+        dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+        pad_token_id=tokenizer_2.pad_token_id, eos_token_id=tokenizer_2.eos_token_id,
+    )  # fmt: skip
+    return CLIPTextModel(clip), T5EncoderModel(t5)
+
+
+def flux_scheduler():
+    """与 FLUX.1-dev 相同的调度器设置。"""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(
+        base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15, shift=3.0,
+        use_dynamic_shifting=True,
+    )  # fmt: skip
+
+
+def flux_pipeline(folder: Path, vae=None, transformer=None):
+    """随机权重的整条微型 FluxPipeline；分词器从 folder 里读。"""
+    from diffusers import FluxPipeline
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    tokenizer_2 = T5TokenizerFast.from_pretrained(folder, subfolder="tokenizer_2")
+    text_encoder, text_encoder_2 = flux_text_encoders(tokenizer, tokenizer_2)
+    return FluxPipeline(
+        scheduler=flux_scheduler(),
+        vae=vae or flux_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer or flux_transformer(),
+    )

@@ -33,9 +33,14 @@ def templates() -> list[str]:
     ]
 
 
-def corpus(count: int = 20000, seed: int = 7) -> list[str]:
+def captions(count: int = 20000, seed: int = 7) -> list[str]:
+    """随机场景的描述，中文六成、英文四成。"""
     rng = np.random.default_rng(seed)
-    lines = [caption(random_scene(rng), rng, english=bool(i % 5 < 2)) for i in range(count)]
+    return [caption(random_scene(rng), rng, english=bool(i % 5 < 2)) for i in range(count)]
+
+
+def corpus(count: int = 20000, seed: int = 7) -> list[str]:
+    lines = captions(count, seed)
     lines += [zh for zh, _ in STYLES.values()] * 50 + list(EXTRA) * 50
     # 模板要出现得足够多，其中每个词才会合并成一个词元，词元数才和真模型一样（34 与 64）
     return lines + [text.replace("{}", "") for text in templates()] * 400

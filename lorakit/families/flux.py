@@ -1,0 +1,98 @@
+"""FLUX.1：先双流、后单流的 Transformer，CLIP 与 T5 两个文本编码器，引导训练在模型里。"""
+
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+
+from lorakit.families.base import Cond, Family
+from lorakit.families.kl_vae import KLVae
+from lorakit.families.qwen_image import pack, unpack
+
+# 双流块里图像流与文字流各四个线性层；单流块里两股词元共用，输出并进了 proj_out
+QKV = r"to_q|to_k|to_v"
+TEXT = r"add_q_proj|add_k_proj|add_v_proj|to_add_out"
+SINGLE = rf"single_transformer_blocks\.\d+\.attn\.({QKV})"
+BASE = "black-forest-labs/FLUX.1-dev"
+
+
+class Flux(KLVae, Family):
+    """black-forest-labs/FLUX.1-dev（12 B）与同结构的微型模型；时间参数是 t，输出就是 v。
+
+    引导是模型的一个输入：训练时喂 train.guidance（一般 1），推理时喂 sample.guidance（一般 3.5）。
+    """
+
+    name = "flux"
+    multiple = 16
+    embedded_guidance = True
+    targets: ClassVar = {
+        "attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0|{TEXT})|{SINGLE}",
+        "image-attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0)|{SINGLE}",
+        "all-linear": r"(single_)?transformer_blocks\..*",
+    }
+    # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
+    distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
+    text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    @cached_property
+    def text_length(self) -> int:
+        """T5 补齐到几个词元：FLUX.1-dev 是 512，微型模型是 32。"""
+        return self.token_limit("tokenizer_2")
+
+    @cached_property
+    def _guided(self) -> bool:
+        return self.config_of("transformer").get("guidance_embeds", False)
+
+    def _load_text(self):
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+        place = {"dtype": self.dtype, "device_map": {"": self.device}}
+        clip = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", **place)
+        t5 = T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place)
+        for encoder in (clip, t5):
+            encoder.eval().requires_grad_(False)
+        tokenizer = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+        tokenizer_2 = T5TokenizerFast.from_pretrained(self.folder, subfolder="tokenizer_2")
+        return clip, tokenizer, t5, tokenizer_2
+
+    @torch.no_grad()
+    def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
+        pipe = self.pipeline(transformer=None, vae=None)
+        embeds, pooled, _ = pipe.encode_prompt(
+            list(captions), device=self.device, max_sequence_length=self.text_length
+        )
+        # 补齐的那些词元也留着：FLUX 没有掩码，底模就是看着它们练出来的，切掉等于换了条件
+        return [{"text": t, "pooled": p} for t, p in zip(embeds, pooled, strict=True)]
+
+    def predict_velocity(self, transformer, x_t, t, cond):
+        b, _, h, w = x_t.shape
+        grid = [torch.arange(n, device=x_t.device) for n in (1, h // 2, w // 2)]
+        guidance = torch.full((b,), self.guidance, device=x_t.device) if self._guided else None
+        out = transformer(
+            hidden_states=pack(x_t),
+            encoder_hidden_states=cond["text"],
+            pooled_projections=cond["pooled"],
+            timestep=t,
+            guidance=guidance,
+            img_ids=torch.cartesian_prod(*grid).float(),  # (hw/4, 3)：0、行号、列号
+            txt_ids=torch.zeros(cond["text"].shape[1], 3, device=x_t.device),
+            return_dict=False,
+        )[0]
+        return unpack(out, h, w)
+
+    def pipeline(self, transformer, vae="load"):
+        from diffusers import FluxPipeline
+
+        clip, tokenizer, t5, tokenizer_2 = self.load("text")
+        return FluxPipeline(
+            scheduler=self.scheduler(),
+            vae=self.load("vae") if vae == "load" else vae,
+            text_encoder=clip,
+            tokenizer=tokenizer,
+            text_encoder_2=t5,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+        )
+
+    def sample_arguments(self, guidance, count):
+        return {"guidance_scale": guidance, "max_sequence_length": self.text_length}

@@ -1,0 +1,128 @@
+"""FLUX.2 klein：双流加单流的 Transformer，Qwen3 的三层隐状态当文字条件，VAE 自带归一化统计量。"""
+
+import json
+import math
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from lorakit.families.base import Cond, Family, distilled_error
+
+# 双流块里图像流与文字流各自的层；单流块把 q、k、v 与前馈并成了一层
+IMAGE = r"to_q|to_k|to_v|to_out\.0"
+TEXT = r"add_q_proj|add_k_proj|add_v_proj|to_add_out"
+SINGLE = r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
+BASE = "black-forest-labs/FLUX.2-klein-base-{}"
+STEPS = 50  # stock 管线的时间偏移还随步数变；训练时按它默认的步数算
+
+
+class Flux2Klein(Family):
+    """FLUX.2 klein base（4 B、9 B）；时间参数是 t，输出就是 v，没有内嵌引导。
+
+    VAE 缩 8 倍后每 2x2 并成一个点再归一化，所以我们的 x 是 (B, 128, H/16, W/16)。
+    """
+
+    name = "flux2-klein"
+    multiple = 16
+    compression = 16
+    targets: ClassVar = {
+        "attention": rf"transformer_blocks\.\d+\.attn\.({IMAGE}|{TEXT})|{SINGLE}",
+        "image-attention": rf"transformer_blocks\.\d+\.attn\.({IMAGE})|{SINGLE}",
+        "all-linear": r"(single_)?transformer_blocks\..*",
+    }
+    distilled: ClassVar = {f"klein-{size}": BASE.format(size) for size in ("4B", "9B")}
+
+    @cached_property
+    def text_length(self) -> int:
+        """文字补齐到几个词元；stock 的默认值是 512。"""
+        return self.token_limit("tokenizer")
+
+    def refuse_distilled(self, path: str):
+        """名字看不出来时，还有 model_index.json 里的 is_distilled。"""
+        super().refuse_distilled(path)
+        index = self.folder / "model_index.json"
+        if index.is_file() and json.loads(index.read_text("utf-8")).get("is_distilled"):
+            raise distilled_error(path, " 或 ".join(self.distilled.values()))
+
+    def _load_text(self):
+        from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
+
+        encoder = Qwen3ForCausalLM.from_pretrained(
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+        )
+        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+        return encoder.eval().requires_grad_(False), tokenizer
+
+    def _scales(self, vae) -> tuple[torch.Tensor, torch.Tensor]:
+        std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+        return vae.bn.running_mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def encode_images(self, pixels):
+        vae = self.load("vae")
+        posterior = vae.encode(pixels.to(self.device, self.dtype)).latent_dist
+        mean, std = self._scales(vae)
+        return (
+            (F.pixel_unshuffle(posterior.mean, 2) - mean)
+            / std,  # (B, 32, h, w) -> (B, 128, h/2, w/2)
+            F.pixel_unshuffle(posterior.std, 2) / std,
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
+        vae = self.load("vae")
+        mean, std = self._scales(vae)
+        latents = latents.to(self.device, self.dtype) * std + mean
+        return vae.decode(F.pixel_shuffle(latents, 2)).sample.clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
+        pipe = self.pipeline(transformer=None, vae=None)
+        embeds, _ = pipe.encode_prompt(
+            list(captions), device=self.device, max_sequence_length=self.text_length
+        )
+        # 与 FLUX.1 一样没有掩码：补齐的词元也是条件的一部分
+        return [{"text": row} for row in embeds]
+
+    def predict_velocity(self, transformer, x_t, t, cond):
+        b, _, h, w = x_t.shape
+        length = cond["text"].shape[1]
+        out = transformer(
+            hidden_states=x_t.flatten(2).transpose(1, 2),  # (B, C, h, w) -> (B, hw, C)
+            encoder_hidden_states=cond["text"],
+            timestep=t,
+            guidance=None,
+            img_ids=_ids((1, h, w, 1), x_t.device),
+            txt_ids=_ids((1, 1, 1, length), x_t.device),
+            return_dict=False,
+        )[0]
+        return out.transpose(1, 2).reshape(b, -1, h, w)  # (B, hw, C) -> (B, C, h, w)
+
+    def pipeline(self, transformer, vae="load"):
+        from diffusers import Flux2KleinPipeline
+
+        encoder, tokenizer = self.load("text")
+        return Flux2KleinPipeline(
+            scheduler=self.scheduler(),
+            vae=self.load("vae") if vae == "load" else vae,
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+        )
+
+    def sample_arguments(self, guidance, count):
+        # 负面提示词固定是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 4
+        return {"guidance_scale": max(1.0, guidance), "max_sequence_length": self.text_length}
+
+    def shift(self, width, height):
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        return math.exp(compute_empirical_mu((width // 16) * (height // 16), STEPS))
+
+
+def _ids(sides: tuple[int, ...], device) -> torch.Tensor:
+    """词元的四维位置 (时间, 行, 列, 文字序号)，(L, 4)。"""
+    return torch.cartesian_prod(*(torch.arange(n, device=device) for n in sides))

@@ -1,0 +1,337 @@
+"""家族的合同：登记表里的每个家族，都用真正的类、随机的权重，与 stock 管线逐步对照。
+
+加一个家族：写 tests/random_名字.py，在 TINY 里加一行。那个模块要有
+build(folder) -> folder      写一个 diffusers 布局的微型模型；
+to_latents(x, h, w)          stock 管线里的潜变量 -> (B, C, h, w)；
+UNUSED（可不写）              本来就得不到梯度的层，正则表达式；
+guide（可不写）               stock 管线的 CFG 与通行的不同时，它的算法；
+CALL（可不写）                stock 管线另外要的参数，例如改图的 image。
+改图的家族把类属性 edits 设成 True，第 3 条就会管到它，别的各条也会配上对照图（见 encode）。
+"""
+
+import re
+
+import numpy as np
+import pytest
+import random_flux
+import random_flux2_klein
+import random_kandinsky5
+import random_qwen
+import random_zimage
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from lorakit import flow, infer, lora
+from lorakit.config import load_config
+from lorakit.errors import LorakitError
+from lorakit.families import REGISTRY, get
+from lorakit.tiny import samples
+from lorakit.train import Trainer
+
+TINY = {
+    "qwen-image": random_qwen,
+    "flux": random_flux,
+    "flux2-klein": random_flux2_klein,
+    "z-image": random_zimage,
+    "kandinsky5": random_kandinsky5,
+}
+SHORT = "一只红色的猫"
+LONG = "左边有一只很大很大的红色的猫，右边有一朵黄色的花，背景是绿色的草地，天上有两片云，剪纸风格"
+HEIGHT, WIDTH = 64, 96  # 像素；一长一短，行列颠倒才看得出来
+TIMES = (0.3, 0.8)
+
+
+@pytest.fixture(scope="module", params=REGISTRY)
+def name(request) -> str:
+    if request.param not in TINY:
+        pytest.fail(
+            f"家族“{request.param}”没有微型模型，合同管不到它："
+            f"请写 tests/random_名字.py，并在 tests/test_contract.py 的 TINY 里加一行。"
+        )
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name, tmp_path_factory):
+    return TINY[name].build(tmp_path_factory.mktemp(name) / "model")
+
+
+@pytest.fixture(scope="module")
+def family(name, folder):
+    """只读：要改动模型的测试用 fresh。"""
+    return open_family(name, folder)
+
+
+@pytest.fixture
+def fresh(name, folder):
+    return open_family(name, folder)
+
+
+def open_family(name, folder):
+    return get(name)(folder, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def pipe(folder):
+    """不经过 lorakit、直接用 diffusers 打开的同一条管线。"""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.resolutions = [(WIDTH, HEIGHT)]  # 只有 Kandinsky 看它
+    return pipe
+
+
+def pixels(count: int, seed: int = 2) -> torch.Tensor:
+    return (
+        torch.rand(count, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )
+
+
+def noise(family, count: int, seed: int = 1) -> torch.Tensor:
+    shape = family.encode_images(pixels(1))[0].shape[1:]
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def settings(targets: str = "attention"):
+    return load_config("tiny-qwen-image", [f"lora.targets={targets}", "lora.rank=8"]).lora
+
+
+def attach(family, targets: str = "attention", fill: float = 0.0):
+    """挂上 LoRA；fill > 0 时 B 也给随机值，好看出它有没有起作用。"""
+    parameters = lora.attach(family.load("transformer"), family, settings(targets), seed=0)
+    torch.manual_seed(3)
+    for key, parameter in parameters.items():
+        if fill and ".lora_B." in key:
+            torch.nn.init.normal_(parameter, std=fill)
+    return parameters
+
+
+def encode(family, captions: list[str], control: torch.Tensor | None = None):
+    """描述的条件；改图的家族每句配一张对照图 (3, H, W)。"""
+    if not getattr(family, "edits", False):
+        return family.encode_prompts(captions)
+    picture = pixels(1)[0] if control is None else control
+    return family.encode_prompts(captions, [[picture]] * len(captions))
+
+
+@torch.no_grad()
+def predict(family, conds, x, t=TIMES, transformer=None):
+    transformer = transformer or family.load("transformer")
+    t = torch.tensor(t[: len(conds)])
+    return family.predict_velocity(transformer, x, t, family.collate(conds))
+
+
+def draw(name, family, pipe, prompt: str, guidance: float, steps: int = 2):
+    """stock 管线画一张，记下每一步的 (t, t_next, 之前, 之后) 与画成的图 (1, 3, H, W)。"""
+    seen, step = [], pipe.scheduler.step
+
+    def spy(v, timestep, sample, **options):
+        before = sample.clone()
+        after = step(v, timestep, sample, **options)
+        i, sigmas = len(seen), pipe.scheduler.sigmas
+        sides = HEIGHT // family.compression, WIDTH // family.compression
+        latents = [TINY[name].to_latents(value, *sides) for value in (before, after[0])]
+        seen.append((float(sigmas[i]), float(sigmas[i + 1]), *latents))
+        return after
+
+    pipe.scheduler.step = spy
+    image = pipe(
+        prompt=[prompt], width=WIDTH, height=HEIGHT, num_inference_steps=steps, output_type="pt",
+        generator=torch.Generator().manual_seed(0), return_dict=False,
+        **family.sample_arguments(guidance, 1), **getattr(TINY[name], "CALL", {}),
+    )[0]  # fmt: skip
+    pipe.scheduler.step = step
+    return seen, image
+
+
+@pytest.mark.parametrize("prompt", [SHORT, LONG], ids=["short", "long"])
+def test_1_one_step_equals_the_stock_pipeline(name, family, pipe, prompt):
+    """文字编码、打包、编号、时间刻度、正负号：差一样，这一步就不同。"""
+    conds = encode(family, [prompt])
+    seen, _ = draw(name, family, pipe, prompt, guidance=1.0)
+    assert len(seen) == 2 and seen[0][0] > seen[0][1] > 0
+    for t, t_next, before, after in seen:
+        v = predict(family, conds, before, (t,))
+        ours = flow.euler_step(before, v, torch.tensor([t]), torch.tensor([t_next]))
+        torch.testing.assert_close(ours, after, atol=1e-3, rtol=1e-3)
+        assert (after - before).abs().max() > 0.05
+
+
+def test_1_guidance_means_the_same_everywhere(name, fresh, pipe):
+    """sample.guidance = 3：引导在模型里的喂 3，别的都是 uncond + 3 (cond - uncond)。"""
+    empty = fresh.sample_arguments(3.0, 1).get("negative_prompt", [""])[0]
+    cond, uncond = ([c] for c in encode(fresh, [SHORT, empty]))
+    (t, t_next, before, after), *_ = draw(name, fresh, pipe, SHORT, guidance=3.0)[0]
+    plain = predict(fresh, cond, before, (t,))
+    if fresh.embedded_guidance:
+        fresh.guidance = 3.0
+        v = predict(fresh, cond, before, (t,))
+    else:
+        guide = getattr(TINY[name], "guide", flow.guide)
+        v = guide(plain, predict(fresh, uncond, before, (t,)), 3.0)
+    assert (v - plain).abs().max() > 1e-3  # 引导确实起作用
+    ours = flow.euler_step(before, v, torch.tensor([t]), torch.tensor([t_next]))
+    torch.testing.assert_close(ours, after, atol=1e-3, rtol=1e-3)
+
+
+def test_2_batch_of_two_equals_two_singles(family):
+    conds, x = encode(family, [SHORT, LONG]), noise(family, 2)
+    both = predict(family, conds, x)
+    for i in (0, 1):
+        one = predict(family, [conds[i]], x[i : i + 1], TIMES[i:])
+        torch.testing.assert_close(one[0], both[i], atol=1e-3, rtol=1e-3)
+    swapped = predict(family, conds[::-1], x)
+    assert (swapped - both).abs().amax((1, 2, 3)).min() > 0.01  # 文字确实起作用
+
+
+def test_2_prompts_do_not_depend_on_the_batch_nor_change_the_list(family):
+    captions = [SHORT, LONG]
+    alone, together = encode(family, [SHORT])[0], encode(family, captions)[0]
+    for key in alone:
+        torch.testing.assert_close(alone[key], together[key], atol=1e-3, rtol=1e-3)
+    assert captions == [SHORT, LONG]
+
+
+EDITS = [key for key in REGISTRY if getattr(get(key), "edits", False)]
+
+
+@pytest.mark.parametrize("name", EDITS, scope="module")
+def test_3_the_control_picture_changes_the_prediction(family):
+    x = noise(family, 1)
+    one, two = (encode(family, [SHORT], control=picture) for picture in pixels(2))
+    assert (predict(family, one, x) - predict(family, two, x)).abs().max() > 0.01
+
+
+def test_4_lora_changes_nothing_at_first(fresh):
+    conds, x = encode(fresh, [SHORT]), noise(fresh, 1)
+    before = predict(fresh, conds, x)
+    attach(fresh)
+    torch.testing.assert_close(predict(fresh, conds, x), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("targets", ["attention", "all-linear"])
+def test_4_lora_has_the_same_effect_in_the_stock_pipeline(fresh, pipe, tmp_path, targets):
+    conds, x = encode(fresh, [SHORT]), noise(fresh, 1)
+    before = predict(fresh, conds, x)
+    attach(fresh, targets, fill=0.2)
+    ours = predict(fresh, conds, x)
+    assert (ours - before).abs().max() > 0.01
+    lora.save(tmp_path, fresh.load("transformer"), settings(targets), {})
+    lora.check_fits(tmp_path, pipe.transformer)
+    pipe.load_lora_weights(tmp_path, weight_name=lora.FILE)
+    loaded = predict(fresh, conds, x, transformer=pipe.transformer)
+    torch.testing.assert_close(loaded, ours, atol=1e-4, rtol=1e-4)
+    pipe.fuse_lora(components=["transformer"])
+    pipe.unload_lora_weights()
+    merged = predict(fresh, conds, x, transformer=pipe.transformer)
+    torch.testing.assert_close(merged, ours, atol=1e-3, rtol=1e-3)
+
+
+def test_5_the_stock_pipeline_decodes_what_we_decode(name, family, pipe):
+    """画完以后，管线给出的图就是我们把最后的潜变量解码成的图。"""
+    seen, image = draw(name, family, pipe, SHORT, guidance=1.0)
+    torch.testing.assert_close(family.decode(seen[-1][3]) / 2 + 0.5, image, atol=1e-4, rtol=1e-4)
+
+
+def test_5_decoding_undoes_the_normalisation_of_encoding(fresh, monkeypatch):
+    """编码后的均值再解码，交给 VAE 的正是它自己的后验均值；标准差也按同样的比例。"""
+    vae, seen = fresh.load("vae"), {}
+    encode, decode = vae.encode, vae.decode
+
+    def spy_encode(x, *args, **options):
+        seen["posterior"] = (out := encode(x, *args, **options)).latent_dist
+        return out
+
+    def spy_decode(z, *args, **options):
+        seen["z"] = z
+        return decode(z, *args, **options)
+
+    monkeypatch.setattr(vae, "encode", spy_encode)
+    monkeypatch.setattr(vae, "decode", spy_decode)
+    mean, std = fresh.encode_images(pixels(2))
+    assert mean.shape == std.shape
+    assert [side * fresh.compression for side in mean.shape[2:]] == [HEIGHT, WIDTH]
+    posterior = seen["posterior"]
+    for ours, theirs in ((mean, posterior.mean), (mean + std, posterior.mean + posterior.std)):
+        assert fresh.decode(ours).shape == (2, 3, HEIGHT, WIDTH)
+        torch.testing.assert_close(seen["z"], theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_6_overfits_one_picture(fresh):
+    parameters = attach(fresh, "all-linear")
+    cond = fresh.collate(encode(fresh, [SHORT]))
+    x0, eps, t = fresh.encode_images(pixels(1))[0], noise(fresh, 1), torch.tensor([0.5])
+    optimizer = torch.optim.Adam(parameters.values(), lr=1e-2)
+    losses = []
+    while len(losses) < 150 and (not losses or losses[-1] > losses[0] / 10):
+        v = fresh.predict_velocity(fresh.load("transformer"), flow.add_noise(x0, eps, t), t, cond)
+        loss = flow.loss(v, flow.velocity(x0, eps)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+
+
+@pytest.mark.parametrize(
+    ("targets", "checkpointing"),
+    [("attention", False), ("image-attention", False), ("all-linear", False), ("all-linear", True)],
+)
+def test_7_gradients_reach_every_lora_tensor_and_nothing_else(name, fresh, targets, checkpointing):
+    parameters = attach(fresh, targets, fill=0.02)  # B = 0 时 A 的梯度本来就是 0
+    transformer = fresh.load("transformer").train()
+    if checkpointing:
+        transformer.enable_gradient_checkpointing()
+    cond = fresh.collate(encode(fresh, [SHORT, LONG]))
+    v = fresh.predict_velocity(transformer, noise(fresh, 2), torch.tensor(TIMES), cond)
+    v.pow(2).mean().backward()
+    unused = re.compile(getattr(TINY[name], "UNUSED", "$"))
+    for key, parameter in transformer.named_parameters():
+        if key not in parameters:
+            assert parameter.grad is None, key
+        elif not unused.match(key):
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
+
+
+def test_7_targets_stay_inside_the_blocks(family):
+    """时间、出口、嵌入层一个也不能碰；三个预设一个比一个大；没有权重的骨架对上同样的层。"""
+    transformer = family.load("transformer")
+    image, attention, every = (
+        set(lora.match(transformer, family, key))
+        for key in ("image-attention", "attention", "all-linear")
+    )
+    assert image < attention < every
+    block = re.compile(r"(layers|\w+_refiner|\w*transformer_blocks)\.\d+\.")
+    linear = {k for k, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert {layer for layer in linear if block.match(layer)} == every
+    assert set(lora.match(family.skeleton(), family, "all-linear")) == every
+
+
+@pytest.mark.parametrize("name", [n for n in REGISTRY if get(n).distilled], scope="module")
+def test_distilled_bases_are_refused(name, tmp_path):
+    for word, instead in get(name).distilled.items():
+        family = get(name)(tmp_path, torch.device("cpu"), torch.float32)
+        with pytest.raises(LorakitError, match="蒸馏") as caught:
+            family.refuse_distilled(f"someone/My-{word}-v1")
+        assert instead in str(caught.value)
+        family.refuse_distilled(instead)  # 推荐的那个自己不能也被拒绝
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return samples.write("papercut", tmp_path_factory.mktemp("data") / "few", count=4)
+
+
+def test_trains_and_draws(name, folder, pictures, tmp_path):
+    """从图片文件夹到带 LoRA 的图走一遍；一次画两张与一次画一张相同。"""
+    overrides = [f"model.family={name}", f"model.path={folder}", f"run.output={tmp_path / 'run'}",
+                 f"data.folder={pictures}", "data.resolution=64", "train.steps=2",
+                 "train.batch_size=2", "sample.steps=2", "sample.guidance=3"]  # fmt: skip
+    config = load_config("tiny-qwen-image", overrides)
+    assert [step.step for step in Trainer(config)] == [1, 2]
+    family = open_family(name, folder)
+    pipe = infer.open_pipeline(family, tmp_path / "run")
+    both = infer.generate(family, pipe, [SHORT, LONG], config.sample, (WIDTH, HEIGHT))
+    assert all(isinstance(image, Image.Image) and image.size == (WIDTH, HEIGHT) for image in both)
+    one = infer.generate(family, pipe, [SHORT], config.sample, (WIDTH, HEIGHT))
+    assert np.abs(np.asarray(both[0], int) - np.asarray(one[0], int)).max() <= 1
