@@ -97,7 +97,7 @@ def _check(args) -> int:
         from lorakit import data_fix
 
         print(data_fix.undo(args.folder) if args.undo else data_fix.fix(args.folder, args.trigger))
-    records, report = inspect(args.folder, args.trigger)
+    records, report = inspect(args.folder, args.trigger, args.control)
     print(report.text())
     if args.html:
         from lorakit import data_html
@@ -313,6 +313,9 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
         (
             _option("folder", type=Path, help="图片文件夹"),
             _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
+            _option(
+                "--control", type=Path, help="编辑数据：控制图的文件夹；images 旁的 control 不用写"
+            ),
             _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
             _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
             _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),

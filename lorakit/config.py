@@ -67,6 +67,9 @@ class Data(_Group):
 
     folder: Path | None = None
     """图片文件夹，训练时必填；每张图旁边放同名 .txt 写说明。相对路径从运行命令的地方算。"""
+    control_folder: Path | None = None
+    """控制图（改之前的图）的文件夹，只有编辑模型要：和目标图同名，后缀随意；Edit-2509 / 2511 可有
+    两三张，依次叫 名字、名字_2、名字_3。folder 里 images 和 control 并排时不用写。"""
     resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
     """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍约占四倍显存和时间。"""
     trigger: str = ""

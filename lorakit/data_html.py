@@ -81,7 +81,9 @@ def write(
 
 def _page(records: Sequence[Record], report: Report, resolution: int) -> str:
     known = {record.path: record for record in records}
-    paths = _walk(report.folder).pictures  # 不能用的图也要看得到
+    controls = {path for record in records for path in record.controls}  # 画在目标图的左边
+    pictures_here = _walk(report.folder).pictures  # 不能用的图也要看得到
+    paths = [path for path in pictures_here if path not in controls]
     anchors = {path: f"p{i}" for i, path in enumerate(paths)}
     pictures, about = defaultdict(list), defaultdict(list)
     for path in paths:
@@ -159,6 +161,9 @@ def _figure(
         lines.append(f'<p class="size">{shapes}</p>')
     if record:
         lines.append(f"<p>{escape(record.caption)}</p>")
+        for control in reversed(record.controls):
+            before = decode(control)[0]
+            frame = f"{_thumbnail(before, bucket_for(before.size, resolution, MULTIPLE))} → {frame}"
     lines += [f'<p class="{p.severity}">{escape(p.reason)}</p>' for p in problems]
     return f'<figure id="{anchor}">{frame}<figcaption>{"".join(lines)}</figcaption></figure>\n'
 
