@@ -10,6 +10,7 @@ from lorakit.errors import ConfigError
 
 REGISTRY = {
     "qwen-image": "lorakit.families.qwen_image:QwenImage",
+    "qwen-image-edit": "lorakit.families.qwen_image_edit:QwenImageEdit",
     "z-image": "lorakit.families.z_image:ZImage",
     "kandinsky5": "lorakit.families.kandinsky5:Kandinsky5",
 }

@@ -7,6 +7,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -14,9 +15,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from lorakit import flow
 from lorakit.errors import LorakitError
 
-Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D) 或 (D,)
+Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
 
 
 @contextmanager
@@ -44,6 +46,7 @@ class Family(ABC):
     compression: int = 8  # VAE 每边缩小几倍
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # 决定文字条件的文件夹
+    controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
 
@@ -117,7 +120,16 @@ class Family(ABC):
 
     @abstractmethod
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
-        """一批描述 -> 每个样本一个条件，不含补齐。"""
+        """一批描述 -> 每个样本一个条件，不含补齐；编辑家族的 refs 是每句描述的几张控制图 (PIL)。"""
+
+    @staticmethod
+    def control_cond(latents: Sequence[torch.Tensor]) -> Cond:
+        """几张控制图的潜变量 (C, h, w)（后验的众数）-> 条件里的几项；没有控制图就是空的。"""
+        return {f"control_{i}": value for i, value in enumerate(latents, 1)}
+
+    def guide(self, v, empty, scale: float) -> torch.Tensor:
+        """有描述与没有描述的速度 (B, C, h, w) -> 引导之后的，与 stock 管线的算法相同。"""
+        return flow.guide(v, empty, scale)
 
     @abstractmethod
     def predict_velocity(self, transformer: nn.Module, x_t, t, cond: Cond) -> torch.Tensor:
@@ -154,7 +166,7 @@ class Family(ABC):
         batch: Cond = {}
         for key in conds[0]:
             rows = [cond[key] for cond in conds]
-            if rows[0].dim() == 1:
+            if rows[0].dim() != 2:  # 不是一串词元：形状本来就一样
                 batch[key] = torch.stack(rows)
                 continue
             batch[key] = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L, D)
