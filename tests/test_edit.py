@@ -8,11 +8,14 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as stock_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock_plus
 from PIL import Image
 
-from lorakit import flow, lora
+from lorakit import cache, flow, lora
 from lorakit.config import load_config
+from lorakit.errors import DataError
 from lorakit.families import open_family
 from lorakit.families.qwen_image import pack, unpack
+from lorakit.tiny import samples
 from lorakit.tiny.world import random_scene, render
+from lorakit.train import Trainer
 
 CPU = torch.device("cpu")
 SIDE = 64
@@ -182,3 +185,89 @@ def test_a_lora_works_in_the_stock_pipeline(family, tmp_path):
     torch.testing.assert_close(loaded, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(fused, expected, atol=1e-4, rtol=1e-3)
     assert (expected - before).abs().max() > 1e-2
+
+
+@pytest.fixture
+def run(family, tmp_path):
+    """训练几步的设置；一句指令、八对图。"""
+    folder = samples.write("edit-night", tmp_path / "pairs", count=8)
+
+    def make(*more, output: str = "run"):
+        base = [f"data.folder={folder}", f"run.output={tmp_path / output}", "train.steps=4",
+                "train.batch_size=2", "train.save_every=2", "eval.every=2", "lora.rank=4",
+                "data.caption_dropout=0.5"]  # fmt: skip
+        return settings(family.folder, *base, *more)
+
+    return make
+
+
+def test_training_resumes_exactly_and_evaluates(run):
+    whole, cut = run(output="whole"), run(output="cut")
+    steps = list(Trainer(whole))
+    assert [step.held is not None for step in steps] == [False, True, False, True]
+    for step in Trainer(cut):
+        if step.step == 3:
+            break
+    again = Trainer(cut)
+    assert again.step == 2
+    list(again)
+    a, b = (lora.read(c.run.output / "checkpoint-4")[0] for c in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(value.abs().max() > 0 for name, value in a.items() if ".lora_B." in name)
+
+
+def test_the_cache_knows_the_control_picture(run, family):
+    config = run()
+    counts = {}
+
+    def prepare():
+        counts.clear()
+        fresh = open_family(config, CPU)
+        return cache.prepare(config, fresh, lambda what, i, n: counts.update({what: n}))
+
+    item = prepare().train[0]
+    assert counts == {"编码图片": 16, "编码描述": 16}
+    assert item.shapes == ((16, 8, 8), (16, 8, 8))
+    assert torch.equal(item.empty["control_1"], item.cond["control_1"])
+    with Image.open(item.record.controls[0]) as image:
+        blank = family.encode_prompts([""], [[image.convert("RGB")]])[0]["text"]
+    torch.testing.assert_close(item.empty["text"], blank)
+    prepare()
+    assert counts == {}
+    draw = Image.new("RGB", (128, 128), "red")
+    draw.save(item.record.controls[0])  # 换了控制图：它自己和两句描述都要重编，别的不用
+    again = {i.record.path: i for i in (lambda d: (*d.train, *d.held))(prepare())}
+    assert counts == {"编码图片": 1, "编码描述": 2}
+    changed = again[item.record.path]
+    assert not torch.equal(changed.cond["text"], item.cond["text"])
+    assert torch.equal(changed.mean, item.mean)
+
+
+def test_missing_control_is_explained_before_encoding(run, tmp_path):
+    papercut = samples.write("papercut", tmp_path / "papercut", count=4)
+    with pytest.raises(DataError, match=r"没有.*control_folder"):
+        Trainer(run(f"data.folder={papercut}"))
+
+
+def test_several_controls_train_only_where_they_are_read(run, family):
+    config = run("eval.holdout=0", "train.steps=1")
+    for path in sorted((config.data.folder / "control").glob("*.png"))[:3]:
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(path.with_stem(f"{path.stem}_2"))
+    if not family.plus:
+        with pytest.raises(DataError, match="只看 1 张"):
+            Trainer(config)
+        return
+    trainer = Trainer(config)
+    assert sorted(len(item.shapes) for item in trainer.dataset.train) == [2] * 5 + [3] * 3
+    for number in range(trainer.objective.batches.per_epoch):  # 张数不同的不会拼在一批里
+        loss, _, _ = trainer.objective.draw(number, number)
+        assert torch.isfinite(loss)
+
+
+def test_a_text_to_image_family_says_controls_do_nothing(tmp_path):
+    folder = samples.write("edit-night", tmp_path / "pairs", count=4)
+    config = load_config("tiny-qwen-image", [f"data.folder={folder}"])
+    with pytest.warns(UserWarning, match="不看控制图"):
+        dataset = cache.prepare(config, open_family(config, CPU))
+    assert len(dataset.train) + len(dataset.held) == 4
