@@ -81,8 +81,11 @@ class Data(_Group):
 
 
 class Lora(_Group):
-    """LoRA：加在哪些层上、有多大"""
+    """LoRA：加在哪些层上、有多大；也可以不用它，改练全部权重"""
 
+    kind: Literal["lora", "full"] = "lora"
+    """练什么：lora 只练外加的一点点（推荐）；full 练 Transformer 的全部权重，显存、磁盘都要多得多，
+    学习率用 1e-5 左右，这一组其他的设置都不起作用。"""
     rank: int = setting(16, ge=1, le=1024)
     """秩：能学多少东西。画风常用 8 到 32，人物 16 到 64；越大文件越大，也越容易死记硬背。"""
     alpha: float | None = setting(None, gt=0)

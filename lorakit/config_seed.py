@@ -86,6 +86,9 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             lines.append(f"{name}：{'没有打开，跳过' if off else '注意！' + MISSING[name]}")
         else:
             ours[name] = value
+    if "freeze_text_encoder" in flat:  # 只有全量微调的 YAML 才写它
+        ours.setdefault("lora", {})["kind"] = "full"
+        lines.append("lora.kind = full（有 freeze_text_encoder，说的是全量微调）")
     path = str(flat[MARK]).lower()
     family = next((family for word, family in FAMILIES.items() if word in path), None)
     if family:

@@ -2,16 +2,14 @@
 
 import os
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorakit import data_pairs
 from lorakit.data_lint import has_trigger, lint, look
-from lorakit.data_read import RESAVE, decode
+from lorakit.data_read import RESAVE, decode, in_threads
 from lorakit.data_report import Fault, Problem, Report, names, relative
 from lorakit.data_sources import (
     SIDECARS,
@@ -31,8 +29,6 @@ LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
 )
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
-# 解码和算哈希时 Python 会放开锁，几个线程一起读更快；再多就要同时在内存里放几张大图
-WORKERS = min(4, os.cpu_count() or 1)
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上",
     "animation": "是动图，只用第一帧",
@@ -224,11 +220,7 @@ def _examine_all(
             path, found.captions.get(key, []), rows.get(path, []), folder, key in shared
         )
 
-    # 各线程都会临时关掉警告，恢复的先后会乱：在外面再包一层，出来时一定恢复原样
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with ThreadPoolExecutor(WORKERS) as pool:
-            return list(pool.map(job, found.pictures))
+    return in_threads(job, found.pictures)
 
 
 def _examine(

@@ -9,12 +9,11 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorakit.data_lint import look
-from lorakit.data_read import decode, read_image
+from lorakit.data_read import decode, in_threads, read_image
 from lorakit.data_report import Fault, Problem, names, relative
 from lorakit.data_sources import nfc, stay_inside
 
@@ -61,8 +60,7 @@ def attach(
         except Fault as fault:
             return fault.problem
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        results = dict(zip(paths, pool.map(read, paths), strict=True))
+    results = dict(zip(paths, in_threads(read, paths), strict=True))
     for path, result in results.items():
         bad = isinstance(result, Problem)
         problems += [result] if bad else check_size(path, result.size)

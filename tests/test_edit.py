@@ -8,9 +8,10 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as stock_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock_plus
 from PIL import Image
 
-from lorakit import cache, flow, lora
+from lorakit import cache, flow, infer, lora
+from lorakit.cli import main
 from lorakit.config import load_config
-from lorakit.errors import DataError
+from lorakit.errors import ConfigError, DataError
 from lorakit.families import open_family
 from lorakit.families.qwen_image import pack, unpack
 from lorakit.tiny import samples
@@ -271,3 +272,86 @@ def test_a_text_to_image_family_says_controls_do_nothing(tmp_path):
     with pytest.warns(UserWarning, match="不看控制图"):
         dataset = cache.prepare(config, open_family(config, CPU))
     assert len(dataset.train) + len(dataset.held) == 4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_edit_equals_the_stock_pipeline(family, small, guidance):
+    images = pictures(2 if family.plus else 1)
+    images[-1] = images[-1].resize((130, 66))
+    pipe = silent(family.pipeline(family.load("transformer").eval()))
+    wanted = settings(family.folder, f"sample.guidance={guidance}", "sample.steps=4").sample
+    (ours,) = infer.edit(family, pipe, ["变成夜晚"], [images], wanted, SIDE)
+    assert ours.size == (96, 32)
+    theirs = pipe(
+        image=images if family.plus else images[0], prompt="变成夜晚", num_inference_steps=4,
+        generator=torch.Generator().manual_seed(wanted.seed),
+        true_cfg_scale=guidance, **({"negative_prompt": " "} if guidance > 1 else {}),
+    ).images[0]  # fmt: skip
+    difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
+    assert difference.max() <= 2 and difference.mean() < 0.1
+
+
+def test_edit_does_not_depend_on_the_batch(family):
+    images = [*pictures(2), pictures(1)[0].resize((96, 64))]
+    pipe = silent(family.pipeline(family.load("transformer").eval()))
+    wanted = settings(family.folder, "sample.steps=2").sample
+    said = ["变成夜晚", "put a hat on it", "变成夜晚"]
+    together = infer.edit(family, pipe, said, [[i] for i in images], wanted, (SIDE, SIDE))
+    later = wanted.model_copy(update={"seed": wanted.seed + 1})
+    alone = infer.edit(family, pipe, said[1:2], [[images[1]]], later, (SIDE, SIDE))[0]
+    assert np.abs(np.asarray(alone, int) - np.asarray(together[1], int)).max() <= 2
+    assert [image.size for image in together] == [(SIDE, SIDE)] * 3
+
+
+def test_edit_refuses_wrong_sizes_and_counts(family):
+    wanted, image = settings(family.folder).sample, pictures(1)[0]
+    with pytest.raises(ConfigError, match="32 的倍数"):
+        infer.edit(family, None, ["x"], [[image]], wanted, (72, 64))
+    for count in (0, 4):
+        with pytest.raises(ConfigError, match=f"得到 {count} 张"):
+            infer.edit(family, None, ["x"], [[image] * count], wanted, (64, 64))
+
+
+@pytest.fixture
+def command(capsys):
+    def call(*argv):
+        code = main([str(a) for a in argv])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return call
+
+
+def test_train_then_edit_from_the_command_line(run, command, tmp_path):
+    config = run("sample.prompts=[变成夜晚, 变成白天]", "sample.steps=2", "train.steps=2")
+    (tmp_path / "edit.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    code, said = command("train", tmp_path / "edit.yaml")
+    assert code == 0 and "练完了" in said
+    out = config.run.output
+    assert [Image.open(out / "samples" / f"2_{i}.png").size for i in (0, 1)] == [(64, 64)] * 2
+    assert "lorakit edit" in (out / "README.md").read_text("utf-8")
+    picture = tmp_path / "我的 图.png"
+    pictures(1)[0].resize((96, 48)).save(picture)
+    target = tmp_path / "after.png"
+    code, said = command("edit", picture, "变成夜晚", "--model", out, "--out", target)
+    assert code == 0 and "改好了" in said and Image.open(target).size == (96, 32)
+    assert infer.near_shape((200, 100), 1024, 32) == (1440, 736)
+
+
+def test_edit_says_what_is_wrong(family, command, tmp_path):
+    good, text = tmp_path / "good.png", tmp_path / "text.png"
+    pictures(1)[0].save(good)
+    text.write_text("not a picture")
+    config = settings(family.folder, "sample.steps=2")
+    (tmp_path / "edit.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    model = ("--model", tmp_path / "edit.yaml")
+    three = ["--also", good] * 3
+    for argv, word in (
+        (["edit", tmp_path / "no.png", "变蓝", *model], "没有这个文件"),
+        (["edit", text, "变蓝", *model], "text.png"),
+        (["edit", good, "变蓝", *model, *three], "得到 4 张"),
+        (["edit", good, "变蓝", *model, "--set", "sample.size=80"], "32 的倍数"),
+        (["edit", good, "变蓝", "--model", "tiny-qwen-image"], "不能改图"),
+    ):
+        code, said = command(*argv)
+        assert code == 1 and word in said and "Traceback" not in said, said

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -53,6 +54,7 @@ class Family(ABC):
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self.device, self.dtype = folder, device, dtype
         self.parts: dict[str, object] = {}
+        self.transformer_folder = folder / "transformer"  # 全量微调的结果可以换掉它
         self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
 
     def load(self, part: str) -> object:
@@ -74,10 +76,7 @@ class Family(ABC):
 
     def _load_transformer(self):
         transformer = self._class_of("transformer").from_pretrained(
-            self.folder,
-            subfolder="transformer",
-            torch_dtype=self.dtype,
-            device_map={"": self.device},
+            self.transformer_folder, torch_dtype=self.dtype, device_map={"": self.device}
         )
         return transformer.requires_grad_(False)
 
@@ -159,6 +158,16 @@ class Family(ABC):
         tokens = (width // 16) * (height // 16)  # VAE 缩 8 倍，再 2x2 打包
         ends = (config.base_image_seq_len, config.max_image_seq_len)
         return math.exp(calculate_shift(tokens, *ends, config.base_shift, config.max_shift))
+
+    def times(self, steps: int, width: int, height: int) -> torch.Tensor:
+        """推理走过的 steps + 1 个时刻，从 1 到 0；与 stock 管线在这个尺寸上走的相同。"""
+        scheduler = self.scheduler()
+        shifted = scheduler.config.use_dynamic_shifting
+        scheduler.set_timesteps(
+            sigmas=np.linspace(1.0, 1 / steps, steps),
+            mu=math.log(self.shift(width, height)) if shifted else None,
+        )
+        return scheduler.sigmas
 
     @staticmethod
     def collate(conds: list[Cond]) -> Cond:

@@ -18,6 +18,7 @@ class QwenImageEdit(QwenImage):
 
     name = "qwen-image-edit"
     multiple = 32
+    controls = (1, 1)
     text_parts: ClassVar = ("text_encoder", "tokenizer", "processor")
     distilled: ClassVar = {"Lightning": "Qwen/Qwen-Image-Edit"}
 
@@ -26,7 +27,8 @@ class QwenImageEdit(QwenImage):
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         self.pipeline_class = index["_class_name"]
         self.plus = self.pipeline_class == "QwenImageEditPlusPipeline"
-        self.controls = (1, 3 if self.plus else 1)
+        if self.plus:
+            self.controls = (1, 3)
 
     def _load_text(self):
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
@@ -39,14 +41,13 @@ class QwenImageEdit(QwenImage):
 
     @torch.no_grad()
     def encode_prompts(self, captions, refs=None) -> list[Cond]:
+        assert refs is not None  # 张数由 cache 与 infer 先核对过
         pipe = self.pipeline(transformer=None, vae=None)
         conds = []
         for caption, pictures in zip(captions, refs, strict=True):  # 一句句来：图的张数可以不同
             seen = [self._seen(pipe, picture) for picture in pictures]
             # stock 管线自己的 encode_prompt：模板、丢掉前 64 个词元都与推理时一致
-            embeds, _ = pipe.encode_prompt(
-                [caption], image=seen if self.plus else seen[0], device=self.device
-            )
+            embeds, _ = pipe.encode_prompt([caption], image=seen, device=self.device)
             conds.append({"text": embeds[0]})
         return conds
 
