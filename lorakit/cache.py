@@ -17,6 +17,7 @@ from lorakit.checkpoint import write_whole
 from lorakit.data import Record, bucket_for, fit, load_records, read_image, split_holdout
 from lorakit.errors import ConfigError, DataError
 from lorakit.families.base import Cond, Family
+from lorakit.sampler import to_pixels
 
 FORMAT = 1  # 预处理或文件格式一变就加 1，旧缓存自然作废
 
@@ -223,9 +224,7 @@ def _latents(family: Family, records: Sequence[Record], resolution: int, report)
         results = []
         for i in batch:  # 尺寸各不相同，一张张来；编码只做一次，不值得为它分桶
             picture, _ = fit(read_image(records[i].path), tuple(fields[i]["size"]))
-            pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1)
-            pixels = pixels.permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
-            mean, std = family.encode_images(pixels)
+            mean, std = family.encode_images(to_pixels(picture))
             results.append({"mean": mean[0].float(), "std": std[0].float()})
         return results
 

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
-from lorakit import flow, full, lora
+from lorakit import full, lora, sampler
 from lorakit.config import Config, Sample
 from lorakit.data import read_image
 from lorakit.errors import ConfigError, WeightsError
@@ -92,7 +91,11 @@ def edit(
         same = list(group)  # 控制图一样大的才能拼成一批
         wanted = size if isinstance(size, tuple) else shapes[-1]
         for start in range(0, len(same), BATCH):
-            images += _edit_batch(family, pipe, same[start : start + BATCH], settings, wanted)
+            seeds, said, seen, fitted = zip(*same[start : start + BATCH], strict=True)
+            how = (settings.steps, settings.guidance)
+            images += sampler.edit(
+                family, pipe.transformer, said, seen, fitted, seeds, wanted, *how
+            )
     return images
 
 
@@ -101,35 +104,6 @@ def near_shape(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
     width = math.sqrt(side**2 * size[0] / size[1])
     height = width * size[1] / size[0]
     return tuple(max(unit, round(edge / unit) * unit) for edge in (width, height))
-
-
-@torch.no_grad()
-def _edit_batch(family, pipe, jobs, settings: Sample, size) -> list[Image.Image]:
-    seeds, prompts, refs, fitted = zip(*jobs, strict=True)
-    control = [
-        family.control_cond([family.encode_images(to_pixels([one]))[0][0] for one in pictures])
-        for pictures in fitted
-    ]
-
-    def condition(texts):
-        conds = family.encode_prompts(list(texts), refs)
-        return family.collate([{**a, **b} for a, b in zip(conds, control, strict=True)])
-
-    asked = condition(prompts)
-    empty = condition([" "] * len(prompts)) if settings.guidance > 1 else None
-    h, w = (side // family.compression for side in reversed(size))
-    shape = (control[0]["control_1"].shape[0], h, w)
-    draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]
-    x = torch.stack(draws).to(family.device, family.dtype)
-    times = family.times(settings.steps, *size).to(x.device)
-    for t, t_next in pairwise(times):
-        now = t.expand(len(x))
-        v = family.predict_velocity(pipe.transformer, x, now, asked)
-        if empty is not None:
-            blank = family.predict_velocity(pipe.transformer, x, now, empty)
-            v = family.guide(v, blank, settings.guidance)
-        x = flow.euler_step(x.float(), v.float(), now, t_next.expand(len(x))).to(family.dtype)
-    return [to_image(pixels) for pixels in family.decode(x)]
 
 
 def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
@@ -142,18 +116,6 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
     records = [items[i % len(items)].record for i in range(len(prompts))]
     controls = [[read_image(path) for path in record.controls] for record in records]
     return edit(family, pipe, prompts, controls, config.sample, side)
-
-
-def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    """一样大的几张图 -> (B, 3, H, W)，[-1, 1]。"""
-    stack = np.stack([np.asarray(image, np.float32) for image in images])
-    return torch.from_numpy(stack / 127.5 - 1).permute(0, 3, 1, 2)
-
-
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """(3, H, W)、[-1, 1] -> 图。"""
-    values = (pixels.float().cpu().permute(1, 2, 0) * 127.5 + 127.5).round().clamp(0, 255)
-    return Image.fromarray(values.numpy().astype(np.uint8))
 
 
 def check_controls(family, count: int):

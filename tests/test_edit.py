@@ -14,6 +14,7 @@ from lorakit.config import load_config
 from lorakit.errors import ConfigError, DataError
 from lorakit.families import open_family
 from lorakit.families.qwen_image import pack, unpack
+from lorakit.sampler import to_pixels
 from lorakit.tiny import samples
 from lorakit.tiny.world import random_scene, render
 from lorakit.train import Trainer
@@ -49,10 +50,6 @@ def small(monkeypatch):
 def pictures(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(3)
     return [render(random_scene(rng), SIDE) for _ in range(count)]
-
-
-def to_pixels(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 
 def condition(family, caption: str, images) -> dict:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lorakit.families.qwen_image import single_frame
 from lorakit.tiny.pretrain_base import train_base
+from lorakit.tiny.pretrain_edit import measure_edit, train_edit
 from lorakit.tiny.pretrain_examiner import train_examiner
 from lorakit.tiny.pretrain_vae import train_vae
 
@@ -57,7 +58,7 @@ def measure_base(
 
 def main():
     parser = argparse.ArgumentParser(description="训练随包的微型模型")
-    parser.add_argument("name", choices=["tiny-qwen-image", "examiner"])
+    parser.add_argument("name", choices=["tiny-qwen-image", "tiny-qwen-image-edit", "examiner"])
     parser.add_argument(
         "--part", choices=["vae", "base", "measure"], help="只做其中一步；不写就从头到尾"
     )
@@ -78,11 +79,16 @@ def main():
         "base": lambda: train_base(args.out, batch=args.batch, start=args.start, **common),
         "measure": lambda: measure_base(args.out, device, sheet=args.out / "samples.png"),
     }
-    wanted = (
-        ["examiner"]
-        if args.name == "examiner"
-        else ([args.part] if args.part else ["vae", "base", "measure"])
-    )
+    wanted = ["vae", "base", "measure"]
+    if args.name == "tiny-qwen-image-edit":  # VAE 与文生图底模共用，不另炼
+        sheet = args.out / "samples.png"
+        jobs["base"] = lambda: train_edit(args.out, batch=args.batch, start=args.start, **common)
+        jobs["measure"] = lambda: measure_edit(args.out, device, sheet=sheet)
+        wanted = ["base", "measure"]
+    if args.name == "examiner":
+        wanted = ["examiner"]
+    elif args.part:
+        wanted = [args.part]
     args.out.mkdir(parents=True, exist_ok=True)
     report = args.out / "training.json"
     facts = json.loads(report.read_text()) if report.exists() else {}
