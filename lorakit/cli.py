@@ -195,10 +195,12 @@ def _edit(args) -> int:
 
 def _compare(args) -> int:
     from lorakit import infer, report
+    from lorakit.data import read_image
 
     config, family, pipe = _open(args, need_lora=True)
     side = config.sample.size or config.data.resolution
-    rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side))
+    controls = args.image and [[read_image(path) for path in args.image]] * len(args.prompt)
+    rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])
     print(f"画好了：{report.save_image(sheet, args.out)}（上排没有 LoRA，下排有）")
     return DONE
@@ -336,7 +338,11 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
         _compare,
         "同样的提示词和种子，比较有没有 LoRA",
         "lorakit compare runs/mine --prompt 剪纸风格，一只猫 --out both.png",
-        (*_DRAW, _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里")),
+        (
+            *_DRAW,
+            _option("--image", type=Path, action="append", help="编辑模型：要改的图，可写多次"),
+            _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里"),
+        ),
     ),
 }
 

@@ -44,6 +44,8 @@ def generate(
         size: (宽, 高)，像素，必须是 family.multiple 的倍数。
     """
     check_size(family, size)
+    if family.controls[0]:
+        raise ConfigError(f"{family.name} 要先有一张图才能改：用 lorakit edit 图.png “怎么改”。")
     images: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
@@ -110,12 +112,15 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
     """训练途中的预览：每句 sample.prompts 一张；编辑就轮流改留出的控制图（没有留出就用训练的）。"""
     side = config.sample.size or config.data.resolution
     prompts = config.sample.prompts
-    if not family.controls[1]:
-        return generate(family, pipe, prompts, config.sample, (side, side))
-    items = dataset.held or dataset.train
-    records = [items[i % len(items)].record for i in range(len(prompts))]
-    controls = [[read_image(path) for path in record.controls] for record in records]
-    return edit(family, pipe, prompts, controls, config.sample, side)
+    # 全量微调时 Transformer 是 fp32，别的部分是 bf16：和训练时一样，交给 autocast
+    mixed = family.dtype != torch.float32
+    with torch.autocast(family.device.type, family.dtype, enabled=mixed):
+        if not family.controls[1]:
+            return generate(family, pipe, prompts, config.sample, (side, side))
+        items = dataset.held or dataset.train
+        records = [items[i % len(items)].record for i in range(len(prompts))]
+        controls = [[read_image(path) for path in record.controls] for record in records]
+        return edit(family, pipe, prompts, controls, config.sample, side)
 
 
 def check_controls(family, count: int):
@@ -163,14 +168,20 @@ def set_strength(pipe, strength: float):
 
 
 def compare(
-    family, pipe, prompts, settings: Sample, size
+    family, pipe, prompts, settings: Sample, size, controls=None
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """同样的提示词与种子，关掉 LoRA 画一遍、打开画一遍。"""
+    """同样的提示词与种子，关掉 LoRA 画一遍、打开画一遍；给了 controls 就是改图（见 edit）。"""
     if not getattr(pipe.transformer, "peft_config", None):
         raise WeightsError(
             "这条管线上没有可以开关的 LoRA。全量微调改的是底模自己，"
             "要比较就用同一个种子分别 lorakit generate 底模和结果。"
         )
+
+    def draw():
+        if controls is None:
+            return generate(family, pipe, prompts, settings, size)
+        return edit(family, pipe, prompts, controls, settings, size)
+
     with without_lora(pipe.transformer):
-        before = generate(family, pipe, prompts, settings, size)
-    return before, generate(family, pipe, prompts, settings, size)
+        before = draw()
+    return before, draw()

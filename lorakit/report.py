@@ -95,6 +95,7 @@ def plot_loss(run: Path) -> Path:
 def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:
     """写 run.json：版本、设备、用时、数据的指纹。"""
     packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
+    items = (*dataset.train, *dataset.held)
     facts = {
         "versions": {
             "python": platform.python_version(),
@@ -102,7 +103,10 @@ def write_run_card(run: Path, config: Config, dataset, seconds: float, device: s
         },
         "device": device,
         "seconds": round(seconds, 1),
-        "pictures": {i.record.path.name: i.record.digest for i in (*dataset.train, *dataset.held)},
+        "pictures": {item.record.path.name: item.record.digest for item in items},
+        "controls": {
+            i.record.path.name: i.record.control_digests for i in items if i.record.controls
+        },
         "held_out": [item.record.path.name for item in dataset.held],
         "seed": config.train.seed,
     }

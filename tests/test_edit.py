@@ -332,6 +332,10 @@ def test_train_then_edit_from_the_command_line(run, command, tmp_path):
     target = tmp_path / "after.png"
     code, said = command("edit", picture, "变成夜晚", "--model", out, "--out", target)
     assert code == 0 and "改好了" in said and Image.open(target).size == (96, 32)
+    both = ("--prompt", "变成夜晚", "--image", picture, "--out", target)
+    assert command("compare", out, *both)[0] == 0 and Image.open(target).size == (242, 366)
+    code, said = command("generate", out, "--prompt", "一只猫")
+    assert code == 1 and "lorakit edit" in said
     assert infer.near_shape((200, 100), 1024, 32) == (1440, 736)
 
 
@@ -349,6 +353,7 @@ def test_edit_says_what_is_wrong(family, command, tmp_path):
         (["edit", good, "变蓝", *model, *three], "得到 4 张"),
         (["edit", good, "变蓝", *model, "--set", "sample.size=80"], "32 的倍数"),
         (["edit", good, "变蓝", "--model", "tiny-qwen-image"], "不能改图"),
+        (["edit", good, "变蓝", *model, "--set", "model.path=tiny-qwen-image"], "不是编辑模型"),
     ):
         code, said = command(*argv)
         assert code == 1 and word in said and "Traceback" not in said, said

@@ -94,6 +94,13 @@ def test_bf16_bases_learn_in_fp32_and_are_saved_as_they_were(settings, tmp_path)
     assert {p.dtype for p in transformer.parameters()} == {torch.float32}
 
 
+def test_preview_in_mixed_precision(settings):
+    trainer = Trainer(settings("model.precision=bf16", "sample.prompts=[一只猫]", "sample.steps=2"))
+    pipe = trainer.family.pipeline(trainer.transformer.eval())
+    (image,) = infer.preview(trainer.family, pipe, trainer.config, trainer.dataset)
+    assert image.size == (128, 128) and image.getextrema() != ((0, 0),) * 3
+
+
 def test_settings_without_effect_and_a_high_rate_are_told(settings):
     with pytest.warns(UserWarning) as told:
         Trainer(settings("lora.rank=4", "train.lr=6e-4"))

@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
+from lorakit.errors import ConfigError
 from lorakit.families.base import Cond
 from lorakit.families.qwen_image import QwenImage
 
@@ -26,6 +27,11 @@ class QwenImageEdit(QwenImage):
         super().__init__(folder, device, dtype)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         self.pipeline_class = index["_class_name"]
+        if self.pipeline_class not in ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"):
+            raise ConfigError(
+                f"model.family：“{folder.name}”是 {self.pipeline_class}，不是编辑模型。"
+                "要改图，model.path 写 Qwen/Qwen-Image-Edit；文生图，model.family 写 qwen-image。"
+            )
         self.plus = self.pipeline_class == "QwenImageEditPlusPipeline"
         if self.plus:
             self.controls = (1, 3)
