@@ -15,6 +15,7 @@ _PUBLIC = {
     "open_family": "lorakit.families",
     "open_pipeline": "lorakit.infer",
     "generate": "lorakit.infer",
+    "edit": "lorakit.infer",
     "compare": "lorakit.infer",
     "set_strength": "lorakit.infer",
     "grid": "lorakit.report",

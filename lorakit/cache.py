@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +15,36 @@ from safetensors.torch import load, save
 
 from lorakit.checkpoint import write_whole
 from lorakit.data import Record, bucket_for, fit, load_records, read_image, split_holdout
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, DataError
 from lorakit.families.base import Cond, Family
+from lorakit.sampler import to_pixels
 
 FORMAT = 1  # 预处理或文件格式一变就加 1，旧缓存自然作废
 
 
 @dataclass(frozen=True)
 class Item:
-    """一张编码好的图：潜变量后验的均值与标准差 (C, h, w)、文字条件、来处。"""
+    """一张编码好的图：潜变量后验的均值与标准差 (C, h, w)、有描述与空描述的条件、来处。"""
 
     mean: torch.Tensor
     std: torch.Tensor
     cond: Cond
+    empty: Cond  # 编辑的空描述也带着控制图，所以每张图各有一份
     record: Record
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.mean.shape)
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """图与各张控制图的潜变量形状；全都一样的才能拼成一批。"""
+        controls = (value for name, value in self.cond.items() if name.startswith("control_"))
+        return (tuple(self.mean.shape), *(tuple(value.shape) for value in controls))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """训练要用的一切：训练的图、留出的图、空描述的条件。"""
+    """训练要用的一切：训练的图、留出的图。"""
 
     train: tuple[Item, ...]
     held: tuple[Item, ...]
-    empty: Cond
 
 
 def root() -> Path:
@@ -58,7 +62,8 @@ def prepare(
     """
     if config.data.folder is None:
         raise ConfigError("data.folder：还没有指定图片文件夹。请加 --set data.folder=我的图片。")
-    records = load_records(config.data.folder, config.data.trigger)
+    records = load_records(config.data.folder, config.data.trigger, config.data.control_folder)
+    records = _fit_controls(family, records)
     if config.data.resolution % family.multiple:
         low = config.data.resolution // family.multiple * family.multiple
         raise ConfigError(
@@ -67,14 +72,51 @@ def prepare(
             f"最近的是 {low} 和 {low + family.multiple}。"
         )
     report = progress or (lambda *_: None)
-    latents = _latents(family, records, config.data.resolution, report)
-    texts = _texts(family, [*(r.caption for r in records), ""], report)
+    pictures = [*records, *(one for record in records for one in controls_of(record))]
+    latents = iter(_latents(family, pictures, config.data.resolution, report))
+    queries = [(record.caption, record) for record in records]
+    # 空描述：编辑的要配上各自的控制图，别的家族共用一份
+    queries += [("", record) for record in (records if family.controls[1] else records[:1])]
+    texts = _texts(family, queries, report)
     family.release("vae", "text")
-    pairs = zip(records, latents, texts, strict=False)  # texts 末尾多一个空描述
-    items = {record.path: Item(*pair, cond, record) for record, pair, cond in pairs}
+    targets = [next(latents) for _ in records]
+    items = {}
+    for i, record in enumerate(records):
+        control = family.control_cond([next(latents)[0] for _ in record.controls])
+        empty = texts[len(records) + i] if family.controls[1] else texts[-1]
+        items[record.path] = Item(
+            *targets[i], {**texts[i], **control}, {**empty, **control}, record
+        )
     parts = split_holdout(records, config.eval.holdout)
-    train, held = (tuple(items[record.path] for record in part) for part in parts)
-    return Dataset(train, held, texts[-1])
+    return Dataset(*(tuple(items[record.path] for record in part) for part in parts))
+
+
+def _fit_controls(family: Family, records: Sequence[Record]) -> list[Record]:
+    """控制图的张数要合家族的胃口：用不到的说一声再去掉，缺的、多的报错。"""
+    least, most = family.controls
+    if not most:
+        if any(record.controls for record in records):
+            warnings.warn(f"{family.name} 不看控制图，它们没有起作用。", stacklevel=3)
+        return [replace(r, controls=(), control_sizes=(), control_digests=()) for r in records]
+    for record in records:
+        count = len(record.controls)
+        if count < least:
+            raise DataError(
+                f"{family.name} 要有控制图（改之前的图），{record.path.name} 没有。"
+                "把它们放进与 images 并排的 control 文件夹，或用 data.control_folder 指定。"
+            )
+        if count > most:
+            raise DataError(
+                f"{record.path.name} 有 {count} 张控制图，这个底模只看 {most} 张。"
+                f"请移走多的，或换能看三张的 Qwen/Qwen-Image-Edit-2509。"
+            )
+    return list(records)
+
+
+def controls_of(record: Record) -> list[Record]:
+    """一条记录的几张控制图，各自当成一条没有描述的记录。"""
+    parts = (record.controls, record.control_sizes, record.control_digests)
+    return [Record(path, "", size, digest) for path, size, digest in zip(*parts, strict=True)]
 
 
 def fingerprint(folder: Path) -> str:
@@ -167,11 +209,12 @@ def image_fields(family: Family, records: Sequence[Record], resolution: int) -> 
     return [{**common, "picture": record.digest, "size": list(size)} for record, size in pairs]
 
 
-def text_fields(family: Family, captions: Sequence[str]) -> list[dict]:
-    """每句描述的条件由什么算出。"""
+def text_fields(family: Family, queries: Sequence[tuple[str, Record]]) -> list[dict]:
+    """每句描述（编辑还看着控制图）的条件由什么算出。"""
     common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
     common["encoder"] = [fingerprint(family.folder / part) for part in family.text_parts]
-    return [{**common, "caption": caption} for caption in captions]
+    seen = [{"controls": list(r.control_digests)} if r.controls else {} for _, r in queries]
+    return [{**common, "caption": q[0], **more} for q, more in zip(queries, seen, strict=True)]
 
 
 def _latents(family: Family, records: Sequence[Record], resolution: int, report):
@@ -181,17 +224,16 @@ def _latents(family: Family, records: Sequence[Record], resolution: int, report)
         results = []
         for i in batch:  # 尺寸各不相同，一张张来；编码只做一次，不值得为它分桶
             picture, _ = fit(read_image(records[i].path), tuple(fields[i]["size"]))
-            pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1)
-            pixels = pixels.permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
-            mean, std = family.encode_images(pixels)
+            mean, std = family.encode_images(to_pixels(picture))
             results.append({"mean": mean[0].float(), "std": std[0].float()})
         return results
 
     return [(found["mean"], found["std"]) for found in _cached("image", fields, encode, 1, report)]
 
 
-def _texts(family: Family, captions: Sequence[str], report) -> list[Cond]:
+def _texts(family: Family, queries: Sequence[tuple[str, Record]], report) -> list[Cond]:
     def encode(batch: list[int]) -> list[Cond]:
-        return family.encode_prompts([captions[i] for i in batch])
+        refs = [[read_image(path) for path in queries[i][1].controls] for i in batch]
+        return family.encode_prompts([queries[i][0] for i in batch], refs)
 
-    return _cached("text", text_fields(family, captions), encode, 8, report)
+    return _cached("text", text_fields(family, queries), encode, 8, report)

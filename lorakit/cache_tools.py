@@ -16,18 +16,21 @@ NAMES = {  # 字段 -> 人话
     "picture": "图片内容",
     "size": "训练尺寸",
     "caption": "描述",
+    "controls": "控制图",
 }
 
 
 def why(config, family, picture: Path) -> str:
     """一张图的潜变量与描述：会重用缓存还是重新编码；重编的话，是哪一项变了。"""
-    records, report = inspect(picture.parent, config.data.trigger)
+    known = config.data.folder and picture.resolve().is_relative_to(config.data.folder.resolve())
+    folder = config.data.folder if known else picture.parent
+    records, report = inspect(folder, config.data.trigger, config.data.control_folder)
     mine = [record for record in records if record.path.resolve() == picture.resolve()]
     if not mine:
         wrong = [p.reason for p in report.problems if p.path and p.path.name == picture.name]
         raise DataError(f"“{picture}”不能用于训练：{'；'.join(wrong) or '没有这张图'}。")
     image = cache.image_fields(family, mine, config.data.resolution)[0]
-    text = cache.text_fields(family, [mine[0].caption])[0]
+    text = cache.text_fields(family, [(mine[0].caption, mine[0])])[0]
     return f"图：{_explain('image', image)}\n描述：{_explain('text', text)}"
 
 

@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
+from lorakit.cli_progress import bar, interrupt, say_encoding
 from lorakit.errors import LorakitError
 
 DONE, WRONG_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -54,7 +53,7 @@ def _demo(args) -> int:
 
     if args.style not in STYLES:
         raise LorakitError(f"没有叫“{args.style}”的画风。可选：{'、'.join(STYLES)}。")
-    with _bar() as show:
+    with bar() as show:
         result = demo.run(args.out, args.style, args.set, show, say=print)
     b, a = result.before, result.after
     print(f"""
@@ -97,7 +96,7 @@ def _check(args) -> int:
         from lorakit import data_fix
 
         print(data_fix.undo(args.folder) if args.undo else data_fix.fix(args.folder, args.trigger))
-    records, report = inspect(args.folder, args.trigger)
+    records, report = inspect(args.folder, args.trigger, args.control)
     print(report.text())
     if args.html:
         from lorakit import data_html
@@ -114,19 +113,17 @@ def _train(args) -> int:
 
     source = Path(args.config) if Path(args.config).is_file() else args.config
     config = load_config(source, args.set)
-    trainer = Trainer(config, progress=_say_encoding)
+    trainer = Trainer(config, progress=say_encoding)
     print(trainer.plan().text())
     if trainer.step:
         print(f"从第 {trainer.step} 步接着练（要从头来，换一个 run.output）。")
-    run, size = config.run.output, config.sample.size or config.data.resolution
+    run = config.run.output
     pictures: list[str] = []
 
     def sample():
         pipe = trainer.family.pipeline(trainer.transformer.eval())
         pipe.set_progress_bar_config(disable=True)
-        images = infer.generate(
-            trainer.family, pipe, config.sample.prompts, config.sample, (size, size)
-        )
+        images = infer.preview(trainer.family, pipe, config, trainer.dataset)
         for i, image in enumerate(images):
             path = report.save_image(image, run / "samples" / f"{trainer.step}_{i}.png")
             pictures.append(str(path.relative_to(run)))
@@ -137,7 +134,7 @@ def _train(args) -> int:
     seconds = 0.0
     if config.sample.prompts and config.sample.every and trainer.step == 0:
         sample()  # 没有 LoRA 时的样子，留作对照
-    with _bar(trainer.step) as show, _interrupt(trainer) as interrupted:
+    with bar(trainer.step) as show, interrupt(trainer) as interrupted:
         for step in trainer:
             seconds += step.seconds
             show(step, config.train.steps)
@@ -191,12 +188,26 @@ def _generate(args) -> int:
     return DONE
 
 
+def _edit(args) -> int:
+    from lorakit import infer, report
+    from lorakit.data import read_image
+
+    pictures = [read_image(path) for path in (args.image, *args.also)]
+    config, family, pipe = _open(args, need_lora=False)
+    side = config.sample.size or config.data.resolution
+    (image,) = infer.edit(family, pipe, [args.prompt], [pictures], config.sample, side)
+    print(f"改好了：{report.save_image(image, args.out)}（{args.prompt}）")
+    return DONE
+
+
 def _compare(args) -> int:
     from lorakit import infer, report
+    from lorakit.data import read_image
 
     config, family, pipe = _open(args, need_lora=True)
     side = config.sample.size or config.data.resolution
-    rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side))
+    controls = args.image and [[read_image(path) for path in args.image]] * len(args.prompt)
+    rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])
     print(f"画好了：{report.save_image(sheet, args.out)}（上排没有 LoRA，下排有）")
     return DONE
@@ -218,60 +229,11 @@ def _cache(args) -> int:
             raise LorakitError("要看哪张图？例如 lorakit cache why my-data/01_cat.png")
         print(cache_tools.why(config, family, args.picture))
         return DONE
-    dataset = cache.prepare(config, family, _say_encoding)
+    dataset = cache.prepare(config, family, say_encoding)
     print(
         f"都编码好了：训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张（{cache.root()}）。"
     )
     return DONE
-
-
-def _say_encoding(what: str, done: int, total: int):
-    print(
-        f"\r{what}：{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True
-    )
-
-
-@contextmanager
-def _bar(start: int = 0):
-    """训练进度条：步数、损失、预计剩余时间。"""
-    from tqdm import tqdm
-
-    bar = None
-
-    def show(step, total: int):
-        nonlocal bar
-        if bar is None:
-            form = (
-                "训练 {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} 步，"
-                "已用 {elapsed}，还要 {remaining}{postfix}"
-            )
-            bar = tqdm(total=total, initial=start, bar_format=form, mininterval=0.5)
-        held = {} if step.held is None else {"留出集": f"{step.held:.3f}"}
-        bar.set_postfix({"损失": f"{step.loss:.3f}", **held}, refresh=False)
-        bar.update()
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-@contextmanager
-def _interrupt(trainer):
-    """Ctrl-C 或 SIGTERM：练完手头这一步再停；产出的列表非空就是被打断过。"""
-    hits: list[int] = []
-
-    def stop(number, frame):
-        hits.append(number)
-        trainer.stop()
-
-    old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield hits
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
 
 
 def _option(*flags: str, **details):
@@ -320,6 +282,9 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
         (
             _option("folder", type=Path, help="图片文件夹"),
             _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
+            _option(
+                "--control", type=Path, help="编辑数据：控制图的文件夹；images 旁的 control 不用写"
+            ),
             _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
             _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
             _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
@@ -352,11 +317,39 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
         "lorakit generate runs/mine --prompt 剪纸风格，一只猫 --out cat.png",
         (*_DRAW, _option("--out", type=Path, default=Path("generate.png"), help="图存到哪里")),
     ),
+    "edit": (
+        _edit,
+        "照一句话改一张图",
+        'lorakit edit cat.png "给它戴上一顶红帽子" --model runs/mine --out hat.png',
+        (
+            _option("image", type=Path, help="要改的图"),
+            _option("prompt", help="怎么改，一句话"),
+            _option(
+                "--model",
+                dest="source",
+                default="tiny-qwen-image-edit",
+                help="一次训练的结果文件夹，或 YAML 文件、预设名（tiny-qwen-image-edit）",
+            ),
+            _option(
+                "--also",
+                type=Path,
+                action="append",
+                default=[],
+                help="再看一张图，可写两次（2509）",
+            ),
+            *_DRAW[2:],
+            _option("--out", type=Path, default=Path("edit.png"), help="图存到哪里"),
+        ),
+    ),
     "compare": (
         _compare,
         "同样的提示词和种子，比较有没有 LoRA",
         "lorakit compare runs/mine --prompt 剪纸风格，一只猫 --out both.png",
-        (*_DRAW, _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里")),
+        (
+            *_DRAW,
+            _option("--image", type=Path, action="append", help="编辑模型：要改的图，可写多次"),
+            _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里"),
+        ),
     ),
 }
 

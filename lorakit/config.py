@@ -67,6 +67,9 @@ class Data(_Group):
 
     folder: Path | None = None
     """图片文件夹，训练时必填；每张图旁边放同名 .txt 写说明。相对路径从运行命令的地方算。"""
+    control_folder: Path | None = None
+    """控制图（改之前的图）的文件夹，只有编辑模型要：和目标图同名，后缀随意；Edit-2509 / 2511 可有
+    两三张，依次叫 名字、名字_2、名字_3。folder 里 images 和 control 并排时不用写。"""
     resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
     """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍约占四倍显存和时间。"""
     trigger: str = ""
@@ -78,8 +81,11 @@ class Data(_Group):
 
 
 class Lora(_Group):
-    """LoRA：加在哪些层上、有多大"""
+    """LoRA：加在哪些层上、有多大；也可以不用它，改练全部权重"""
 
+    kind: Literal["lora", "full"] = "lora"
+    """练什么：lora 只练外加的一点点（推荐）；full 练 Transformer 的全部权重，显存、磁盘都要多得多，
+    学习率用 1e-5 左右，这一组其他的设置都不起作用。"""
     rank: int = setting(16, ge=1, le=1024)
     """秩：能学多少东西。画风常用 8 到 32，人物 16 到 64；越大文件越大，也越容易死记硬背。"""
     alpha: float | None = setting(None, gt=0)

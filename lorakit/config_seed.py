@@ -14,6 +14,7 @@ RENAMED = {
     MARK: "model.path",
     "mixed_precision": "model.precision",
     "data_config.img_dir": "data.folder",
+    "data_config.control_dir": "data.control_folder",
     "data_config.img_size": "data.resolution",
     "data_config.caption_dropout_rate": "data.caption_dropout",
     "data_config.train_batch_size": "train.batch_size",
@@ -56,7 +57,6 @@ MISSING = {  # 这个版本还没有的：值为 false 或空就无妨，否则�
     "quantize": "还不支持量化，会多占显存",
     "adam8bit": "还不支持 8-bit 优化器，会多占显存",
     "use_8bit_adam": "还不支持 8-bit 优化器，会多占显存",
-    "data_config.control_dir": "还不支持编辑训练的控制图",
 }
 
 
@@ -86,6 +86,9 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             lines.append(f"{name}：{'没有打开，跳过' if off else '注意！' + MISSING[name]}")
         else:
             ours[name] = value
+    if "freeze_text_encoder" in flat:  # 只有全量微调的 YAML 才写它
+        ours.setdefault("lora", {})["kind"] = "full"
+        lines.append("lora.kind = full（有 freeze_text_encoder，说的是全量微调）")
     path = str(flat[MARK]).lower()
     family = next((family for word, family in FAMILIES.items() if word in path), None)
     if family:

@@ -37,15 +37,19 @@ __all__ = [
 ]
 
 
-def load_records(folder: str | Path, trigger: str = "") -> list[Record]:
+def load_records(
+    folder: str | Path, trigger: str = "", control: str | Path | None = None
+) -> list[Record]:
     """检查文件夹，返回加好触发词的记录。
 
     Raises:
         DataError: 有任何错误时；列出错误，警告和说明留给 lorakit check。
     """
-    records, report = inspect(folder, trigger)
+    records, report = inspect(folder, trigger, control)
     if report.errors:
-        hint = f"先运行 lorakit check {shlex.quote(str(folder))} 看完整报告；改好之前没有开始训练。"
+        pair = f" --control {shlex.quote(str(control))}" if control else ""
+        command = f"lorakit check {shlex.quote(str(folder))}{pair}"
+        hint = f"先运行 {command} 看完整报告；改好之前没有开始训练。"
         raise DataError(f"{report.text(('error',))}\n\n{hint}")
     return [replace(r, caption=apply_trigger(r.caption, trigger)) for r in records]
 

@@ -2,15 +2,14 @@
 
 import os
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorakit import data_pairs
 from lorakit.data_lint import has_trigger, lint, look
-from lorakit.data_read import RESAVE, decode
+from lorakit.data_read import RESAVE, decode, in_threads
 from lorakit.data_report import Fault, Problem, Report, names, relative
 from lorakit.data_sources import (
     SIDECARS,
@@ -31,8 +30,6 @@ LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
 )
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
-# 解码和算哈希时 Python 会放开锁，几个线程一起读更快；再多就要同时在内存里放几张大图
-WORKERS = min(4, os.cpu_count() or 1)
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上",
     "animation": "是动图，只用第一帧",
@@ -51,12 +48,16 @@ class Record:
     size: tuple[int, int]
     digest: str
     look: bytes = field(default=b"", compare=False, repr=False)  # 只用来找几乎一样的图
+    controls: tuple[Path, ...] = ()  # 编辑训练：改之前的图，一到三张
+    control_sizes: tuple[tuple[int, int], ...] = ()
+    control_digests: tuple[str, ...] = ()
 
 
 @dataclass
 class _Found:
     """走一遍文件夹看到的东西；图旁边的描述按（文件夹，不带后缀的名字）放，先 .txt。"""
 
+    folder: Path
     pictures: list[Path] = field(default_factory=list)
     captions: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
     tables: list[Path] = field(default_factory=list)
@@ -64,13 +65,19 @@ class _Found:
     problems: list[Problem] = field(default_factory=list)
 
 
-def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report]:
+def inspect(
+    folder: str | Path, trigger: str = "", control: str | Path | None = None
+) -> tuple[list[Record], Report]:
     """检查整个文件夹（含子文件夹），返回 (可用的记录, 报告)；不抛错，也不悄悄跳过任何文件。
 
     记录里的描述是文件里的原样，没有加触发词。
+
+    Args:
+        control: 控制图的文件夹；不写时，folder 里 images 和 control 并排就是成对的图。
     """
     folder = Path(os.path.expanduser(folder))
-    found = _walk(folder)
+    control = data_pairs.locate(folder, control)
+    found = _walk(folder, control)
     problems = list(found.problems)
     stems = Counter(map(_key, found.pictures))
     shared = {key for key, count in stems.items() if count > 1 and key in found.captions}
@@ -86,6 +93,12 @@ def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report
         if record:
             records.append(record)
     problems += _pairing(found, stems, shared, folder)
+    if control and found.pictures:
+        records, used, wrong = _with_controls(records, found, control)
+        problems += wrong
+        for one in used:
+            for name in one.did:
+                did[name].append(one.path)
     problems += _repeats(records, folder) + _trigger(records, trigger, folder)
     problems += lint(records, trigger, folder)
     for name, reason in NOTES.items():
@@ -115,14 +128,39 @@ def _key(path: Path) -> tuple[Path, str]:
     return path.parent, nfc(path.stem)
 
 
+def _same(path: Path, other: Path | None) -> bool:
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
 def _ignored(name: str) -> bool:
     """系统自己留下的东西，不是用户的数据。"""
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
-def _walk(folder: Path) -> _Found:
-    """走遍文件夹，按名字排好；打不开的文件夹、链接文件夹也记下来。"""
-    found = _Found()
+def _with_controls(
+    records: list[Record], found: _Found, control: Path
+) -> tuple[list[Record], list[data_pairs.Control], list[Problem]]:
+    """配上控制图，返回 (配好的记录, 用到的控制图, 问题)。"""
+    if os.path.realpath(control) == os.path.realpath(found.folder):
+        reason = "控制图和目标图写的是同一个文件夹"
+        mend = "目标图放 images/，控制图放 control/，或把 data.control_folder 写成另一个文件夹"
+        return [], [], [_error("control_folder", control, reason, mend)]
+    before = _walk(control)
+    if not before.pictures and before.problems:  # 打不开，或没有这个文件夹：说一次就够
+        return [], [], before.problems
+    records, used, problems = data_pairs.attach(records, found, before, _sizes)
+    if used:
+        reason = f"{len(records)} 张图配好了控制图（{relative(control, found.folder)}）"
+        problems.append(_note("pairs", reason))
+    if before.captions:
+        reason = f"控制图旁边的 {len(before.captions)} 份描述没有用到，描述写在目标图旁边"
+        problems.append(_note("control_captions", reason))
+    return records, used, before.problems + problems
+
+
+def _walk(folder: Path, skip: Path | None = None) -> _Found:
+    """走遍文件夹（不进 skip），按名字排好；打不开的文件夹、链接文件夹也记下来。"""
+    found = _Found(folder)
     if not os.path.isdir(folder):  # 不用 Path.is_dir：上层文件夹没有权限时它会抛错
         if os.path.exists(folder):
             reason, mend = "这是一个文件，要的是文件夹", "写装着图片的那个文件夹"
@@ -141,7 +179,9 @@ def _walk(folder: Path) -> _Found:
 
     files = []
     for parent, inner, here in os.walk(folder, onerror=closed):  # 不跟着链接走：会绕圈，也会走出去
-        inner[:] = sorted(name for name in inner if not _ignored(name))
+        inner[:] = sorted(
+            name for name in inner if not _ignored(name) and not _same(Path(parent, name), skip)
+        )
         for path in (Path(parent, name) for name in inner):
             if os.path.islink(path):
                 reason = "这是链接到别处的文件夹，里面的图没有用到"
@@ -184,11 +224,7 @@ def _examine_all(
             path, found.captions.get(key, []), rows.get(path, []), folder, key in shared
         )
 
-    # 各线程都会临时关掉警告，恢复的先后会乱：在外面再包一层，出来时一定恢复原样
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with ThreadPoolExecutor(WORKERS) as pool:
-            return list(pool.map(job, found.pictures))
+    return in_threads(job, found.pictures)
 
 
 def _examine(
@@ -268,7 +304,8 @@ def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:
             reason = f"和 {relative(first, folder)} 是同一张图，这张图会被多学一遍"
             mend = "删掉一份；想多学几遍用 data.repeats"
             problems.append(_warning("duplicate", path, reason, mend))
-    if len(records) >= 4 and len({r.caption for r in records}) == 1:
+    paired = any(record.controls for record in records)  # 一种编辑本来就只有一句指令
+    if len(records) >= 4 and len({r.caption for r in records}) == 1 and not paired:
         same_text = f"{len(records)} 张图的描述一模一样（“{records[0].caption[:20]}”）"
         reason, mend = same_text + "，模型分不清画风和内容", "每张图各写一句，说出这张图里有什么"
         problems.append(_warning("caption_same", None, reason, mend))

@@ -5,10 +5,8 @@
 
 import base64
 import io
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 
@@ -17,14 +15,15 @@ from PIL import Image
 from lorakit.checkpoint import write_whole
 from lorakit.config import Data
 from lorakit.data import bucket_for, fit
-from lorakit.data_check import WORKERS, Record, _key, _walk
-from lorakit.data_read import decode
+from lorakit.data_check import Record, _key, _walk
+from lorakit.data_read import decode, in_threads
 from lorakit.data_report import SEVERITIES, Fault, Problem, Report, relative
 from lorakit.data_sources import stay_inside
 from lorakit.errors import DataError
 
 SIDE = 160  # 缩略图的长边，像素
 MULTIPLE = 16  # 各家族的宽高都要是它的倍数（有测试对着每个家族核对）
+PAIRED = 32  # 编辑的家族
 MEANING = {
     "error": "不改就不能训练",
     "warning": "能训练，但多半会影响效果",
@@ -81,7 +80,9 @@ def write(
 
 def _page(records: Sequence[Record], report: Report, resolution: int) -> str:
     known = {record.path: record for record in records}
-    paths = _walk(report.folder).pictures  # 不能用的图也要看得到
+    controls = {path for record in records for path in record.controls}  # 画在目标图的左边
+    pictures_here = _walk(report.folder).pictures  # 不能用的图也要看得到
+    paths = [path for path in pictures_here if path not in controls]
     anchors = {path: f"p{i}" for i, path in enumerate(paths)}
     pictures, about = defaultdict(list), defaultdict(list)
     for path in paths:
@@ -93,14 +94,12 @@ def _page(records: Sequence[Record], report: Report, resolution: int) -> str:
             for path in pictures.get(_key(problem.path), []):
                 about[path].append(problem)
 
-    def figure(path: Path) -> str:
-        return _figure(path, known.get(path), about[path], anchors[path], report.folder, resolution)
+    grid = (resolution, PAIRED if controls else MULTIPLE)
 
-    # 各线程都会临时关掉警告，恢复的先后会乱：在外面再包一层（同 data_check）
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with ThreadPoolExecutor(WORKERS) as pool:
-            figures = list(pool.map(figure, paths))
+    def figure(path: Path) -> str:
+        return _figure(path, known.get(path), about[path], anchors[path], report.folder, grid)
+
+    figures = in_threads(figure, paths)
     total, _, _ = report.text(()).partition("\n")
     title = f"数据体检：{escape(str(report.folder))}"
     return f"""<!DOCTYPE html>
@@ -143,7 +142,7 @@ def _figure(
     problems: Sequence[Problem],
     anchor: str,
     folder: Path,
-    resolution: int,
+    grid: tuple[int, int],
 ) -> str:
     """一张图：缩略图与裁切框、名字、尺寸、描述、它的问题。"""
     lines = [f"<p><b>{escape(relative(path, folder))}</b></p>"]
@@ -153,12 +152,15 @@ def _figure(
     except Fault:  # 原因在 problems 里
         frame = '<span class="none">没有用到</span>'
     else:
-        size = bucket_for(picture.size, resolution, MULTIPLE)
+        size = bucket_for(picture.size, *grid)
         frame = _thumbnail(picture, size)
         shapes = "{}x{}，训练时 {}x{}".format(*picture.size, *size)
         lines.append(f'<p class="size">{shapes}</p>')
     if record:
         lines.append(f"<p>{escape(record.caption)}</p>")
+        for control in reversed(record.controls):
+            before = decode(control)[0]
+            frame = f"{_thumbnail(before, bucket_for(before.size, *grid))} → {frame}"
     lines += [f'<p class="{p.severity}">{escape(p.reason)}</p>' for p in problems]
     return f'<figure id="{anchor}">{frame}<figcaption>{"".join(lines)}</figcaption></figure>\n'
 

@@ -1,25 +1,34 @@
 """推理：用 stock diffusers 管线画图，同一个种子画同一张图；开关 LoRA 做对照。"""
 
+import math
 from collections.abc import Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from lorakit import lora
-from lorakit.config import Sample
+from lorakit import full, lora, sampler
+from lorakit.config import Config, Sample
+from lorakit.data import read_image
 from lorakit.errors import ConfigError, WeightsError
 
+LANCZOS = Image.Resampling.LANCZOS
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
 
 
 def open_pipeline(family, weights: Path | None = None):
-    """打开家族的 stock 管线；给了 LoRA 文件就先核对、再挂上。"""
+    """打开家族的 stock 管线；给了 LoRA 或全量微调的结果就先核对、再用上。"""
+    whole = full.find(weights) if weights is not None else None
+    if whole is not None:
+        full.check_fits(whole, family)
+        family.transformer_folder = whole
+        family.release("transformer")
     transformer = family.load("transformer")
     pipe = family.pipeline(transformer)
     pipe.set_progress_bar_config(disable=True)
-    if weights is not None:
+    if weights is not None and whole is None:
         file = lora.find(weights)
         lora.check_fits(file, transformer)
         pipe.load_lora_weights(file.parent, weight_name=file.name)
@@ -35,6 +44,8 @@ def generate(
         size: (宽, 高)，像素，必须是 family.multiple 的倍数。
     """
     check_size(family, size)
+    if family.controls[0]:
+        raise ConfigError(f"{family.name} 要先有一张图才能改：用 lorakit edit 图.png “怎么改”。")
     images: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
@@ -50,6 +61,80 @@ def generate(
             **family.sample_arguments(settings.guidance, len(part)),
         ).images
     return images
+
+
+def edit(
+    family,
+    pipe,
+    prompts: Sequence[str],
+    controls: Sequence[Sequence[Image.Image]],
+    settings: Sample,
+    size: tuple[int, int] | int,
+) -> list[Image.Image]:
+    """照每句指令改图：controls[i] 是第 i 句的一到三张控制图；第 i 张的种子是 settings.seed + i。
+
+    stock 编辑管线总把图放大到一百万像素，微型模型受不了，所以这里自己走欧拉步；
+    时间、引导与 stock 的相同（有测试逐张对照）。
+
+    Args:
+        size: (宽, 高)，像素，必须是 family.multiple 的倍数；一个数就是面积的边长，形状随最后一张
+            控制图。控制图缩放到一样的面积。
+    """
+    check_size(family, size if isinstance(size, tuple) else (size, size))
+    area = math.prod(size) if isinstance(size, tuple) else size**2
+    side, unit = round(math.sqrt(area) / family.multiple) * family.multiple, family.multiple
+    jobs = []
+    for i, (prompt, pictures) in enumerate(zip(prompts, controls, strict=True)):
+        check_controls(family, len(pictures))
+        fitted = [p.resize(near_shape(p.size, side, unit), LANCZOS) for p in pictures]
+        jobs.append((settings.seed + i, prompt, pictures, fitted))
+    images: list[Image.Image] = []
+    for shapes, group in groupby(jobs, key=lambda job: [picture.size for picture in job[3]]):
+        same = list(group)  # 控制图一样大的才能拼成一批
+        wanted = size if isinstance(size, tuple) else shapes[-1]
+        for start in range(0, len(same), BATCH):
+            seeds, said, seen, fitted = zip(*same[start : start + BATCH], strict=True)
+            how = (settings.steps, settings.guidance)
+            images += sampler.edit(
+                family, pipe.transformer, said, seen, fitted, seeds, wanted, *how
+            )
+    return images
+
+
+def near_shape(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
+    """与 size 形状最接近、面积约 side²、两边都是 unit 倍数的 (宽, 高)；与 stock 编辑管线相同。"""
+    width = math.sqrt(side**2 * size[0] / size[1])
+    height = width * size[1] / size[0]
+    return tuple(max(unit, round(edge / unit) * unit) for edge in (width, height))
+
+
+def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
+    """训练途中的预览：每句 sample.prompts 一张；编辑就轮流改留出的控制图（没有留出就用训练的）。"""
+    side = config.sample.size or config.data.resolution
+    prompts = config.sample.prompts
+    # 全量微调时 Transformer 是 fp32，别的部分是 bf16：和训练时一样，交给 autocast
+    mixed = family.dtype != torch.float32
+    with torch.autocast(family.device.type, family.dtype, enabled=mixed):
+        if not family.controls[1]:
+            return generate(family, pipe, prompts, config.sample, (side, side))
+        items = dataset.held or dataset.train
+        records = [items[i % len(items)].record for i in range(len(prompts))]
+        controls = [[read_image(path) for path in record.controls] for record in records]
+        return edit(family, pipe, prompts, controls, config.sample, side)
+
+
+def check_controls(family, count: int):
+    """控制图的张数要合家族的胃口。"""
+    least, most = family.controls
+    if not most:
+        raise ConfigError(
+            f"{family.name} 不能改图，它只会从文字画起。要改图请用编辑模型，"
+            "例如 --set model.family=qwen-image-edit --set model.path=Qwen/Qwen-Image-Edit。"
+        )
+    if not least <= count <= most:
+        wanted = f"{least} 张" if least == most else f"{least} 到 {most} 张"
+        more = "" if most > 1 else "要一次看几张，请换 Qwen/Qwen-Image-Edit-2509。"
+        raise ConfigError(f"这个底模一次看 {wanted}图，得到 {count} 张。{more}")
 
 
 def check_size(family, size: tuple[int, int]):
@@ -83,9 +168,20 @@ def set_strength(pipe, strength: float):
 
 
 def compare(
-    family, pipe, prompts, settings: Sample, size
+    family, pipe, prompts, settings: Sample, size, controls=None
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """同样的提示词与种子，关掉 LoRA 画一遍、打开画一遍。"""
+    """同样的提示词与种子，关掉 LoRA 画一遍、打开画一遍；给了 controls 就是改图（见 edit）。"""
+    if not getattr(pipe.transformer, "peft_config", None):
+        raise WeightsError(
+            "这条管线上没有可以开关的 LoRA。全量微调改的是底模自己，"
+            "要比较就用同一个种子分别 lorakit generate 底模和结果。"
+        )
+
+    def draw():
+        if controls is None:
+            return generate(family, pipe, prompts, settings, size)
+        return edit(family, pipe, prompts, controls, settings, size)
+
     with without_lora(pipe.transformer):
-        before = generate(family, pipe, prompts, settings, size)
-    return before, generate(family, pipe, prompts, settings, size)
+        before = draw()
+    return before, draw()

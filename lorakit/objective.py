@@ -24,7 +24,7 @@ class Objective:
     def __init__(self, config: Config, family, dataset: Dataset, model, device: torch.device):
         self.config, self.family, self.dataset = config, family, dataset
         self.model, self.device = model, device
-        shapes = [item.shape for item in dataset.train]
+        shapes = [item.shapes for item in dataset.train]
         train, side = config.train, config.data.resolution
         self.batches = Batches(shapes, train.batch_size, train.seed, config.data.repeats)
         auto = train.timestep.shift == "auto"
@@ -41,7 +41,7 @@ class Objective:
         t = flow.sample_t(len(items), self.config.train.timestep.density, self.shift, rng)
         dropped = torch.rand(len(items), generator=rng) < self.config.data.caption_dropout
         pairs = zip(dropped, items, strict=True)
-        conds = [self.dataset.empty if drop else item.cond for drop, item in pairs]
+        conds = [item.empty if drop else item.cond for drop, item in pairs]
         weight = flow.weight(t, self.config.train.weighting).to(self.device)
         return (self.loss(x0, noise, t, conds) * weight).mean(), t, items
 
@@ -61,7 +61,7 @@ class Objective:
         losses, size = [], self.config.train.batch_size
         for index, item in enumerate(self.dataset.held):
             rng = generator(self.config.train.seed, index, EVAL_DRAW)
-            noise = torch.randn(item.shape, generator=rng)
+            noise = torch.randn(item.mean.shape, generator=rng)
             for start in range(0, len(EVAL_T), size):
                 t = torch.tensor(EVAL_T[start : start + size])
                 x0, eps = (x.expand(len(t), *x.shape) for x in (item.mean, noise))

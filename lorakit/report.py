@@ -15,7 +15,10 @@ from lorakit.checkpoint import write_text, write_whole
 from lorakit.config import Config
 
 FONT = Path(__file__).parent / "assets" / "fonts" / "NotoSansSC-subset.otf"
-LICENCES = {"qwen-image": "Apache-2.0（Qwen/Qwen-Image）"}
+LICENCES = {
+    "qwen-image": "Apache-2.0（Qwen/Qwen-Image）",
+    "qwen-image-edit": "Apache-2.0（Qwen/Qwen-Image-Edit）",
+}
 
 
 @lru_cache
@@ -96,6 +99,7 @@ def draw_loss(axes, metrics: list[dict]):
 def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:
     """写 run.json：版本、设备、用时、数据的指纹。"""
     packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
+    items = (*dataset.train, *dataset.held)
     facts = {
         "versions": {
             "python": platform.python_version(),
@@ -103,7 +107,10 @@ def write_run_card(run: Path, config: Config, dataset, seconds: float, device: s
         },
         "device": device,
         "seconds": round(seconds, 1),
-        "pictures": {i.record.path.name: i.record.digest for i in (*dataset.train, *dataset.held)},
+        "pictures": {item.record.path.name: item.record.digest for item in items},
+        "controls": {
+            i.record.path.name: i.record.control_digests for i in items if i.record.controls
+        },
         "held_out": [item.record.path.name for item in dataset.held],
         "seed": config.train.seed,
     }
@@ -119,16 +126,31 @@ def write_model_card(run: Path, config: Config, dataset, pictures: Sequence[str]
     captions = "\n".join(f"- {item.record.caption}" for item in dataset.train[:3])
     train = config.train
     licence = LICENCES.get(config.model.family, "请查看底模的主页")
+    first = dataset.train[0].record
+    command = f'lorakit generate {run} --prompt "{first.caption}"'
+    if first.controls:
+        command = f'lorakit edit 要改的图.png "{first.caption}" --model {run}'
+    folder, whole = f"{run.name}/checkpoint-{train.steps}", config.lora.kind == "full"
+    kind = "全量微调" if whole else f"LoRA，秩 {config.lora.rank}"
+    load = f'pipe.load_lora_weights("{folder}")  # 任何 stock diffusers 管线'
+    more = "其中的 `pytorch_lora_weights.safetensors` 也可以直接放进 ComfyUI 的 models/loras。"
+    if whole:
+        load = (
+            "from diffusers import AutoModel, DiffusionPipeline\n"
+            f'transformer = AutoModel.from_pretrained("{folder}/transformer")\n'
+            f'DiffusionPipeline.from_pretrained("{config.model.path}", transformer=transformer)'
+        )
+        more = "`transformer` 文件夹是完整的权重，替换底模里的那一个。"
     text = f"""# {run.name}
 
-用 lorakit 训练的 LoRA。
+用 lorakit 训练（{kind}）。
 
 {shots}
 
 - 底模：{config.model.path}（家族 {config.model.family}），许可：{licence}
 - 触发词：{trigger}
 - 数据：训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张
-- 秩 {config.lora.rank}，学习率 {train.lr}，{train.steps} 步，每步 {train.batch_size} 张
+- 学习率 {train.lr}，{train.steps} 步，每步 {train.batch_size} 张
 - {learned}
 
 ## 训练描述的例子
@@ -136,11 +158,11 @@ def write_model_card(run: Path, config: Config, dataset, pictures: Sequence[str]
 
 ## 怎么用
 ```bash
-lorakit generate {run} --prompt "{dataset.train[0].record.caption}"
+{command}
 ```
 ```python
-pipe.load_lora_weights("{run.name}/checkpoint-{train.steps}")  # 任何 stock diffusers 管线
+{load}
 ```
-其中的 `pytorch_lora_weights.safetensors` 也可以直接放进 ComfyUI 的 models/loras。
+{more}
 """
     return write_text(run / "README.md", text)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from lorakit import cache, checkpoint, lora, memory, optim
+from lorakit import cache, checkpoint, full, lora, memory, optim
 from lorakit.arithmetic import Plan
-from lorakit.config import Config
+from lorakit.config import Config, Lora
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
 from lorakit.objective import Objective
@@ -52,7 +52,11 @@ class Trainer:
         self._check_choices()
         self.dataset = dataset or cache.prepare(config, self.family, progress)
         self.transformer = self.family.load("transformer")
-        self.parameters = lora.attach(self.transformer, self.family, config.lora, config.train.seed)
+        if config.lora.kind == "full":
+            self.parameters = full.attach(self.transformer)
+        else:
+            args = (self.transformer, self.family, config.lora, config.train.seed)
+            self.parameters = lora.attach(*args)
         memory.prepare(self.transformer, config.memory)
         self.optimizer = optim.build(self.parameters.values(), config.train)
         self.average = optim.Average(self.parameters, config.train.ema)
@@ -159,7 +163,10 @@ class Trainer:
         facts = {"base": model.path, "family": model.family, "steps": str(self.step)}
         facts["trigger"] = self.config.data.trigger
         with self.average.swapped():
-            lora.save(folder, self.transformer, self.config.lora, facts)
+            if self.config.lora.kind == "full":
+                full.save(folder, self.transformer, self.family)
+            else:
+                lora.save(folder, self.transformer, self.config.lora, facts)
 
     def _note(self, facts: dict):
         if self.accelerator.is_main_process:
@@ -171,9 +178,25 @@ class Trainer:
     def _check_choices(self):
         """编码和载入之前能发现的都先说：不能练的底模、对不上的目标层、不起作用的设置。"""
         self.family.refuse_distilled(self.config.model.path)
-        lora.plan(self.family.skeleton(), self.family, self.config.lora)
+        if self.config.lora.kind == "full":
+            self._check_full()
+        else:
+            lora.plan(self.family.skeleton(), self.family, self.config.lora)
         if self.config.train.guidance != 1 and not self.family.embedded_guidance:
             warnings.warn(f"train.guidance 对 {self.family.name} 不起作用。", stacklevel=3)
+
+    def _check_full(self):
+        """全量微调时不起作用的设置，和多半是抄错的学习率。"""
+        ours, plain = self.config.lora, Lora(kind="full")
+        idle = [f"lora.{key}" for key, value in plain if getattr(ours, key) != value]
+        if idle:
+            said = f"{'、'.join(idle)} 不起作用：lora.kind 是 full，每个权重都练。"
+            warnings.warn(said, stacklevel=4)
+        if self.config.train.lr > full.HIGH_LR:
+            warnings.warn(
+                f"train.lr 是 {self.config.train.lr:g}，全量微调多半会把底模练坏；常用 1e-5。",
+                stacklevel=4,
+            )
 
     def _check_finite(self, what: str, value: float, t, items):
         if math.isfinite(value):

@@ -74,6 +74,14 @@ def test_full_and_flux_variants(read):
     assert "cosine_with_restarts 改成 cosine" in said
 
 
+def test_the_full_fine_tuning_yaml(read):
+    text = LORA.replace("learning_rate: 1e-4", "learning_rate: 6e-4").replace("rank: 16\n", "")
+    text += "freeze_text_encoder: true\nuse_8bit_adam: true\n"
+    config, said = read(text)
+    assert (config.lora.kind, config.train.lr) == ("full", 6e-4)
+    assert "lora.kind = full" in said
+
+
 def test_unknown_keys_still_fail(read):
     with pytest.raises(ConfigError, match="learning_rat"):
         read(LORA + "learning_rat: 1\n")

@@ -10,6 +10,7 @@ from lorakit.errors import ConfigError
 
 REGISTRY = {
     "qwen-image": "lorakit.families.qwen_image:QwenImage",
+    "qwen-image-edit": "lorakit.families.qwen_image_edit:QwenImageEdit",
     "flux": "lorakit.families.flux:Flux",
     "flux2-klein": "lorakit.families.flux2_klein:Flux2Klein",
     "z-image": "lorakit.families.z_image:ZImage",

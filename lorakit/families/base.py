@@ -7,16 +7,19 @@
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
+from lorakit import flow
 from lorakit.errors import LorakitError
 
-Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D) 或 (D,)
+Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
 
 
 @contextmanager
@@ -44,12 +47,14 @@ class Family(ABC):
     compression: int = 8  # VAE 每边缩小几倍
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # 决定文字条件的文件夹
+    controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self.device, self.dtype = folder, device, dtype
         self.parts: dict[str, object] = {}
+        self.transformer_folder = folder / "transformer"  # 全量微调的结果可以换掉它
         self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
 
     def load(self, part: str) -> object:
@@ -71,10 +76,7 @@ class Family(ABC):
 
     def _load_transformer(self):
         transformer = self._class_of("transformer").from_pretrained(
-            self.folder,
-            subfolder="transformer",
-            torch_dtype=self.dtype,
-            device_map={"": self.device},
+            self.transformer_folder, torch_dtype=self.dtype, device_map={"": self.device}
         )
         return transformer.requires_grad_(False)
 
@@ -122,7 +124,16 @@ class Family(ABC):
 
     @abstractmethod
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
-        """一批描述 -> 每个样本一个条件，不含补齐。"""
+        """一批描述 -> 每个样本一个条件，不含补齐；编辑家族的 refs 是每句描述的几张控制图 (PIL)。"""
+
+    @staticmethod
+    def control_cond(latents: Sequence[torch.Tensor]) -> Cond:
+        """几张控制图的潜变量 (C, h, w)（后验的众数）-> 条件里的几项；没有控制图就是空的。"""
+        return {f"control_{i}": value for i, value in enumerate(latents, 1)}
+
+    def guide(self, v, empty, scale: float) -> torch.Tensor:
+        """有描述与没有描述的速度 (B, C, h, w) -> 引导之后的，与 stock 管线的算法相同。"""
+        return flow.guide(v, empty, scale)
 
     @abstractmethod
     def predict_velocity(self, transformer: nn.Module, x_t, t, cond: Cond) -> torch.Tensor:
@@ -153,13 +164,23 @@ class Family(ABC):
         ends = (config.base_image_seq_len, config.max_image_seq_len)
         return math.exp(calculate_shift(tokens, *ends, config.base_shift, config.max_shift))
 
+    def times(self, steps: int, width: int, height: int) -> torch.Tensor:
+        """推理走过的 steps + 1 个时刻，从 1 到 0；与 stock 管线在这个尺寸上走的相同。"""
+        scheduler = self.scheduler()
+        shifted = scheduler.config.use_dynamic_shifting
+        scheduler.set_timesteps(
+            sigmas=np.linspace(1.0, 1 / steps, steps),
+            mu=math.log(self.shift(width, height)) if shifted else None,
+        )
+        return scheduler.sigmas
+
     @staticmethod
     def collate(conds: list[Cond]) -> Cond:
         """一批条件 -> 补齐到一样长；长短不一时另给 `名字_mask`（True 是真词元）。"""
         batch: Cond = {}
         for key in conds[0]:
             rows = [cond[key] for cond in conds]
-            if rows[0].dim() == 1:
+            if rows[0].dim() != 2:  # 不是一串词元：形状本来就一样
                 batch[key] = torch.stack(rows)
                 continue
             batch[key] = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L, D)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
+from lorakit import flow
 from lorakit.families.base import Cond, Family
 
 # 注意力里图像流与文字流各自的四个线性层
@@ -18,6 +19,7 @@ class QwenImage(Family):
 
     name = "qwen-image"
     multiple = 16
+    pipeline_class = "QwenImagePipeline"
     targets: ClassVar = {
         "image-attention": rf".*\.attn\.({IMAGE})",
         "attention": rf".*\.attn\.({IMAGE}|{TEXT})",
@@ -69,26 +71,35 @@ class QwenImage(Family):
 
     def predict_velocity(self, transformer, x_t, t, cond):
         b, _, h, w = x_t.shape
+        controls = [cond[name].to(x_t) for name in sorted(cond) if name.startswith("control_")]
+        pictures = [x_t, *controls]  # 控制图（编辑才有）的词元接在带噪的图后面
         out = transformer(
-            hidden_states=pack(x_t),
+            hidden_states=torch.cat([pack(x) for x in pictures], dim=1),
             encoder_hidden_states=cond["text"],
             encoder_hidden_states_mask=cond.get("text_mask"),
             timestep=t.to(x_t.dtype),
-            img_shapes=[[(1, h // 2, w // 2)]] * b,
+            img_shapes=[[(1, x.shape[2] // 2, x.shape[3] // 2) for x in pictures]] * b,
             return_dict=False,
         )[0]
-        return unpack(out, h, w)
+        return unpack(out[:, : h * w // 4], h, w)
+
+    def guide(self, v, empty, scale):
+        # stock 管线在引导之后把每个词元缩回原来的长度，CFG 再大也不会过曝
+        own, mixed = pack(v), pack(flow.guide(v, empty, scale))
+        mixed = mixed * (own.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+        return unpack(mixed, *v.shape[2:])
 
     def pipeline(self, transformer, vae="load"):
-        from diffusers import QwenImagePipeline
+        import diffusers
 
-        encoder, tokenizer = self.load("text")
-        return QwenImagePipeline(
+        encoder, tokenizer, *more = self.load("text")
+        return getattr(diffusers, self.pipeline_class)(
             scheduler=self.scheduler(),
             vae=self.load("vae") if vae == "load" else vae,
             text_encoder=encoder,
             tokenizer=tokenizer,
             transformer=transformer,
+            **({"processor": more[0]} if more else {}),
         )
 
     def sample_arguments(self, guidance, count):

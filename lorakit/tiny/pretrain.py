@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lorakit.families.qwen_image import single_frame
-from lorakit.tiny import pretrain_base, pretrain_flux, pretrain_vae
+from lorakit.tiny import pretrain_base, pretrain_edit, pretrain_flux, pretrain_vae
 from lorakit.tiny.pretrain_examiner import train_examiner
 from lorakit.tiny.tokenizer_flux import LENGTH
 
@@ -24,6 +24,7 @@ PARTS = {
         "base": pretrain_flux.train_base,
         "distill": pretrain_flux.train_distill,
     },
+    "tiny-qwen-image-edit": {"base": pretrain_edit.train_edit},  # VAE 与文生图底模共用
 }
 SAMPLING = {  # 打分时怎么画：一批几句 -> 管线的参数
     "tiny-qwen-image": lambda n: {"true_cfg_scale": 3.0, "negative_prompt": [" "] * n},
@@ -78,9 +79,11 @@ def jobs(args, device) -> dict:
         part: partial(train, args.out, **(common if part == "vae" else learned))
         for part, train in PARTS[args.name].items()
     }
-    steps["measure"] = partial(
-        measure, args.name, args.out, device, args.count, args.out / "samples.png"
-    )
+    sheet = args.out / "samples.png"
+    if args.name == "tiny-qwen-image-edit":
+        steps["measure"] = partial(pretrain_edit.measure_edit, args.out, device, sheet=sheet)
+    else:
+        steps["measure"] = partial(measure, args.name, args.out, device, args.count, sheet)
     return {args.part: steps[args.part]} if args.part else steps
 
 
@@ -99,8 +102,9 @@ def main():
     parser.add_argument("--workers", type=int, help="渲染用几个进程")
     parser.add_argument("--count", type=int, default=200, help="打分时画几张")
     args = parser.parse_args()
-    if args.part == "distill" and args.name != "tiny-flux":
-        parser.error("只有 tiny-flux 有 distill 这一步：别的模型引导不在里面")
+    known = [*PARTS.get(args.name, {}), "measure"]
+    if args.part and args.part not in known:
+        parser.error(f"{args.name} 没有 {args.part} 这一步；它的步骤：{'、'.join(known)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     report = args.out / "training.json"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lorakit.errors import LorakitError, plain_reason
+from lorakit.tiny.edits import change
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import (
     TRAINED,
@@ -20,16 +21,12 @@ from lorakit.tiny.world import (
 
 COUNT = 24
 EDITS = {  # 名字 -> (指令, 改动前的场景 -> 改动后的场景)
-    "hat": ("给它戴上一顶红帽子", lambda s: _change(s, hat=True)),
+    "hat": ("给它戴上一顶红帽子", lambda s: change(s, hat=True)),
     "lineart": ("把它变成线稿", lambda s: replace(s, style="lineart")),
     "night": ("变成夜晚", lambda s: replace(s, background="night")),
-    "blue": ("把它变成蓝色", lambda s: _change(s, color="blue")),
+    "blue": ("把它变成蓝色", lambda s: change(s, color="blue")),
 }
 NAMES = (*STYLES, "ohwx-cat", *(f"edit-{name}" for name in EDITS))
-
-
-def _change(scene: Scene, **changes) -> Scene:
-    return replace(scene, things=(replace(scene.things[0], **changes),))
 
 
 def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
@@ -83,7 +80,7 @@ def _write_character(folder: Path, count: int, seed: int):
 
 
 def _write_edits(edit: str, folder: Path, count: int, seed: int):
-    instruction, change = EDITS[edit]
+    instruction, altered = EDITS[edit]
     rng = np.random.default_rng(seed)
     for i in range(count):
         before = random_scene(rng, two=0.0)
@@ -93,4 +90,4 @@ def _write_edits(edit: str, folder: Path, count: int, seed: int):
         before = replace(before, things=(replace(thing, color=color),), background=background)
         stem = f"{i + 1:02d}_{thing.kind}"
         _save(folder / "control", stem, before)
-        _save(folder / "images", stem, change(before), instruction)
+        _save(folder / "images", stem, altered(before), instruction)

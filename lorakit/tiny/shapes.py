@@ -1,6 +1,10 @@
 """微型模型的尺寸：与真模型同类、同结构，只是小。"""
 
+import json
+import shutil
 from pathlib import Path
+
+SEEN = 56  # 微型模型的 Qwen2.5-VL 看图时的边长（像素）：2x2 个词元，CPU 上也快
 
 
 def qwen_vae():
@@ -143,3 +147,25 @@ def flux_pipeline(folder: Path, vae=None, transformer=None):
         tokenizer_2=tokenizer_2,
         transformer=transformer or flux_transformer(),
     )
+
+
+def make_edit(folder: Path, plus: bool = False) -> Path:
+    """把一个 Qwen-Image 文件夹改成编辑管线：补上 processor，改写 model_index.json。
+
+    Args:
+        plus: 要不要改成能看几张控制图的 QwenImageEditPlusPipeline。
+    """
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    target = folder / "processor"
+    shutil.copytree(folder / "tokenizer", target, dirs_exist_ok=True)
+    size = {"shortest_edge": SEEN**2, "longest_edge": SEEN**2}
+    Qwen2VLImageProcessorPil(size=size).save_pretrained(target)
+    video = {"video_processor_type": "Qwen2VLVideoProcessor", "size": size}
+    (target / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    index["_class_name"] = "QwenImageEditPlusPipeline" if plus else "QwenImageEditPipeline"
+    index["processor"] = ["transformers", "Qwen2VLProcessor"]
+    path.write_text(json.dumps(index, indent=2) + "\n")
+    return folder

@@ -179,14 +179,15 @@ def render(scene: Scene, size: int = SIZE) -> Image.Image:
     )
     image = image or _background(scene.background, big, rng)
     draw, unit = ImageDraw.Draw(image), big / 128
+    pose = np.random.default_rng([scene.seed, 1])  # 换了背景或画风，东西还在原处、还朝那一边
     for thing in scene.things:
-        radius = SIZES[thing.size][2] * rng.uniform(0.94, 1.06)
-        cx = SIDES[thing.side][2] + rng.uniform(-3, 3)
+        radius = SIZES[thing.size][2] * pose.uniform(0.94, 1.06)
+        cx = SIDES[thing.side][2] + pose.uniform(-3, 3)
         if thing.size == "small":
             cx = 64 + (cx - 64) * 1.35
-        cy = 68 + rng.uniform(-3, 3) + (12 if thing.size == "small" else 0)
+        cy = 68 + pose.uniform(-3, 3) + (12 if thing.size == "small" else 0)
         cy += 6 if thing.hat else 0
-        flip = bool(rng.random() < 0.5) and thing.kind != "ohwx"
+        flip = bool(pose.random() < 0.5) and thing.kind != "ohwx"
         pen = Pen(
             draw,
             painter(scene.style, _palette(thing.color)),

@@ -1,0 +1,78 @@
+"""Qwen-Image-Edit：同一个 Qwen-Image，外加控制图；它进两处，VAE（词元接在后面）和 Qwen2.5-VL。"""
+
+import json
+from typing import ClassVar
+
+import torch
+from transformers import Qwen2VLProcessor
+from transformers.processing_utils import ProcessorMixin
+
+from lorakit.errors import ConfigError
+from lorakit.families.base import Cond
+from lorakit.families.qwen_image import QwenImage
+
+AREA = 1024 * 1024  # QwenImageEditPipeline 给 Qwen2.5-VL 看的图约一百万像素，写死在它的 __call__ 里
+
+
+class QwenImageEdit(QwenImage):
+    """Qwen/Qwen-Image-Edit，以及能看一到三张控制图的 2509 / 2511（QwenImageEditPlusPipeline）。"""
+
+    name = "qwen-image-edit"
+    multiple = 32
+    controls = (1, 1)
+    text_parts: ClassVar = ("text_encoder", "tokenizer", "processor")
+    distilled: ClassVar = {"Lightning": "Qwen/Qwen-Image-Edit"}
+
+    def __init__(self, folder, device, dtype):
+        super().__init__(folder, device, dtype)
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        self.pipeline_class = index["_class_name"]
+        if self.pipeline_class not in ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"):
+            raise ConfigError(
+                f"model.family：“{folder.name}”是 {self.pipeline_class}，不是编辑模型。"
+                "要改图，model.path 写 Qwen/Qwen-Image-Edit；文生图，model.family 写 qwen-image。"
+            )
+        self.plus = self.pipeline_class == "QwenImageEditPlusPipeline"
+        if self.plus:
+            self.controls = (1, 3)
+
+    def _load_text(self):
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
+
+        encoder, tokenizer = super()._load_text()
+        images = Qwen2VLImageProcessorPil.from_pretrained(self.folder, subfolder="processor")
+        return encoder, tokenizer, PictureProcessor(images, tokenizer)
+
+    @torch.no_grad()
+    def encode_prompts(self, captions, refs=None) -> list[Cond]:
+        assert refs is not None  # 张数由 cache 与 infer 先核对过
+        pipe = self.pipeline(transformer=None, vae=None)
+        conds = []
+        for caption, pictures in zip(captions, refs, strict=True):  # 一句句来：图的张数可以不同
+            seen = [self._seen(pipe, picture) for picture in pictures]
+            # stock 管线自己的 encode_prompt：模板、丢掉前 64 个词元都与推理时一致
+            embeds, _ = pipe.encode_prompt([caption], image=seen, device=self.device)
+            conds.append({"text": embeds[0]})
+        return conds
+
+    def _seen(self, pipe, picture):
+        """Qwen2.5-VL 看到的图：与推理时一样大，和训练的分辨率无关。"""
+        from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
+
+        area = stock.CONDITION_IMAGE_SIZE if self.plus else AREA
+        width, height = stock.calculate_dimensions(area, picture.width / picture.height)
+        return pipe.image_processor.resize(picture, height, width)
+
+
+class PictureProcessor(Qwen2VLProcessor):
+    """只看图、不看视频的 Qwen2VLProcessor：原来的还要一个视频处理器，为它得装 torchvision。"""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+            [self.image_token, self.video_token]
+        )
+        # 跳过上一层的 __init__：它一定要有视频处理器
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)

@@ -1,0 +1,75 @@
+"""全量微调：Transformer 的每个权重都练；存成 diffusers 的 transformer 文件夹，别处直接打开。"""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lorakit.errors import WeightsError
+
+FOLDER = "transformer"
+HIGH_LR = 1e-4  # 全量微调常用 1e-5；到了这里，多半是把 LoRA 的学习率抄过来了
+
+
+def attach(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """让每个权重都能学，返回 {名字: 参数}。
+
+    一律换成 fp32：bf16 只有八位有效数字，1e-5 的一小步加上去等于没加。
+    """
+    for parameter in transformer.parameters():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return dict(transformer.named_parameters())
+
+
+def save(folder: Path, transformer: nn.Module, family) -> Path:
+    """写 folder/transformer：配置与权重，精度和底模推理时的一样。"""
+    whole = family.skeleton()  # 借它的壳：练着的 fp32 权重不动
+    weights = transformer.state_dict().items()
+    whole.load_state_dict(
+        {name: value.detach().to("cpu", family.dtype).clone() for name, value in weights},
+        assign=True,
+    )
+    whole.save_pretrained(folder / FOLDER)
+    return folder / FOLDER
+
+
+def find(path: Path) -> Path | None:
+    """检查点或整个运行文件夹 -> 里面的 transformer 文件夹；不是全量微调的结果就是 None。"""
+    numbered = sorted(
+        Path(path).glob(f"checkpoint-*/{FOLDER}/config.json"),
+        key=lambda p: int(p.parent.parent.name.split("-")[-1]),
+        reverse=True,
+    )
+    choices = [Path(path) / FOLDER / "config.json", *numbered]
+    # 底模自己也有 transformer 文件夹，但它旁边还有 model_index.json
+    return next((p.parent for p in choices if p.is_file() and _ours(p.parent.parent)), None)
+
+
+def _ours(folder: Path) -> bool:
+    return not (folder / "model_index.json").is_file()
+
+
+def check_fits(path: Path, family):
+    """核对全量微调的权重与底模：名字与形状都要一样；只看文件头，不读权重。
+
+    Raises:
+        WeightsError: 文件坏了，或是给别的底模练的。
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                names = handle.keys()
+                shapes |= {name: tuple(handle.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"“{file}”打不开：文件不完整（{error}）。请换一个检查点。"
+            ) from error
+    base = {name: tuple(value.shape) for name, value in family.skeleton().state_dict().items()}
+    wrong = [name for name in base.keys() | shapes.keys() if base.get(name) != shapes.get(name)]
+    if wrong:
+        raise WeightsError(
+            f"“{path}”与这个底模对不上：有 {len(wrong)} 个权重的名字或形状不同，例如 {min(wrong)}。"
+            "它多半是在别的底模上练的，请用它自己的 model.path。"
+        )
