@@ -323,7 +323,7 @@ def test_train_then_edit_from_the_command_line(run, command, tmp_path):
     config = run("sample.prompts=[变成夜晚, 变成白天]", "sample.steps=2", "train.steps=2")
     (tmp_path / "edit.yaml").write_text(config.to_yaml(), encoding="utf-8")
     code, said = command("train", tmp_path / "edit.yaml")
-    assert code == 0 and "练完了" in said
+    assert code == 0 and "练完了" in said and "试试：lorakit edit" in said
     out = config.run.output
     assert [Image.open(out / "samples" / f"2_{i}.png").size for i in (0, 1)] == [(64, 64)] * 2
     assert "lorakit edit" in (out / "README.md").read_text("utf-8")
