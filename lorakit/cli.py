@@ -148,8 +148,8 @@ def _train(args) -> int:
         run, config, trainer.dataset, pictures[-len(config.sample.prompts) :] if pictures else []
     )
     print(f"\n练完了：{run / f'checkpoint-{trainer.step}'}")
-    show = "compare" if config.lora.kind == "lora" else "generate"
-    command = f'lorakit {show} {run} --prompt "你的提示词"'
+    verb = "compare" if config.lora.kind == "lora" else "generate"
+    command = f'lorakit {verb} {run} --prompt "你的提示词"'
     if trainer.family.controls[0]:
         command = f'lorakit edit 要改的图.png "怎么改" --model {run}'
     print(f"试试：{command}")
