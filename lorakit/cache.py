@@ -190,14 +190,16 @@ def _cached(
     """逐个取缓存；缺的按 encode(下标列表) 一批批编码，编完立刻写下。"""
     paths = [place(kind, fields) for fields in all_fields]
     found: list[Cond | None] = [_read(path) for path in paths]
-    missing = [i for i, value in enumerate(found) if value is None]
+    # 同一张图、同一句话（几张目标图常常共用一张控制图）只编码一次
+    missing = list({paths[i]: i for i, value in enumerate(found) if value is None}.values())
+    fresh: dict[Path, Cond] = {}
     for start in range(0, len(missing), size):
         batch = missing[start : start + size]
         for i, tensors in zip(batch, encode(batch), strict=True):
-            found[i] = {name: value.cpu() for name, value in tensors.items()}
-            _write(paths[i], found[i], all_fields[i])
+            fresh[paths[i]] = {name: value.cpu() for name, value in tensors.items()}
+            _write(paths[i], fresh[paths[i]], all_fields[i])
         report({"image": "编码图片", "text": "编码描述"}[kind], start + len(batch), len(missing))
-    return found
+    return [value or fresh[path] for path, value in zip(paths, found, strict=True)]
 
 
 def image_fields(family: Family, records: Sequence[Record], resolution: int) -> list[dict]:

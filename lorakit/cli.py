@@ -155,7 +155,11 @@ def _train(args) -> int:
     judged = verdict.judge(read(run))
     print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
     print(f"练完了：{run / f'checkpoint-{trainer.step}'}")
-    print(f'试试：lorakit compare {run} --prompt "你的提示词"')
+    verb = "compare" if config.lora.kind == "lora" else "generate"
+    command = f'lorakit {verb} {run} --prompt "你的提示词"'
+    if trainer.family.controls[0]:
+        command = f'lorakit edit 要改的图.png "怎么改" --model {run}'
+    print(f"试试：{command}")
     return DONE
 
 

@@ -1,10 +1,16 @@
 """随机权重的微型 Qwen-Image-Edit：真正的类、diffusers 布局，只为对照，不会改图。"""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import diffusers
 import torch
+from PIL import Image
 
+from lorakit.families.qwen_image import unpack
+from lorakit.families.qwen_image_edit import QwenImageEdit
 from lorakit.hub import ASSETS
+from lorakit.sampler import to_pixels
 from lorakit.tiny import shapes
 
 # 最后一块的文字流输出被丢弃，所以这些层得不到梯度
@@ -30,3 +36,25 @@ def build(folder: Path, plus: bool = True) -> Path:
             parameter.mul_(5)  # 初值太小，换一张图几乎看不出
     pipe.save_pretrained(folder)
     return shapes.make_edit(folder, plus)
+
+
+def stock(folder: Path):
+    """不经过 lorakit、直接用 diffusers 打开的管线；处理器换成不要 torchvision 的。"""
+    family = QwenImageEdit(folder, torch.device("cpu"), torch.float32)
+    pipe = getattr(diffusers, family.pipeline_class).from_pretrained(
+        folder, processor=family.load("text")[2], torch_dtype=torch.float32
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def conditions(family, captions: Sequence[str], controls: Sequence[Sequence[Image.Image]]):
+    """每句指令与它的控制图 -> 完整的条件。"""
+    texts = family.encode_prompts(list(captions), controls)
+    latents = [[family.encode_images(to_pixels(one))[0][0] for one in same] for same in controls]
+    return [{**a, **family.control_cond(b)} for a, b in zip(texts, latents, strict=True)]
+
+
+def to_latents(x: torch.Tensor, side: int) -> torch.Tensor:
+    """stock 管线里的潜变量 -> (B, C, h, w)。"""
+    return unpack(x, side, side)

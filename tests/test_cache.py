@@ -37,7 +37,7 @@ def encode(config, folder):
 
 def test_second_time_nothing_is_encoded(encode):
     first, pictures, texts = encode()
-    assert (pictures, texts) == (6, len({i.record.caption for i in first.train}) + 1) or texts >= 6
+    assert (pictures, texts) == (6, len({i.record.caption for i in first.train}) + 1)
     again, pictures, texts = encode()
     assert (pictures, texts) == (0, 0)
     for a, b in zip(first.train, again.train, strict=True):

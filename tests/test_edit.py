@@ -13,7 +13,7 @@ from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, DataError
 from lorakit.families import open_family
-from lorakit.families.qwen_image import pack, unpack
+from lorakit.families.qwen_image import pack
 from lorakit.sampler import to_pixels
 from lorakit.tiny import samples
 from lorakit.tiny.world import random_scene, render
@@ -53,8 +53,7 @@ def pictures(count: int) -> list[Image.Image]:
 
 
 def condition(family, caption: str, images) -> dict:
-    latents = [family.encode_images(to_pixels(image))[0][0] for image in images]
-    return {**family.encode_prompts([caption], [images])[0], **family.control_cond(latents)}
+    return random_qwen_edit.conditions(family, [caption], [images])[0]
 
 
 def silent(pipe):
@@ -64,7 +63,7 @@ def silent(pipe):
 
 def test_one_step_equals_the_stock_pipeline(family, small):
     images = pictures(2 if family.plus else 1)
-    pipe = silent(family.pipeline(family.load("transformer")))
+    pipe = random_qwen_edit.stock(family.folder)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     states = []
 
@@ -80,9 +79,11 @@ def test_one_step_equals_the_stock_pipeline(family, small):
     t, t_next = (pipe.scheduler.sigmas[i].expand(1) for i in (0, 1))
     cond = family.collate([condition(family, "变成夜晚", images)])
     with torch.no_grad():
-        v = family.predict_velocity(pipe.transformer, x, t, cond)
+        v = family.predict_velocity(family.load("transformer"), x, t, cond)
     ours = flow.euler_step(x, v, t, t_next)
-    torch.testing.assert_close(unpack(states[0], 8, 8), ours, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        random_qwen_edit.to_latents(states[0], 8), ours, atol=2e-4, rtol=1e-4
+    )
 
 
 def test_control_latents_equal_the_pipeline_s(family):
@@ -170,11 +171,7 @@ def test_a_lora_works_in_the_stock_pipeline(family, tmp_path):
                 p.normal_(std=0.05)
         expected = family.predict_velocity(transformer, x, t, cond)
     lora.save(tmp_path, transformer, config.lora, {"base": "tiny"})
-    import diffusers
-
-    pipe = getattr(diffusers, family.pipeline_class).from_pretrained(
-        family.folder, processor=family.load("text")[2], torch_dtype=torch.float32
-    )
+    pipe = random_qwen_edit.stock(family.folder)
     pipe.load_lora_weights(tmp_path)
     with torch.no_grad():
         loaded = family.predict_velocity(pipe.transformer, x, t, cond)
@@ -275,9 +272,10 @@ def test_a_text_to_image_family_says_controls_do_nothing(tmp_path):
 def test_edit_equals_the_stock_pipeline(family, small, guidance):
     images = pictures(2 if family.plus else 1)
     images[-1] = images[-1].resize((130, 66))
-    pipe = silent(family.pipeline(family.load("transformer").eval()))
+    pipe = random_qwen_edit.stock(family.folder)
     wanted = settings(family.folder, f"sample.guidance={guidance}", "sample.steps=4").sample
-    (ours,) = infer.edit(family, pipe, ["变成夜晚"], [images], wanted, SIDE)
+    mine = family.pipeline(family.load("transformer").eval())
+    (ours,) = infer.edit(family, mine, ["变成夜晚"], [images], wanted, SIDE)
     assert ours.size == (96, 32)
     theirs = pipe(
         image=images if family.plus else images[0], prompt="变成夜晚", num_inference_steps=4,
@@ -323,7 +321,7 @@ def test_train_then_edit_from_the_command_line(run, command, tmp_path):
     config = run("sample.prompts=[变成夜晚, 变成白天]", "sample.steps=2", "train.steps=2")
     (tmp_path / "edit.yaml").write_text(config.to_yaml(), encoding="utf-8")
     code, said = command("train", tmp_path / "edit.yaml")
-    assert code == 0 and "练完了" in said
+    assert code == 0 and "练完了" in said and "试试：lorakit edit" in said
     out = config.run.output
     assert [Image.open(out / "samples" / f"2_{i}.png").size for i in (0, 1)] == [(64, 64)] * 2
     assert "lorakit edit" in (out / "README.md").read_text("utf-8")

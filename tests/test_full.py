@@ -143,7 +143,7 @@ def test_the_preset_from_the_command_line(papercut, tmp_path, capsys):
     sets = (f"data.folder={papercut}", f"run.output={out}", "train.steps=2", "train.warmup=0",
             "train.schedule=constant", "sample.steps=2", "eval.every=2")  # fmt: skip
     argv = ["train", "tiny-qwen-image-full", *(w for s in sets for w in ("--set", s))]
-    assert main(argv) == 0
+    assert main(argv) == 0 and f"lorakit generate {out}" in capsys.readouterr().out
     assert "全量微调" in (out / "README.md").read_text("utf-8")
     picture = tmp_path / "cat.png"
     assert main(["generate", str(out), "--prompt", "一只猫", "--out", str(picture)]) == 0
