@@ -77,8 +77,13 @@ def open_family(name, folder):
     return get(name)(folder, torch.device("cpu"), torch.float32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pipe(name, folder):
+    """只读：要挂 LoRA 的测试自己另开一条。"""
+    return open_stock(name, folder)
+
+
+def open_stock(name, folder):
     """不经过 lorakit、直接用 diffusers 打开的同一条管线。"""
     if name in EDITS:  # 它的处理器要有 torchvision 才能直接打开
         family = open_family(name, folder)
@@ -146,13 +151,14 @@ def draw(name, family, pipe, prompt: str, guidance: float, steps: int = 2):
         seen.append((float(sigmas[i]), float(sigmas[i + 1]), *latents))
         return after
 
-    pipe.scheduler.step = spy
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(pipe.scheduler, "step", spy)
     image = pipe(
         prompt=[prompt], width=WIDTH, height=HEIGHT, num_inference_steps=steps, output_type="pt",
         generator=torch.Generator().manual_seed(0), return_dict=False,
         **family.sample_arguments(guidance, 1), **getattr(TINY[name], "CALL", {}),
     )[0]  # fmt: skip
-    pipe.scheduler.step = step
+    monkey.undo()
     return seen, image
 
 
@@ -221,7 +227,8 @@ def test_4_lora_changes_nothing_at_first(fresh):
 
 
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
-def test_4_lora_has_the_same_effect_in_the_stock_pipeline(fresh, pipe, tmp_path, targets):
+def test_4_lora_has_the_same_effect_in_the_stock_pipeline(name, fresh, folder, tmp_path, targets):
+    pipe = open_stock(name, folder)
     conds, x = encode(fresh, [SHORT]), noise(fresh, 1)
     before = predict(fresh, conds, x)
     attach(fresh, targets, fill=0.2)

@@ -54,8 +54,12 @@ def tokenize(pipe, texts: list[list[str]]) -> dict[str, torch.Tensor]:
     flat = [text for group in texts for text in group]
     words = {}
     for name, tok in (("clip", pipe.tokenizer), ("t5", pipe.tokenizer_2)):
-        padded = tok(flat, padding="max_length", truncation=True, max_length=tok.model_max_length)
-        words[name] = torch.tensor(padded["input_ids"]).view(len(texts), len(texts[0]), -1)
+        options = dict(padding="max_length", truncation=True, max_length=tok.model_max_length)
+        chunks = [  # 几十万句一次编码要几个 GB 的内存
+            torch.tensor(tok(flat[i : i + 10_000], **options)["input_ids"])
+            for i in range(0, len(flat), 10_000)
+        ]
+        words[name] = torch.cat(chunks).view(len(texts), len(texts[0]), -1)
     return words
 
 
@@ -201,7 +205,8 @@ class Distillation(nn.Module):
             cond = self.teacher.velocity(text, pooled, x_t, t, one)
             uncond = self.teacher.velocity(*blank, x_t, t, one)
             target = flow.guide(cond, uncond, guidance[:, None, None])
-        return F.mse_loss(self.student.velocity(text, pooled, x_t, t, guidance), target)
+        error = flow.loss(self.student.velocity(text, pooled, x_t, t, guidance), target)
+        return (error / guidance).mean()  # 引导越大目标越大，不除就没人管 g = 1 了
 
 
 def draw_guidance(count: int, generator: torch.Generator) -> torch.Tensor:
