@@ -54,9 +54,16 @@ class Objective:
             v = self.family.predict_velocity(self.model, x_t, t, cond)
         return flow.loss(v, flow.velocity(x0, noise))
 
-    @torch.no_grad()
     def evaluate(self) -> float | None:
         """留出集的损失：固定的噪声、固定的 8 个 t；没有留出集就返回 None。"""
+        return float(self._held().mean()) if self.dataset.held else None
+
+    def held_by_t(self) -> list[float]:
+        """留出集在 8 个固定的 t（EVAL_T）上各自的损失；没有留出集就是空的。"""
+        return self._held().view(-1, len(EVAL_T)).mean(0).tolist() if self.dataset.held else []
+
+    @torch.no_grad()
+    def _held(self) -> torch.Tensor:
         losses, size = [], self.config.train.batch_size
         for index, item in enumerate(self.dataset.held):
             rng = generator(self.config.train.seed, index, EVAL_DRAW)
@@ -65,4 +72,4 @@ class Objective:
                 t = torch.tensor(EVAL_T[start : start + size])
                 x0, eps = (x.expand(len(t), *x.shape) for x in (item.mean, noise))
                 losses.append(self.loss(x0, eps, t, [item.cond] * len(t)))
-        return float(torch.cat(losses).mean()) if losses else None
+        return torch.cat(losses)  # (留出张数 * 8,)

@@ -14,7 +14,7 @@ LAYER = {
     "data_lint": 1, "data_mend": 1, "data_fix": 1, "data_html": 1,
     "checkpoint": 1, "lora": 1, "memory": 1, "hub": 1, "families": 1,
     "record": 2, "cache": 2, "cache_tools": 2, "objective": 2, "train": 2, "infer": 2, "report": 2,
-    "tiny": 3, "cli": 4, "__main__": 5, "__init__": 5,
+    "tiny": 3, "cli": 4, "lab": 4, "__main__": 5, "__init__": 5,
 }  # fmt: skip
 
 
