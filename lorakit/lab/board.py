@@ -12,6 +12,7 @@ from lorakit.lab.picture import BLUE, GRAY, RED, chart, encode, stack, wall
 from lorakit.objective import EVAL_T
 
 EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
+SHARE = 10  # 画图最多占训练时间的十分之一
 SMOOTH = 25  # 滑动平均看这么多步
 
 
@@ -37,11 +38,11 @@ class Board:
         self.shots.layout.display = "none"  # 还没有样张时不占地方
         buttons = w.HBox([self.stop_button, self.continue_button])
         self.box = w.VBox([self.bar, self.status, buttons, self.lines, self.shots])
-        self._drawn = 0.0
+        self._next = 0.0
         self._put(self.lines, self.curves())
 
-    def __repr__(self) -> str:
-        return ""
+    def _ipython_display_(self):
+        """已经摆出来了：格子末尾不用再摆一次。"""
 
     def display(self):
         """摆出面板；同一份输出里带着此刻的静态图。"""
@@ -53,15 +54,14 @@ class Board:
         return stack(parts)
 
     def show(self, step):
-        """记下一步；离上次重画不到半秒就先不画。"""
+        """记下一步；离上次重画太近就先不画。"""
         self.steps.append(step.step)
         self.losses.append(step.loss)
         if step.held is not None:
             self.held.append((step.step, step.held))
-        now = time.monotonic()
-        if now - self._drawn < EVERY and step.step < self.total:
+        start = time.monotonic()
+        if start < self._next and step.step < self.total:
             return
-        self._drawn = now
         left = (self.total - step.step) * step.seconds
         self.bar.value = step.step
         self.say(
@@ -70,6 +70,8 @@ class Board:
             + f" · 大约还要 {left:.0f} 秒"
         )
         self._put(self.lines, self.curves())
+        now = time.monotonic()
+        self._next = now + max(EVERY, SHARE * (now - start))
 
     def show_start(self, held: float | None):
         """训练前（没有 LoRA 时）的留出集损失。"""

@@ -73,5 +73,6 @@ def source(thing):
     path = Path(file)
     where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     code = textwrap.dedent(code).rstrip()
-    page = f"<p><code>{where}</code></p><pre>{escape(code)}</pre>"
+    look = "font-family:monospace;background:#f6f6f4;padding:6px 10px"
+    page = f'<p><code>{where}</code></p><pre style="{look}">{escape(code)}</pre>'
     publish({"text/html": page, "text/plain": f"# {where}\n{code}"})

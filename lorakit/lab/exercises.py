@@ -99,7 +99,8 @@ def hint(name: str):
     page = "".join(f"<p>{escape(line)}</p>" for line in lines)
     if level > len(exercise.hints):
         code = escape(exercise.solution)
-        page += f"<details><summary>答案（先自己再想一分钟）</summary><pre>{code}</pre></details>"
+        folded = f'<pre style="font-family:monospace">{code}</pre>'
+        page += f"<details><summary>答案（先自己再想一分钟）</summary>{folded}</details>"
         lines.append(f"答案：\n{exercise.solution}")
     else:
         lines.append("再运行一次这一格，会有更多提示。")

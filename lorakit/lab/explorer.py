@@ -103,8 +103,8 @@ class Explorer:
         self._put(self.picture)
         self.box = w.VBox([*self.boxes.values(), self.image, self.message])
 
-    def __repr__(self) -> str:
-        return ""  # 面板已经摆出来了，格子末尾不用再印一行
+    def _ipython_display_(self):
+        """已经摆出来了：格子末尾不用再摆一次。"""
 
     @property
     def values(self) -> dict[str, Any]:

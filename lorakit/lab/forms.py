@@ -44,8 +44,8 @@ class Form:
             accordion.set_title(i, title)
         self.box = w.VBox([accordion, self.message])
 
-    def __repr__(self) -> str:
-        return ""
+    def _ipython_display_(self):
+        """已经摆出来了：格子末尾不用再摆一次。"""
 
     def set(self, name: str, value: str) -> str:
         """像在表单里那样填一项，返回要改的话（没有问题是空的）。"""

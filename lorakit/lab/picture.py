@@ -70,7 +70,7 @@ def to_image(x: torch.Tensor) -> Image.Image:
     return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
 
 
-def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 112):
+def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 96):
     """一墙带行名、列名的图；每格可以是 PIL 图或张量。"""
     pictures = [[p if isinstance(p, Image.Image) else to_image(p) for p in row] for row in rows]
     return grid(pictures, row_names, column_names, cell)
@@ -93,9 +93,9 @@ def encode(picture: Picture) -> tuple[str, bytes]:
     image, file = render(picture), io.BytesIO()
     plain = isinstance(picture, Figure) and not any(a.images for a in picture.axes)
     if plain:
-        image.quantize(48, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        image.quantize(20, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         return "image/png", file.getvalue()
-    image.save(file, "JPEG", quality=80, optimize=True)
+    image.save(file, "JPEG", quality=56, optimize=True)
     return "image/jpeg", file.getvalue()
 
 

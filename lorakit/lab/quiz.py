@@ -22,9 +22,9 @@ class Question:
 
 
 def _page(question: Question) -> dict:
-    items = "".join(f"<li>{escape(option)}</li>" for option in question.options)
     lines = [f"{chr(65 + i)}. {option}" for i, option in enumerate(question.options)]
-    page = f'<p><b>你先猜：</b>{escape(question.text)}</p><ol type="A">{items}</ol>'
+    items = "<br>".join(map(escape, lines))
+    page = f"<p><b>你先猜：</b>{escape(question.text)}<br>{items}</p>"
     return {"text/html": page, "text/plain": "\n".join([f"你先猜：{question.text}", *lines])}
 
 
@@ -75,7 +75,7 @@ PRETEST = (  # 题目、选项（第几个对）
      ("每步抽到的噪声多少不一样", "电脑坏了", "学不会"), 0),
     ("LoRA 文件为什么只有底模的百分之几？",
      ("图存得少", "用了压缩软件", "只存两个瘦长矩阵的改动"), 2),
-    ("学习率太大会怎样？", ("学得更快更好", "损失变大，画面花掉", "显存不够"), 1),
+    ("学习率太大会怎样？", ("学得更快更好", "损失降不下去，画面花掉", "显存不够"), 1),
     ("怎么知道模型学到了画风，而不是背下了训练图？",
      ("看训练损失", "看训练图画得像不像", "让它画训练图里没有的东西"), 2),
 )  # fmt: skip

@@ -42,8 +42,8 @@ class Run:
                 self.board.display()
         return self
 
-    def __repr__(self) -> str:
-        return ""
+    def _ipython_display_(self):
+        """已经摆出来了：格子末尾不用再摆一次。"""
 
     @property
     def running(self) -> bool:
