@@ -11,7 +11,7 @@ BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 VIEW = "application/vnd.jupyter.widget-view+json"
 PRINT = re.compile(r"指纹 ([0-9a-f]{16})")
 HASH = re.compile(r"（[0-9a-f]{12}…）")  # 缓存文件名：编码器的权重一变就变
-NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?%?")
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?%?")
 BITS = 8  # 64 位里差这么多以内，还是同一张图
 RELATIVE, ABSOLUTE, PERCENT = 0.05, 0.03, 15  # 训练的结果在不同机器上会差一点
 
