@@ -95,7 +95,7 @@ def encode(picture: Picture) -> tuple[str, bytes]:
     if plain:
         image.quantize(20, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         return "image/png", file.getvalue()
-    image.save(file, "JPEG", quality=52, optimize=True)
+    image.save(file, "JPEG", quality=50, optimize=True)
     return "image/jpeg", file.getvalue()
 
 
