@@ -140,9 +140,9 @@ def test_run_all_slide_stop_and_continue(book, lab_url, browser, tmp_path):
     opened.finish(400)
     assert opened.failures() == []
     opened.select("lab.explore(")
-    slider = page.locator(".noUi-handle").first
+    area = page.locator(".jp-CodeCell").filter(has=page.locator(".noUi-handle")).first
+    slider, picture = area.locator(".noUi-handle").first, area.locator(".widget-image").first
     slider.wait_for(timeout=30_000)
-    picture = page.locator(".jp-OutputArea .widget-image").first
     before = picture.get_attribute("src")
     slider.focus()
     for _ in range(4):

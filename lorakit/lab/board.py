@@ -107,7 +107,7 @@ class Board:
             left.plot(self.steps, losses, color=GRAY, lw=0.7, label="每一步的损失（会抖）")
             windows = [losses[max(0, i - SMOOTH + 1) : i + 1] for i in range(len(losses))]
             left.plot(self.steps, [w.mean() for w in windows], color=BLUE, label="滑动平均")
-            left.set_ylim(0, float(np.quantile(losses, 0.98)) * 1.15)
+            left.set_ylim(0, float(np.quantile(losses, 0.98)) * 1.4)  # 上面留给图例
         if self.held:
             steps, losses = zip(*self.held, strict=True)
             left.plot(steps, losses, "o-", color=RED, ms=4, lw=2, label="留出集（看这条）")
@@ -119,7 +119,7 @@ class Board:
             name = "训练前" if step == 0 else f"第 {step} 步"
             right.plot(EVAL_T, values, "o-", ms=4, color=color, label=name)
         right.set(xlabel="时间步 t（1 是纯噪声）", title="哪种噪声下学得多", xlim=(0, 1))
-        right.set_ylim(bottom=0)
+        right.set_ylim(0, 1.4 * max((max(values) for _, values in self.by_t), default=1))
         for axes in (left, right):
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper right")

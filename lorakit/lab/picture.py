@@ -28,7 +28,8 @@ def _style() -> dict:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 11.5,
-        "legend.frameon": False,
+        "legend.edgecolor": "none",
+        "legend.framealpha": 0.85,
         "legend.fontsize": 9.5,
         "savefig.facecolor": "white",
     }
