@@ -144,6 +144,7 @@ def test_run_all_slide_stop_and_continue(book, lab_url, browser, tmp_path):
     slider, picture = area.locator(".noUi-handle").first, area.locator(".widget-image").first
     slider.wait_for(timeout=30_000)
     before = picture.get_attribute("src")
+    assert picture.evaluate("e => e.clientWidth <= e.naturalWidth"), "图被拉大了"
     slider.focus()
     for _ in range(4):
         page.keyboard.press("ArrowLeft")

@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from lorakit.lab.display import both, pictured, widgets
+from lorakit.lab.display import both, frame, pictured, widgets
 from lorakit.lab.picture import BLUE, GRAY, RED, chart, encode, stack, wall
 from lorakit.objective import EVAL_T
 
@@ -34,7 +34,7 @@ class Board:
         self.status = w.HTML("还没有开始")
         self.stop_button = w.Button(description="停止", icon="stop", disabled=True)
         self.continue_button = w.Button(description="继续", icon="play", disabled=True)
-        self.lines, self.shots = w.Image(format="png"), w.Image(format="jpeg")
+        self.lines, self.shots = frame(format="png"), frame(format="jpeg")
         self.shots.layout.display = "none"  # 还没有样张时不占地方
         buttons = w.HBox([self.stop_button, self.continue_button])
         self.box = w.VBox([self.bar, self.status, buttons, self.lines, self.shots])

@@ -33,6 +33,12 @@ def widgets():
     return ipywidgets
 
 
+def frame(**options):
+    """放图的控件，按图本来的大小显示；不这样写会被拉满整行。"""
+    w = widgets()
+    return w.Image(layout=w.Layout(align_self="flex-start", max_width="100%"), **options)
+
+
 def publish(bundle: dict):
     """把一份多格式的输出交给前端，由它挑自己会画的。"""
     from IPython.display import display

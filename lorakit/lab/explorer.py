@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from lorakit.errors import LorakitError
-from lorakit.lab.display import both, headless, pictured, widgets
+from lorakit.lab.display import both, frame, headless, pictured, widgets
 from lorakit.lab.picture import encode
 
 SLOW = 0.03  # 秒；画一次比这久，就等松开滑块再画
@@ -95,7 +95,7 @@ class Explorer:
         slow = time.perf_counter() - start > SLOW
         w = widgets()
         self.boxes = {name: control.build() for name, control in controls.items()}
-        self.image, self.message = w.Image(), w.HTML()
+        self.image, self.message = frame(), w.HTML()
         for box in self.boxes.values():
             if slow and hasattr(box, "continuous_update"):
                 box.continuous_update = False

@@ -10,7 +10,7 @@ from lorakit.cache import root
 from lorakit.config import Config, load_config
 from lorakit.data import fit, read_image
 from lorakit.errors import LorakitError
-from lorakit.lab.display import both, headless, widgets
+from lorakit.lab.display import both, frame, headless, widgets
 from lorakit.lab.picture import encode
 from lorakit.report import save_image
 from lorakit.tiny.world import Scene, Thing, render
@@ -50,7 +50,7 @@ def upload():
     """一个上传按钮：选一张图，就成了“你的图”；也可以直接用 my_picture("路径")。"""
     w = widgets()
     button = w.FileUpload(accept="image/*", multiple=False, description="换成我的图")
-    shown, said = w.Image(width=128), w.HTML()
+    shown, said = frame(width=128), w.HTML()
     shown.layout.display = "none"
 
     def take(change):
