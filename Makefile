@@ -8,4 +8,4 @@ test:  ## 全部测试
 	pytest
 
 notebooks:  ## 从头到尾运行每一本练习册
-	pytest --nbval-lax --nbval-current-env notebooks
+	pytest tests/test_notebooks.py tests/test_jupyterlab.py

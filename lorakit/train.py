@@ -87,7 +87,7 @@ class Trainer:
     def __iter__(self) -> Iterator[Step]:
         train = self.config.train
         if self.step == 0:
-            self._note({"step": 0, **self.evaluate()})
+            self._note({"step": 0, **self.examine()})
         while self.step < train.steps and not self._stop and not self.record.asked_to_stop():
             start = time.time()
             self.transformer.train()
@@ -101,7 +101,7 @@ class Trainer:
             self.optimizer.zero_grad()
             self.step += 1
             self.average.update(self.step)
-            held = self.evaluate() if self._due(self.config.eval.every) else {}
+            held = self.examine() if self._due(self.config.eval.every) else {}
             done = Step(self.step, loss, lr, float(norm), t, time.time() - start, **held)
             self._note(asdict(done))
             if self._due(train.save_every):
@@ -130,8 +130,12 @@ class Trainer:
             used += items
         return *(float(value) for value in np.mean(facts, axis=0)), used
 
-    def evaluate(self) -> dict:
-        """留出集的损失：平均 held 与明细 held_each；没有留出集都是 None。"""
+    def evaluate(self) -> float | None:
+        """留出集的损失；没有留出集就返回 None。"""
+        return self.examine()["held"]
+
+    def examine(self) -> dict:
+        """留出集的损失：平均 held 与明细 held_each（每张图一行、每个 t 一列）；没有就是 None。"""
         self.transformer.eval()
         with self.average.swapped():
             each = self.objective.evaluate()

@@ -16,7 +16,7 @@ LAYER = {
     "sampler": 1,
     "record": 2, "cache": 2, "cache_tools": 2, "objective": 2, "train": 2, "infer": 2, "report": 2,
     "verdict": 2, "board": 2,
-    "tiny": 3, "cli_progress": 4, "cli": 4, "__main__": 5, "__init__": 5,
+    "tiny": 3, "cli_progress": 4, "cli": 4, "lab": 4, "__main__": 5, "__init__": 5,
 }  # fmt: skip
 
 

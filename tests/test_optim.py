@@ -65,7 +65,7 @@ def test_saved_file_equals_the_trained_model_in_the_stock_pipeline(config, name)
 def test_every_variant_starts_as_the_base(config, name):
     settings = config(*CHOICES[name])
     plain, trainer = Trainer(config(output="plain")), Trainer(settings)
-    assert trainer.evaluate()["held"] == pytest.approx(plain.evaluate()["held"], rel=1e-4)
+    assert trainer.evaluate() == pytest.approx(plain.evaluate(), rel=1e-4)
 
 
 def test_average_by_hand():

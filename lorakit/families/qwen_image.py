@@ -104,9 +104,8 @@ class QwenImage(Family):
 
     def sample_arguments(self, guidance, count):
         # 没有负面提示词管线就不做引导；官方示例用一个空格
-        return (
-            {"true_cfg_scale": guidance, "negative_prompt": [" "] * count} if guidance > 1 else {}
-        )
+        negative = {"negative_prompt": [" "] * count} if guidance > 1 else {}
+        return {"true_cfg_scale": guidance, **negative}
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,41 @@
+"""练习册用的小工具：图与滑块、先猜后看、练习、术语、训练面板、设置表单；只有这里用 ipywidgets。
+
+用到哪个才载入哪个，所以 `import lorakit` 和命令行都不需要装 Jupyter。
+"""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "Board": "board",
+    "Run": "runner",
+    "chart": "picture",
+    "check": "exercises",
+    "choice": "explorer",
+    "explore": "explorer",
+    "form": "forms",
+    "hint": "exercises",
+    "my_picture": "mine",
+    "open_model": "mine",
+    "predict": "quiz",
+    "pretest": "quiz",
+    "reveal": "quiz",
+    "show": "display",
+    "slider": "explorer",
+    "source": "display",
+    "term": "glossary",
+    "to_image": "picture",
+    "to_tensor": "picture",
+    "upload": "mine",
+    "wall": "picture",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(f"lorakit.lab.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"lorakit.lab 里没有 {name}；有的是：{'、'.join(_PUBLIC)}")
+
+
+def __dir__():
+    return sorted(__all__)

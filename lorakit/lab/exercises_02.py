@@ -1,0 +1,125 @@
+"""02 的练习：描述怎么写、分到哪个桶、要练多少步、改了什么要重新编码。"""
+
+from lorakit.data import bucket_for, has_trigger
+from lorakit.lab.exercises import Exercise
+
+FIXED = ("黑斑", "围巾", "铃铛", "眼", "橙", "耳朵")  # 那只猫永远不变的样子
+
+CAPTION = Exercise(
+    "caption",
+    lambda text: text or None,
+    (
+        (lambda text: isinstance(text, str), "描述是一句话，要写在引号里。"),
+        (lambda text: has_trigger(text, "ohwx"), "没有触发词 ohwx：模型不知道这只猫叫什么。"),
+        (
+            lambda text: len(text.replace("ohwx", "").strip(" ，,")) > 3,
+            "只有触发词：背景也会被学进 ohwx 里，以后换不掉。把这张图里会变的东西说出来。",
+        ),
+        (
+            lambda text: not any(word in text for word in FIXED),
+            "你写了这只猫固定的样子。说出来的会归到那些词上，没说的才归到 ohwx 上：把它删掉。",
+        ),
+        (lambda text: text.strip().find("ohwx") <= 6, "把触发词放到最前面：写在后面容易被忽略。"),
+        (
+            lambda text: any(word in text for word in ("雪", "白色的地", "冬")),
+            "背景没说到：这张图是在雪地里，背景每张都不同，要写出来。",
+        ),
+    ),
+    "触发词在前，会变的写出来，不变的不写。",
+    (
+        "先写触发词，它是这只猫的名字。",
+        "再写这张图和别的图不一样的地方：在哪里、什么位置。",
+        "ohwx 猫在中间，背景是雪地",
+    ),
+    'answer = "ohwx 猫在中间，背景是雪地"',
+)
+
+BUCKET = Exercise(
+    "bucket",
+    lambda size: tuple(size),
+    (
+        (lambda size: len(size) == 2, "答案是一对数 (宽, 高)。"),
+        (lambda size: all(side % 16 == 0 for side in size), "宽和高都要是 16 的倍数。"),
+        (
+            lambda size: tuple(size) != (1024, 1024),
+            "正方形要把左右裁掉很多；选一个和 1600x900 差不多扁的桶。",
+        ),
+        (lambda size: size[0] > size[1], "这张图是横的，宽应该比高大；你是不是写反了？"),
+        (
+            lambda size: 0.85 < size[0] * size[1] / 1024**2 < 1.15,
+            "面积要和 1024×1024 差不多，显存才一样；不能直接用原来的大小。",
+        ),
+        (
+            lambda size: tuple(size) == bucket_for((1600, 900), 1024, 16),
+            "面积对了，形状还可以更近：在 data.buckets(1024, 16) 里找宽高比最接近 16:9 的。",
+        ),
+    ),
+    "宽高比最接近、面积差不多：裁掉的最少，显存也一样。",
+    (
+        "1600 / 900 约是 1.78，找一个宽除以高也差不多的。",
+        "列出来看：[b for b in data.buckets(1024, 16) if b[0] > b[1]]",
+        "data.bucket_for((1600, 900), 1024, 16) 会替你挑。",
+    ),
+    "from lorakit import data\nanswer = data.bucket_for((1600, 900), 1024, 16)",
+)
+
+
+STEPS = Exercise(
+    "steps",
+    lambda f: f(20, 4, 1, 50),
+    (
+        (lambda f: isinstance(f(20, 4, 1, 50), (int, float)), "要返回一个数：训练多少步。"),
+        (
+            lambda f: f(20, 4, 1, 50) != 20 * 50,
+            "忘了一步不只看一张图：要除以每步看几张（批大小 × 累积）。",
+        ),
+        (
+            lambda f: f(20, 4, 2, 50) != f(20, 4, 1, 50),
+            "梯度累积没有用上：攒两批才更新一步，一步就看了两倍的图。",
+        ),
+        (
+            lambda f: f(20, 4, 2, 50) < f(20, 4, 1, 50),
+            "方向反了：一步看得越多，需要的步数越少。",
+        ),
+        (lambda f: f(40, 4, 1, 50) == 2 * f(20, 4, 1, 50), "图多一倍，步数也该多一倍。"),
+        (lambda f: f(20, 4, 1, 50) == 250, "20 张图看 50 遍是 1000 张次，每步 4 张，是 250 步。"),
+    ),
+    "步数 = 图数 × 遍数 ÷ (批大小 × 累积)。",
+    (
+        "一共要看多少张次？",
+        "每一步看掉多少张次？",
+        "pictures * views / (batch * accum)",
+    ),
+    "def answer(pictures, batch, accum, views):\n    return pictures * views / (batch * accum)",
+)
+
+RECODE = Exercise(
+    "recode",
+    lambda chosen: chosen if chosen else None,
+    (
+        (
+            lambda chosen: isinstance(chosen, (set, list, tuple)),
+            '答案是一组字母，例如 {"A", "B"}。',
+        ),
+        (
+            lambda chosen: "C" not in chosen,
+            "学习率是训练的设置，和图片的编码没有关系：缓存里存的是图和文字，不是训练。",
+        ),
+        (
+            lambda chosen: "D" not in chosen,
+            "缓存认的是内容，不是名字：改文件名不用重新编码。",
+        ),
+        (lambda chosen: "A" in chosen, "图的内容变了，旧的编码就不是这张图了，要重来。"),
+        (lambda chosen: "B" in chosen, "分辨率变了，潜变量的大小都不一样了，要重来。"),
+        (lambda chosen: set(chosen) == {"A", "B"}, "正好是两项。"),
+    ),
+    "图的内容、尺寸、编码器变了才重编；名字和训练设置都不算。",
+    (
+        "缓存里存的是“这张图编码成的潜变量”。什么会让它不一样？",
+        "键里有：图片内容、训练尺寸、编码器、精度、家族。",
+        "A 和 B。",
+    ),
+    'answer = {"A", "B"}',
+)
+
+EXERCISES = (CAPTION, BUCKET, STEPS, RECODE)

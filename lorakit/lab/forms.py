@@ -1,0 +1,136 @@
+"""设置变成表单：名字、说明、校验都来自 `config.fields()`，和 YAML、--set 走同一个入口。"""
+
+from html import escape
+from typing import Literal
+
+import yaml
+
+from lorakit.config import Config, Field, fields, load_config
+from lorakit.errors import ConfigError
+from lorakit.lab.display import both, widgets
+
+
+def form(config: Config | None = None, groups: tuple[str, ...] = ()) -> "Form":
+    """摆出表单；`form(...).config` 是现在的设置。groups 只显示这几组，例如 ("data", "train")。"""
+    made = Form(config or load_config(), groups)
+    made.display()
+    return made
+
+
+class Form:
+    """一份设置的表单；写错时 config 保持上一份对的，message 说哪里要改。"""
+
+    def __init__(self, config: Config, groups: tuple[str, ...] = ()):
+        w = widgets()
+        self.config = config
+        chosen = [f for f in fields() if not groups or f.name.split(".")[0] in groups]
+        if not chosen:
+            known = "、".join(Config.model_fields)
+            raise ConfigError(f"form：没有叫 {'、'.join(groups)} 的组。有的是：{known}。")
+        self.fields = {field.name: field for field in chosen}
+        self.inputs = {name: _input(field, self._text(name)) for name, field in self.fields.items()}
+        self.message = w.HTML()
+        self.yaml = w.Textarea(config.to_yaml(), layout=w.Layout(width="95%", height="160px"))
+        read = w.Button(description="从 YAML 读入", icon="upload")
+        read.on_click(lambda button: self.read_yaml(self.yaml.value))
+        for box in self.inputs.values():
+            box.observe(self._changed, names="value")
+        self._busy = False
+        parts = [self._group(g, w) for g in dict.fromkeys(n.split(".")[0] for n in self.fields)]
+        parts.append(w.VBox([self.yaml, read]))
+        titles = [Config.model_fields[g].annotation.__doc__ for g in self._names()] + ["YAML"]
+        accordion = w.Accordion(children=parts)
+        for i, title in enumerate(titles):
+            accordion.set_title(i, title)
+        self.box = w.VBox([accordion, self.message])
+
+    def _ipython_display_(self):
+        """已经摆出来了：格子末尾不用再摆一次。"""
+
+    def set(self, name: str, value: str) -> str:
+        """像在表单里那样填一项，返回要改的话（没有问题是空的）。"""
+        self.inputs[name].value = value
+        return self._said
+
+    def read_yaml(self, text: str):
+        """从 YAML 文本读入整份设置；有错就说哪里错，什么也不改。"""
+        try:
+            tree = yaml.safe_load(text)
+            config = load_config(tree if isinstance(tree, dict) else {"YAML": tree})
+        except (ConfigError, yaml.YAMLError) as error:
+            self._say(str(error))
+            return
+        self.config, self._busy = config, True
+        for name, box in self.inputs.items():
+            box.value = _as(box, self._text(name))
+        self._busy = False
+        self._settle()
+
+    def display(self):
+        rows = [(f.name, self._text(f.name), f.sentence) for f in self.fields.values()]
+        lines = [f"{name} = {value}　{said}" for name, value, said in rows]
+        cells = "".join(
+            f"<tr><td><code>{name}</code></td><td>{escape(value)}</td><td>{escape(said)}</td></tr>"
+            for name, value, said in rows
+        )
+        both(self.box, {"text/html": f"<table>{cells}</table>", "text/plain": "\n".join(lines)})
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name.split(".")[0] for name in self.fields))
+
+    def _group(self, group: str, w):
+        rows = []
+        for name, field in self.fields.items():
+            if name.split(".")[0] == group:
+                said = f'<small style="line-height:1.4">{escape(field.sentence)}</small>'
+                rows += [self.inputs[name], w.HTML(said)]
+        return w.VBox(rows)
+
+    def _line(self, name: str) -> str:
+        value = self.inputs[name].value
+        return f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+
+    def _text(self, name: str) -> str:
+        """一项现在的值，写成 --set 里的样子。"""
+        value = self.config.to_dict()
+        for key in name.split("."):
+            value = value[key]
+        text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10**6)
+        return text.removesuffix("\n").removesuffix("\n...")
+
+    def _changed(self, change):
+        if self._busy:
+            return
+        try:
+            config = load_config(self.config.to_dict(), [self._line(name) for name in self.inputs])
+        except ConfigError as error:
+            self._say(str(error))
+            return
+        self.config = config
+        self._settle()
+
+    def _settle(self):
+        self._say("")
+        self.yaml.value = self.config.to_yaml()
+
+    def _say(self, text: str):
+        self._said = text
+        self.message.value = f'<pre style="color:#c4382c">{escape(text)}</pre>' if text else ""
+
+    _said = ""
+
+
+def _input(field: Field, text: str):
+    """一项设置的控件：几选一是下拉，是非是勾选，其余是文字框（由设置自己校验）。"""
+    w = widgets()
+    looks = {"style": {"description_width": "13em"}, "layout": w.Layout(width="min(520px, 95%)")}
+    choices = field.constraints.get("choices", ())
+    if getattr(field.type, "__origin__", None) is Literal:
+        return w.Dropdown(options=choices, value=text, description=field.name, **looks)
+    if field.type is bool:
+        return w.Checkbox(text == "true", description=field.name, **looks)
+    return w.Text(text, description=field.name, continuous_update=False, **looks)
+
+
+def _as(box, text: str):
+    return text == "true" if isinstance(box.value, bool) else text

@@ -1,0 +1,95 @@
+"""术语表：全书的词都在这里，一个词一个英文、一句人话；练习册第一次用到时照这里写。"""
+
+import difflib
+from html import escape
+
+from lorakit.errors import LorakitError
+from lorakit.lab.display import publish
+
+TERMS = {
+    "神经网络": ("neural network", "一大串可以调的乘法和加法，数进去，数出来；下面简称网络"),
+    "训练": ("training", "反复给例子，一点点调网络里的数，让它越猜越准"),
+    "样张": ("sample picture", "训练途中画出来、看它学得怎样的图"),
+    "优化器": ("optimizer", "照着梯度去改参数的工具"),
+    "矩阵": ("matrix", "排成行和列的一张数表"),
+    "张量": ("tensor", "一块按行、列、层排好的数"),
+    "像素": ("pixel", "图上最小的一格颜色"),
+    "通道": ("channel", "同样大小的一层数，例如红、绿、蓝各一层"),
+    "底模": ("base model", "别人已经训练好、我们拿来接着教的模型"),
+    "微调": ("fine-tuning", "在底模上接着练一点点，教它一样新东西"),
+    "变分自编码器": ("VAE", "先把图压小、再还原的一对网络"),
+    "潜变量": ("latent", "图被压小之后的那一小块数"),
+    "重建": ("reconstruction", "把压小的图再还原出来"),
+    "峰值信噪比": ("PSNR", "两张图有多像，单位是分贝，越大越像，30 以上很难看出差别"),
+    "噪声": ("noise", "随机的数，看上去像没有信号的电视雪花"),
+    "正态分布": ("normal distribution", "大多数靠近 0、偶尔偏大的一种随机数"),
+    "随机种子": ("seed", "随机数的起点，种子一样，抽到的随机数就一样"),
+    "时间步": ("timestep", "噪声占几成，0 是原图，1 是纯噪声"),
+    "速度": ("velocity", "从图走到噪声，每单位时间该往哪边、走多远"),
+    "流匹配": ("flow matching", "让网络学会每一处的速度，再顺着速度把噪声变成图"),
+    "扩散模型": ("diffusion model", "从噪声出发、一步步把图变出来的模型"),
+    "损失": ("loss", "网络猜的和正确答案差多少，越小越好"),
+    "均方误差": ("MSE", "每个数差多少，平方以后取平均"),
+    "梯度": ("gradient", "网络里每个数往哪边改，损失会变大得最快；训练往反方向改"),
+    "留出集": ("holdout", "故意不练、只拿来检验的图"),
+    "学习率": ("learning rate", "每一步把参数改多大"),
+    "批大小": ("batch size", "每一步同时看几张图"),
+    "梯度累积": ("gradient accumulation", "攒几批的梯度再更新一次，效果和大批一样，省内存"),
+    "采样": ("sampling", "从一块噪声出发，顺着速度走到一张图"),
+    "步数": ("steps", "走了几步；训练的步数是更新几次，采样的步数是分几步走完"),
+    "时间偏移": ("shift", "把时间步往高噪声一头推，多花力气在构图上"),
+    "提示词": ("prompt", "告诉模型要画什么的那句话"),
+    "词元": ("token", "模型眼里的一个“字”，一小段文字或一小块图"),
+    "注意力": ("attention", "每个词元看看别的词元，挑有用的信息拿过来"),
+    "文本编码器": ("text encoder", "把一句话变成一串数的网络"),
+    "变换器": ("Transformer", "一种擅长让各处互相看的网络，这里用它猜速度"),
+    "无分类器引导": ("CFG", "有提示词和没提示词各猜一次，朝有提示词的方向多走几倍"),
+    "线性层": ("linear layer", "用一个矩阵去乘输入的一层"),
+    "低秩适配": ("LoRA", "不动原来的大矩阵，只学两个瘦长的小矩阵加在旁边"),
+    "秩": ("rank", "拼出一个矩阵用了几层，LoRA 的秩越大，能学的越多，文件也越大"),
+    "缩放": ("alpha", "LoRA 的改动要乘上 alpha 除以秩"),
+    "奇异值分解": ("SVD", "把一个矩阵拆成从重要到不重要的许多层"),
+    "合并": ("merge", "把 LoRA 的改动直接加进原来的矩阵"),
+    "检查点": ("checkpoint", "训练途中存下来的一份，断了可以从这里接着练"),
+    "过拟合": ("overfitting", "把训练图背了下来，换个东西就不会了"),
+    "参数": ("parameter", "网络里可以被训练改动的数"),
+    "数据集": ("dataset", "用来训练的图和配它们的话"),
+    "描述": ("caption", "告诉模型这张训练图里有什么的一句话"),
+    "触发词": ("trigger word", "一个平时不用的词，写上它就叫出学到的东西"),
+    "分桶": ("bucketing", "把宽高比差不多的图放在一组，一起裁到同样大小"),
+    "分辨率": ("resolution", "图的宽和高各有多少像素"),
+    "描述丢弃": ("caption dropout", "训练时偶尔把描述换成空白，让引导有对照"),
+    "轮": ("epoch", "把所有训练图都看过一遍"),
+    "缓存": ("cache", "算过一次就存下来，下次直接用"),
+    "哈希": ("hash", "由内容算出的一串短码，内容变一点，码就完全不同"),
+    "拍摄方向标记": ("EXIF orientation", "相机记在照片里的“该转几度才正”"),
+    "文字编码": ("encoding", "字在文件里怎么存成字节，通用的是 UTF-8"),
+    "网格": ("grid", "把许多图按行列摆在一起比较"),
+    "考官": ("examiner", "一个看图说出里面是什么、什么画风的小网络，替我们打分"),
+}
+
+
+def sentence(name: str) -> str:
+    """术语第一次出现时的写法：**中文**（English，一句人话）。"""
+    english, said = TERMS[_known(name)]
+    return f"**{name}**（{english}，{said}）"
+
+
+def term(name: str = ""):
+    """查一个词；不给词就列出全部。中文、英文都行。"""
+    names = [_known(name)] if name else list(TERMS)
+    rows = [(n, *TERMS[n]) for n in names]
+    items = "".join(f"<p><b>{escape(n)}</b>（{e}）：{escape(s)}。</p>" for n, e, s in rows)
+    text = "\n".join(f"{n}（{e}）：{s}。" for n, e, s in rows)
+    publish({"text/html": items, "text/plain": text})
+
+
+def _known(name: str) -> str:
+    english = {e.lower(): n for n, (e, _) in TERMS.items()}
+    if name in TERMS or name.lower() in english:
+        return name if name in TERMS else english[name.lower()]
+    near = difflib.get_close_matches(name.lower(), [*TERMS, *english], n=3, cutoff=0.3)
+    inside = [n for n in TERMS if name in n or n in name]
+    guess = "、".join(dict.fromkeys([*inside, *(english.get(n, n) for n in near)]))
+    tail = f"是不是想查：{guess}？" if guess else "运行 lab.term() 看全部。"
+    raise LorakitError(f"术语表里没有“{name}”。{tail}")

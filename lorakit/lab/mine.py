@@ -1,0 +1,104 @@
+"""你自己的图、你要用的模型：在 01 里设一次，后面每一本都用它。"""
+
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from lorakit.cache import root
+from lorakit.config import Config, load_config
+from lorakit.data import fit, read_image
+from lorakit.errors import LorakitError
+from lorakit.lab.display import both, frame, headless, widgets
+from lorakit.lab.picture import encode
+from lorakit.report import save_image
+from lorakit.tiny.world import Scene, Thing, render
+
+SIDE = 256  # 存下来的边长；再大对微型模型没有用
+TINY = "tiny-"
+NEEDS = {  # 真模型：下载多少 GB、至少要多少 GB 显存（bf16 的权重本身）
+    "Qwen/Qwen-Image": ("qwen-image", 57, 40),
+}
+
+
+def _place() -> Path:
+    return root() / "my_picture.png"
+
+
+def _keep(image: Image.Image) -> Image.Image:
+    square, _ = fit(image, (SIDE, SIDE))
+    _place().parent.mkdir(parents=True, exist_ok=True)
+    save_image(square, _place())
+    return square
+
+
+def my_picture(path: str | Path | None = None) -> Image.Image:
+    """你的图，256x256：给了路径就换成它并记住；没给过就是小世界里的一只猫。
+
+    Raises:
+        DataError: 打不开这张图；会说为什么。
+    """
+    if path is not None:
+        return _keep(read_image(Path(path).expanduser()))
+    if _place().is_file() and not headless():
+        return read_image(_place())
+    return render(Scene((Thing("cat", "orange", "center", "big"),), "meadow", seed=7), SIDE)
+
+
+def upload():
+    """一个上传按钮：选一张图，就成了“你的图”；也可以直接用 my_picture("路径")。"""
+    w = widgets()
+    button = w.FileUpload(accept="image/*", multiple=False, description="换成我的图")
+    shown, said = frame(width=128), w.HTML()
+    shown.layout.display = "none"
+
+    def take(change):
+        content = uploaded(button.value)
+        if content is None:
+            return
+        file = _place().with_suffix(".upload")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        try:
+            picture = my_picture(file)
+        except LorakitError as error:
+            said.value = str(error)
+            return
+        finally:
+            file.unlink()
+        kind, shown.value = encode(picture)
+        shown.format, shown.layout.display = kind.split("/")[1], ""
+        said.value = "记住了。从 my_picture() 那一格起重新运行，就用你的图。"
+
+    button.observe(take, names="value")
+    static = {"text/plain": "〔上传按钮：在 Jupyter 里运行这一格才会出现〕"}
+    static["text/html"] = f"<p><small>{static['text/plain']}</small></p>"
+    both(w.VBox([button, shown, said]), static)
+
+
+def uploaded(value) -> bytes | None:
+    """FileUpload 的值 -> 字节：ipywidgets 7 是 {名字: {...}}，8 是 ({...},)。"""
+    files = list(value.values()) if isinstance(value, dict) else list(value)
+    return bytes(files[-1]["content"]) if files else None
+
+
+def open_model(name: str) -> Config:
+    """名字 -> 设置；自带的微型模型马上能用，真模型先说清楚要多大的显卡，放不下就不开始。"""
+    # 没装 torchvision 时 transformers 每次都要说一遍，和练习册无关
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if name.startswith(TINY):
+        config = load_config(name)
+        print(f"{name}：随包自带，不下载；图 {config.data.resolution}x{config.data.resolution}。")
+        return config
+    if name not in NEEDS:
+        known = "、".join(["tiny-qwen-image", *NEEDS])
+        raise LorakitError(f"练习册还不认识模型“{name}”。可以写：{known}。")
+    preset, download, memory = NEEDS[name]
+    has = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
+    print(f"{name}：要下载约 {download} GB，显存至少 {memory} GB；你的显存是 {has:.0f} GB。")
+    if has < memory:
+        raise LorakitError(
+            f"放不下，没有开始。请把 模型 改回 tiny-qwen-image，或换 {memory} GB 的卡。"
+        )
+    return load_config(preset)

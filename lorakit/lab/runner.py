@@ -1,0 +1,130 @@
+"""在后台训练，面板实时更新：格子马上返回，停止键才按得动；出了错由 `result()` 交给你。"""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from lorakit import infer, record
+from lorakit.config import Config
+from lorakit.errors import LorakitError
+from lorakit.lab.board import Board
+from lorakit.lab.display import headless
+from lorakit.train import Trainer
+
+
+class Run:
+    """一次训练：start 开始并摆出面板，stop 停下（先存好），go_on 继续，result 等它练完。
+
+    没人看时（测试、自动运行）start 会一直练到完。后台线程从不打印。
+    """
+
+    def __init__(self, config: Config, names: list[str] | None = None):
+        """names 是样张墙的列名，一句提示词一个。"""
+        self.config, self.trainer = config, None
+        self.board = Board(config.train.steps, config.sample.prompts)
+        self.board.names = names or self.board.names
+        self.board.stop_button.on_click(lambda button: self.stop())
+        self.board.continue_button.on_click(lambda button: self.go_on())
+        self._halt = threading.Event()
+        self._job: Future | None = None
+
+    def start(self) -> "Run":
+        """开始训练；有人看时马上返回。"""
+        if self.running:
+            raise LorakitError("这次训练正在进行：等它练完，或先按停止。")
+        quiet = headless()
+        if not quiet and self._job is None:
+            self.board.display()
+        self._go()
+        if quiet:
+            try:
+                self.result()
+            finally:
+                self.board.display()
+        return self
+
+    def _ipython_display_(self):
+        """已经摆出来了：格子末尾不用再摆一次。"""
+
+    @property
+    def running(self) -> bool:
+        return self._job is not None and not self._job.done()
+
+    def stop(self):
+        """练完手头这一步、存好，然后停下。"""
+        self._halt.set()
+        if self.trainer:
+            self.trainer.stop()
+        if self.running:
+            self.board.say("正在停下：先把这一步存好……")
+
+    def go_on(self) -> "Run":
+        """从最后的检查点接着练；学到的、走到哪一步都和没停过一样。"""
+        if self.running:
+            raise LorakitError("还没有停下来，不用继续。")
+        self._go()
+        return self
+
+    def result(self) -> Trainer:
+        """等它练完，返回 Trainer；训练里出的错在这里抛出。中断（Ctrl-C、方块键）等于停止。"""
+        if self._job is None:
+            raise LorakitError("还没有开始训练：先运行 run.start()。")
+        try:
+            self._job.result()
+        except KeyboardInterrupt:
+            self.stop()
+            self._job.result()
+        return self.trainer
+
+    def _go(self):
+        self._halt.clear()
+        self.board.running(True)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="train")
+        self._job = pool.submit(self._train)
+        self._job.add_done_callback(self._ended)
+        pool.shutdown(wait=False)
+
+    def _ended(self, job: Future):
+        error, step = job.exception(), self.trainer.step if self.trainer else 0
+        if error:
+            kind = "" if isinstance(error, LorakitError) else f"{type(error).__name__}："
+            self.board.say(f"训练停在第 {step} 步：{kind}{error}", bad=True)
+        elif step < self.config.train.steps:
+            self.board.say(f"停在第 {step} 步，已经存好。按“继续”从这里接着练。")
+        else:
+            self.board.say(f"练完了，一共 {step} 步。结果在 {self.config.run.output.name}。")
+        self.board.running(False)
+
+    def _train(self):
+        board, sample = self.board, self.config.sample
+        self.trainer = trainer = Trainer(self.config)
+        if self._halt.is_set():  # 载入模型的那几秒里就按了停止
+            trainer.stop()
+        if trainer.step == 0:
+            self._look(0)
+        for step in trainer:
+            if step.step == 1:  # 训练前的那次检验由 Trainer 记在 metrics.jsonl 里
+                board.show_start(record.read(self.config.run.output)[0].get("held"))
+            board.show(step)
+            if sample.every and step.step % sample.every == 0:
+                self._look(step.step)
+        if not board.by_t or board.by_t[-1][0] != trainer.step:
+            self._look(trainer.step)
+        board.bar.value = trainer.step
+
+    def _look(self, step: int):
+        """画样张、量每个时间步的损失；不动训练用的随机数。"""
+        trainer, config = self.trainer, self.config
+        trainer.transformer.eval()
+        if trainer.dataset.held:
+            each = trainer.examine()["held_each"]
+            self.board.show_by_t(step, np.mean(each, axis=0).tolist())
+        if config.sample.prompts:
+            side = config.sample.size or config.data.resolution
+            pipe = trainer.family.pipeline(trainer.transformer)
+            pipe.set_progress_bar_config(disable=True)
+            images = infer.generate(
+                trainer.family, pipe, config.sample.prompts, config.sample, (side, side)
+            )
+            self.board.show_samples(step, images)

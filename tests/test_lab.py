@@ -1,0 +1,359 @@
+"""练习册的小工具：没人看时走遍极端值，练习分得清对错，后台的错误交得到读者手里。"""
+
+import base64
+import io
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lorakit import flow, lab
+from lorakit.config import fields, load_config
+from lorakit.errors import DataError, LorakitError
+from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz, runner
+from lorakit.tiny.world import Scene, Thing, render
+from lorakit.train import Trainer
+
+SCENE = Scene((Thing("cat", "red", "center", "big"),), "meadow")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """摆出来的每一份输出。"""
+    bundles = []
+    import IPython.display
+
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: bundles.append(data))
+    return bundles
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """假装有人在看：不是自动运行。"""
+    for module in (explorer, mine, runner):
+        monkeypatch.setattr(module, "headless", lambda: False)
+
+
+def open_static(bundle) -> Image.Image:
+    kind = next(key for key in bundle if key.startswith("image/"))
+    return Image.open(io.BytesIO(base64.b64decode(bundle[kind])))
+
+
+def test_lab_is_lazy():
+    code = "import sys, lorakit.lab; print('ipywidgets' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    with pytest.raises(AttributeError, match="explore"):
+        _ = lab.nothing
+
+
+def test_pixels_survive_the_round_trip():
+    image = render(SCENE)
+    x = lab.to_tensor(image)
+    assert x.shape == (1, 3, 128, 128) and float(x.min()) >= -1 and float(x.max()) <= 1
+    assert np.array_equal(np.asarray(lab.to_image(x)), np.asarray(image))
+
+
+def test_show_gives_picture_and_words(shown):
+    figure, axes = lab.chart()
+    axes.plot([0, 1], [0, 1], label="损失")
+    axes.legend()
+    lab.show(render(SCENE), figure)
+    assert [next(iter(b)) for b in shown] == ["image/jpeg", "image/png"]
+    assert open_static(shown[0]).size == (128, 128)
+    assert "128x128" in shown[0]["text/plain"]
+    with pytest.raises(LorakitError, match="str"):
+        lab.show("图")
+
+
+def test_missing_glyph_is_caught(shown):
+    assert picture.missing("损失 t = 1，α") == set()
+    figure, axes = lab.chart()
+    axes.set_title("龘")
+    with pytest.raises(AssertionError, match="龘"):
+        lab.show(figure)
+
+
+def test_fingerprint_knows_content():
+    image = render(SCENE)
+    other = render(Scene((Thing("boat", "blue", "left", "small"),), "night"))
+
+    def distance(a, b):
+        return bin(int(picture.fingerprint(a), 16) ^ int(picture.fingerprint(b), 16)).count("1")
+
+    assert distance(image, image.resize((96, 96))) <= 3
+    assert distance(image, other) > 10
+
+
+def test_headless_sweep_finds_the_crash(shown):
+    def draw(t):
+        assert t < 1, "最大值会崩"
+        return render(SCENE)
+
+    with pytest.raises(AssertionError) as caught:
+        lab.explore(draw, t=lab.slider("时间", 0.0, 1.0, 0.1))
+    assert any("'t': 1.0" in note for note in caught.value.__notes__)
+
+
+def test_explorer_redraws_and_shows_errors(shown, watched):
+    seen = []
+
+    def draw(t, name):
+        seen.append((t, name))
+        if t == 3:
+            raise ValueError("三不行")
+        return Image.new("RGB", (8, 8), (t * 20, 0, 0))
+
+    panel = lab.explore(draw, t=lab.slider("时间", 0, 9, 1), name=lab.choice("谁", ["甲", "乙"]))
+    assert seen == [(0, "甲")], "有人看时不必先走一遍极端值"
+    assert display.VIEW in shown[0] and open_static(shown[0]).size == (8, 8)
+    before = panel.image.value
+    panel.boxes["t"].value = 9
+    assert panel.image.value != before and panel.message.value.endswith("></span>")
+    panel.boxes["t"].value = 3
+    assert "三不行" in panel.message.value
+    assert panel.values == {"t": 3, "name": "甲"}
+
+
+def test_cases_reach_every_corner():
+    controls = {"a": lab.slider("a", 0, 5, 1, 2), "b": lab.choice("b", ["x", "y"])}
+    tried = list(explorer.cases(controls))
+    for wanted in ((0, "x"), (5, "x"), (2, "y"), (5, "y")):
+        assert {"a": wanted[0], "b": wanted[1]} in tried
+    with pytest.raises(LorakitError, match="起始值"):
+        lab.slider("a", 0, 5, 1, 9)
+    with pytest.raises(LorakitError, match="至少要一个控件"):
+        lab.explore(lambda: None)
+
+
+def test_predict_and_reveal(shown):
+    lab.predict("q", "哪一个？", "甲", "乙")
+    assert "A. 甲" in shown[0]["text/plain"] and display.VIEW in shown[0]
+    lab.reveal("q", "B", "因为。")
+    assert shown[1]["text/plain"] == "答案是 B：乙。因为。"
+    quiz._asked["q"].choice = 0
+    lab.reveal("q", "B", "因为。")
+    assert shown[2]["text/plain"].startswith("你猜 A，没猜中")
+    for call in (lambda: lab.reveal("没有", "A", ""), lambda: lab.reveal("q", "C", "")):
+        with pytest.raises(LorakitError):
+            call()
+
+
+def test_pretest_keeps_answers_and_gain(shown, own_cache):
+    import json
+
+    lab.pretest()
+    assert shown[0]["text/plain"].count("你先猜") == 5
+    right = [answer for _, _, answer in quiz.PRETEST]
+    own_cache.mkdir(exist_ok=True)
+    (own_cache / "quiz_pre.json").write_text(json.dumps([right[0], None, None, None, None]))
+    assert quiz.score("pre") == 0.2 and quiz.gain() is None
+    (own_cache / "quiz_post.json").write_text(json.dumps(right))
+    assert quiz.gain() == pytest.approx(1.0)
+
+
+WRONG = {  # 每题的几种常见的错，和话里应该点到的词
+    "compression": [(64, "通道"), (4, "3 个颜色"), (1 / 12, "大于 1"), (8, "两条边"), ("12", "数")],
+    "add_noise": [
+        (lambda x0, noise, t: t * x0 + (1 - t) * noise, "方向反了"),
+        (lambda x0, noise, t: (1 - t) ** 0.5 * x0 + t**0.5 * noise, "平方根"),
+        (lambda x0, noise, t: x0 + t * noise, "一点图也不剩"),
+        (lambda x0, noise: x0, "出错"),
+    ],
+    "velocity": [
+        (lambda x0, noise: x0 - noise, "正负号"),
+        (lambda x0, noise: noise, "减去图"),
+        (lambda x0, noise: noise + x0, "正好到噪声"),
+    ],
+    "euler": [
+        (lambda x, v, t, t_next: x + (t - t_next) * v, "走反了"),
+        (lambda x, v, t, t_next: x - v, "整条路"),
+        (lambda x, v, t, t_next: x, "落在"),
+    ],
+    "lora_size": [
+        (lambda i, o, r: i * o * r, "乘在一起"),
+        (lambda i, o, r: i * r, "只数了一个"),
+        (lambda i, o, r: 2 * i * r, "不一定一样宽"),
+    ],
+    "caption": [
+        ("一只猫在雪地里", "没有触发词"),
+        ("ohwx", "只有触发词"),
+        ("ohwx 猫戴着红围巾，背景是雪地", "固定的样子"),
+        ("ohwx 猫在中间", "背景没说到"),
+    ],
+    "bucket": [((1024, 1024), "正方形"), ((768, 1360), "写反"), ((1600, 900), "16 的倍数"),
+               ((1600, 896), "面积")],
+    "steps": [
+        (lambda n, b, a, v: n * v, "一步不只看一张"),
+        (lambda n, b, a, v: n * v / b, "梯度累积没有用上"),
+        (lambda n, b, a, v: n * v * a / b, "方向反了"),
+    ],
+    "recode": [({"A", "B", "C"}, "学习率"), ({"A", "D"}, "名字"), ({"A"}, "分辨率"),
+               ("AB", "一组")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", exercises.all_exercises())
+def test_exercise(name, shown, capsys):
+    exercise = exercises.all_exercises()[name]
+    assert len(exercise.properties) >= 3 and len(exercise.hints) == 3
+    scope = {}
+    exec(exercise.solution, scope)
+    assert exercises.judge(name, scope["answer"])[0] == "passed"
+    getattr(lab.check, name)(...)
+    assert capsys.readouterr().out.startswith("未完成")
+    assert exercises.judge(name, None)[0] == "blank"
+    if callable(scope["answer"]):
+        assert exercises.judge(name, lambda *a: ...)[0] == "blank"
+    assert len(WRONG[name]) >= 2
+    for answer, word in WRONG[name]:
+        verdict, said = exercises.judge(name, answer)
+        assert verdict == "wrong" and word in said, said
+    for level in range(1, 5):
+        lab.hint(name)
+        assert shown[-1]["text/plain"].count("提示") >= min(level, 3)
+        assert ("<details>" in shown[-1]["text/html"]) == (level == 4)
+
+
+def test_unknown_exercise_lists_the_known():
+    with pytest.raises(LorakitError, match="compression"):
+        lab.check.nothing(1)
+
+
+def test_glossary(shown):
+    assert len({english for english, _ in glossary.TERMS.values()}) == len(glossary.TERMS)
+    lab.term("latent")
+    assert shown[0]["text/plain"].startswith("潜变量（latent）")
+    lab.term()
+    assert shown[1]["text/plain"].count("\n") == len(glossary.TERMS) - 1
+    with pytest.raises(LorakitError, match="潜变量"):
+        lab.term("潜")
+
+
+def test_source_shows_the_real_code(shown):
+    lab.source(flow.velocity)
+    assert shown[0]["text/plain"].startswith("# lorakit/flow.py\ndef velocity(")
+    assert "return noise - x0" in shown[0]["text/html"]
+    with pytest.raises(LorakitError, match="函数或类"):
+        lab.source(3)
+
+
+def test_my_picture_is_remembered(tmp_path, watched):
+    default = lab.my_picture()
+    assert default.size == (256, 256)
+    Image.new("RGB", (400, 200), "purple").save(tmp_path / "我.png")
+    assert lab.my_picture(tmp_path / "我.png").getpixel((5, 5)) == (128, 0, 128)
+    assert lab.my_picture().getpixel((5, 5)) == (128, 0, 128), "下一本还用它"
+    with pytest.raises(DataError, match="没有"):
+        lab.my_picture(tmp_path / "没有.png")
+
+
+def test_upload_values_of_both_versions(shown):
+    assert mine.uploaded({"a.png": {"content": b"1"}}) == b"1"
+    assert mine.uploaded(({"name": "a.png", "content": memoryview(b"2")},)) == b"2"
+    assert mine.uploaded({}) is None and mine.uploaded(()) is None
+    lab.upload()
+    assert "上传" in shown[0]["text/plain"]
+
+
+def test_open_model_refuses_what_cannot_fit(capsys):
+    assert lab.open_model("tiny-qwen-image").model.path == "tiny-qwen-image"
+    if not torch.cuda.is_available():
+        with pytest.raises(LorakitError, match="放不下"):
+            lab.open_model("Qwen/Qwen-Image")
+        assert "GB" in capsys.readouterr().out
+    with pytest.raises(LorakitError, match="可以写"):
+        lab.open_model("别的")
+
+
+def test_form_is_the_config(shown):
+    form = lab.form()
+    assert form.config == load_config() and set(form.inputs) == {f.name for f in fields()}
+    assert all(field.sentence in shown[0]["text/plain"] for field in fields())
+    assert form.set("sample.prompts", "[甲, 乙]") == "" and form.config.sample.prompts == [
+        "甲",
+        "乙",
+    ]
+    said = form.set("train.steps", "很多")
+    assert "train.steps" in said and "整数" in said and form.config.train.steps == 1000
+    form.set("train.steps", "77")
+    assert form.config.train.steps == 77 and "steps: 77" in form.yaml.value
+    form.inputs["memory.compile"].value = True
+    assert form.config.memory.compile is True
+    form.read_yaml("train: {stps: 3}")
+    assert "train.steps" in form.message.value and form.config.train.steps == 77
+    form.read_yaml(load_config("tiny-qwen-image").to_yaml())
+    assert form.config == load_config("tiny-qwen-image")
+    assert form.inputs["train.batch_size"].value == "8"
+    with pytest.raises(LorakitError, match="没有叫"):
+        lab.form(groups=("nothing",))
+
+
+def test_run_headless_matches_trainer(shown, config):
+    prompts = "sample.prompts=[剪纸风格，一只大狗在中间]"
+    run = lab.Run(config(prompts, "sample.steps=2", "sample.every=2", output="a")).start()
+    plain = [step.loss for step in Trainer(config(prompts, "sample.steps=2", output="b"))]
+    assert run.board.losses == plain, "中途出样张不许打乱训练"
+    assert [step for step, _ in run.board.samples] == [0, 2, 4]
+    assert [step for step, _ in run.board.held] == [0, 2, 4]
+    losses = run.board.by_t[-1][1]
+    assert len(losses) == 8 and np.mean(losses) == pytest.approx(run.board.held[-1][1], rel=1e-5)
+    assert run.board.bar.value == 4 and "练完了" in run.board.status.value
+    static = open_static(shown[-1])
+    assert static.height > 500 and display.VIEW in shown[-1]
+
+
+def test_stop_and_continue_equal_an_unbroken_run(shown, watched, config):
+    run = lab.Run(config("train.steps=6", output="a"))
+    first = threading.Event()
+    show = run.board.show
+
+    def stop_at_two(step):
+        show(step)
+        if step.step == 2:
+            run.stop_button_pressed = run.board.stop_button.click()
+            first.set()
+
+    run.board.show = stop_at_two
+    run.start()
+    assert first.wait(60)
+    run.result()
+    assert run.trainer.step == 2 and not run.board.continue_button.disabled
+    run.board.show = show
+    run.board.continue_button.click()
+    run.result()
+    plain = [step.loss for step in Trainer(config("train.steps=6", output="b"))]
+    assert run.board.losses == plain and run.board.stop_button.disabled
+
+
+def test_error_in_the_thread_reaches_the_reader(shown, watched, config, tmp_path):
+    run = lab.Run(config(f"data.folder={tmp_path / 'none'}"))
+    with pytest.raises(LorakitError, match=r"run\.start"):
+        run.result()
+    run.start()
+    with pytest.raises(DataError, match="没有这个文件夹"):
+        run.result()
+    deadline = time.monotonic() + 5
+    while "没有这个文件夹" not in run.board.status.value and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "没有这个文件夹" in run.board.status.value
+
+
+def test_error_headless_stops_the_cell(shown, config, tmp_path):
+    with pytest.raises(DataError):
+        lab.Run(config(f"data.folder={tmp_path / 'none'}")).start()
+    assert len(shown) == 1, "面板仍要摆出来，错误写在上面"
+
+
+def test_busy_run_refuses_a_second_start(shown, watched, config):
+    run = lab.Run(config("train.steps=50"))
+    run.start()
+    with pytest.raises(LorakitError, match="正在进行"):
+        run.start()
+    run.stop()
+    assert run.result().step < 50

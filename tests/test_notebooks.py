@@ -1,0 +1,178 @@
+"""练习册：从头到尾跑得通，提交的输出就是现在的输出，读者看得懂、手机上也看得见。"""
+
+import ast
+import re
+import statistics
+import time
+import tomllib
+
+import pytest
+from notebook_tools import (
+    BOOKS,
+    ROOT,
+    VIEW,
+    code_cells,
+    differences,
+    execute,
+    pictures,
+    prose,
+    read,
+    said,
+)
+
+from lorakit.lab import exercises, picture
+from lorakit.lab.glossary import TERMS, sentence
+
+NAMES = [book.stem for book in BOOKS]
+SPEAKS = r"lab\.(show|explore|predict|reveal|pretest|upload|form|source|term|hint|check\.\w+)\("
+
+
+@pytest.fixture(params=BOOKS, ids=NAMES, scope="module")
+def book(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def committed(book):
+    return read(book)
+
+
+@pytest.fixture(scope="module")
+def fresh(book, tmp_path_factory):
+    start = time.monotonic()
+    notebook = execute(book, tmp_path_factory.mktemp("cache"))
+    print(f"\n{book.stem}：{time.monotonic() - start:.0f} 秒")
+    return notebook
+
+
+def test_outputs_are_what_the_code_gives_today(committed, fresh):
+    wrong = []
+    for old, new in zip(code_cells(committed), code_cells(fresh), strict=True):
+        number, found = old.execution_count, differences(said(old), said(new))
+        wrong += [f"第 {number} 格：{why}" for why in found]
+        if pictures(old) != pictures(new):
+            wrong.append(f"第 {number} 格：图的张数不同")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_said_on_stderr(committed, fresh):
+    for notebook in (committed, fresh):
+        for cell in code_cells(notebook):
+            for output in cell.outputs:
+                assert output.get("name") != "stderr", (cell.execution_count, output.text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("损失 0.52\n", "损失 0.53\n", ""),
+        ("损失 0.52\n", "损失 0.61\n", "数变了"),
+        ("形状 (1, 16)\n", "形状 (1, 17)\n", "数变了"),
+        ("对了 100%\n", "对了 92%\n", ""),
+        ("对了 100%\n", "对了 12%\n", "数变了"),
+        ("一样吗？True\n", "一样吗？False\n", "文字不同"),
+        ("指纹 ffff000000000000", "指纹 ffff000000000003", ""),
+        ("指纹 ffff000000000000", "指纹 0000ffff00000000", "图变了"),
+        ("图 740x260，指纹 ffff000000000000", "图 740x270，指纹 ffff000000000000", "数变了"),
+    ],
+)
+def test_a_stale_output_is_noticed(old, new, word):
+    found = differences(old, new)
+    assert bool(found) == bool(word) and word in "".join(found)
+
+
+def test_small_enough_and_clean(book, committed):
+    text = book.read_text(encoding="utf-8")
+    assert len(text.encode()) <= 400_000, f"{len(text.encode()) / 1000:.0f} kB"
+    assert "widgets" not in committed.metadata and VIEW not in text
+    counts = [cell.execution_count for cell in code_cells(committed)]
+    assert counts == list(range(1, len(counts) + 1)), "要从头到尾按次序跑过"
+    words = re.sub(r'"image/\w+": "[^"]*"', "", text)
+    for bad in (r"/(tmp|home|root|work|content|Users)/", r"\bhf_\w{8}", r"0x[0-9a-f]{6}", r"C:\\"):
+        assert not re.search(bad, words), bad
+
+
+def test_cells_are_short(committed):
+    lengths = [cell.source.count("\n") + 1 for cell in code_cells(committed)]
+    assert max(lengths) <= 15 and statistics.median(lengths) <= 8
+
+
+def test_header_and_sections(book, committed):
+    head = committed.cells[0].source
+    for word in ("你将能够", "需要", "时间", "显存", "花费", "colab-badge", "最后核对的版本"):
+        assert word in head, word
+    sections = re.findall(r"^## (\d)\.(\d+) ", prose(committed), re.M)
+    number = int(book.stem[:2])
+    assert [int(n) for _, n in sections] == list(range(1, len(sections) + 1))
+    assert {int(b) for b, _ in sections} == {number} and len(sections) >= 10
+
+
+def test_one_repository_address(book, committed):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    address = project["project"]["urls"]["Repository"]
+    assert f'仓库 = "{address}"' in code_cells(committed)[0].source
+    owner = address.removeprefix("https://github.com/")
+    assert f"colab.research.google.com/github/{owner}/blob/main/notebooks/{book.name}" in prose(
+        committed
+    )
+
+
+def test_every_guess_is_revealed_and_exercises_are_blank(committed):
+    source = "\n".join(cell.source for cell in code_cells(committed))
+    asked = re.findall(r'lab\.predict\(\s*"(\w+)"', source)
+    told = re.findall(r'lab\.reveal\(\s*"(\w+)"', source)
+    assert asked == sorted(asked, key=told.index) and set(asked) == set(told) and len(asked) >= 3
+    used = re.findall(r"lab\.check\.(\w+)\(", source)
+    assert len(used) >= 3 and set(used) <= set(exercises.all_exercises())
+    assert used == re.findall(r'lab\.hint\("(\w+)"\)', source)
+    blank = [said(c) for c in code_cells(committed) if "lab.check." in c.source]
+    assert all(text.startswith("未完成") for text in blank)
+
+
+def test_terms_come_from_the_glossary(committed):
+    text = prose(committed).removeprefix(committed.cells[0].source)  # 开头的目录先不算
+    text = re.sub(r"^#.*$", "", text, flags=re.M)  # 标题也不算
+    marked = re.findall(r"\*\*([^*\n]+)\*\*（([A-Za-z][^，）]*)，", text)
+    assert len(marked) >= 8
+    for name, english in marked:
+        assert name in TERMS and TERMS[name][0] == english, name
+    for name in TERMS:
+        first = text.find(sentence(name))
+        plain = re.search(rf"(?<![\u4e00-\u9fff*]){name}(?![\u4e00-\u9fff])", text)
+        if first >= 0 and plain:
+            assert plain.start() >= first, f"“{name}”先用了，后解释"
+
+
+def test_every_speaking_cell_has_something_to_see(committed):
+    for cell in code_cells(committed):
+        if re.search(SPEAKS, cell.source) and "def " not in cell.source:
+            assert said(cell).strip(), cell.source
+        if re.search(r"lab\.(show|explore)\(|\.start\(\)", cell.source):
+            assert pictures(cell), cell.source
+
+
+def test_every_letter_on_a_picture_has_a_glyph(committed):
+    words = [
+        node.value
+        for cell in code_cells(committed)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(words) > 50
+    assert picture.missing("".join(words), fallback=False) == set()
+
+
+def test_static_page_has_no_blank_widget(book, committed, tmp_path):
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter().from_notebook_node(committed)
+    assert "widget-view" not in page and "Error displaying widget" not in page
+    shown = sum(pictures(cell) for cell in code_cells(committed))
+    assert page.count("data:image/") >= shown >= 10
+    assert "缺字" not in page and "\ufffd" not in page
+
+
+def test_docstrings_point_to_books_that_exist():
+    for path in (ROOT / "lorakit").rglob("*.py"):
+        for name in re.findall(r"教程：notebooks/(0[12]\w+\.ipynb)", path.read_text("utf-8")):
+            assert (ROOT / "notebooks" / name).is_file(), path.name
