@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from lorakit.cli_files import COMMANDS
 from lorakit.cli_progress import bar, interrupt, say_encoding
 from lorakit.errors import LorakitError
 
@@ -253,109 +254,121 @@ _DRAW = (
     _option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的"),
     _SET,
 )
-_COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
-    "demo": (
-        _demo,
-        "一分钟演示：画样例图、训练、比较前后",
-        "lorakit demo --out my-demo",
-        (
-            _option("--out", type=Path, default=Path("runs/demo"), help="结果文件夹（runs/demo）"),
-            _option("--style", default="papercut", help="papercut inkwash pixel lineart porcelain"),
-            _SET,
-        ),
-    ),
-    "sample-data": (
-        _sample_data,
-        "写出一个样例数据集，看看训练数据该长什么样",
-        "lorakit sample-data papercut my-data",
-        (
-            _option("name", help="papercut、inkwash、ohwx-cat、edit-hat 等；写错会列出全部"),
-            _option("folder", type=Path, help="写到哪个文件夹（要是空的）"),
-        ),
-    ),
-    "init": (
-        _init,
-        "打印一份带说明的配置模板",
-        "lorakit init qwen-image > my.yaml",
-        (_option("preset", help="预设名，例如 qwen-image、tiny-qwen-image"),),
-    ),
-    "check": (
-        _check,
-        "体检数据：哪张图、哪句描述有问题，怎么修",
-        "lorakit check my-data",
-        (
-            _option("folder", type=Path, help="图片文件夹"),
-            _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
-            _option(
-                "--control", type=Path, help="编辑数据：控制图的文件夹；images 旁的 control 不用写"
-            ),
-            _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
-            _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
-            _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
-            _option(
-                "--resolution", type=int, metavar="边长", help="网页里的裁切框按它画；不写同配置"
+_COMMANDS = (
+    {  # 名字 -> (函数, 一句话, 例子, 选项)
+        "demo": (
+            _demo,
+            "一分钟演示：画样例图、训练、比较前后",
+            "lorakit demo --out my-demo",
+            (
+                _option(
+                    "--out", type=Path, default=Path("runs/demo"), help="结果文件夹（runs/demo）"
+                ),
+                _option(
+                    "--style", default="papercut", help="papercut inkwash pixel lineart porcelain"
+                ),
+                _SET,
             ),
         ),
-    ),
-    "cache": (
-        _cache,
-        "编码缓存：build 先编码好，why 看一张图会不会重编，clean 清理",
-        "lorakit cache why my-data/01_cat.png",
-        (
-            _option("action", choices=("build", "why", "clean"), help="build、why 或 clean"),
-            _option("picture", type=Path, nargs="?", help="why：哪张图"),
-            _option("--config", default="tiny-qwen-image", help="YAML 文件或预设名"),
-            _option("--days", type=float, default=0.0, help="clean：只删这么多天没用过的"),
-            _SET,
-        ),
-    ),
-    "train": (
-        _train,
-        "训练一个 LoRA；断了再运行同一条命令就接着练",
-        "lorakit train tiny-qwen-image --set data.folder=my-data --set run.output=runs/mine",
-        (_option("config", help="YAML 文件或预设名"), _SET),
-    ),
-    "generate": (
-        _generate,
-        "用训练好的 LoRA 画图",
-        "lorakit generate runs/mine --prompt 剪纸风格，一只猫 --out cat.png",
-        (*_DRAW, _option("--out", type=Path, default=Path("generate.png"), help="图存到哪里")),
-    ),
-    "edit": (
-        _edit,
-        "照一句话改一张图",
-        'lorakit edit cat.png "给它戴上一顶红帽子" --model runs/mine --out hat.png',
-        (
-            _option("image", type=Path, help="要改的图"),
-            _option("prompt", help="怎么改，一句话"),
-            _option(
-                "--model",
-                dest="source",
-                default="tiny-qwen-image-edit",
-                help="一次训练的结果文件夹，或 YAML 文件、预设名（tiny-qwen-image-edit）",
+        "sample-data": (
+            _sample_data,
+            "写出一个样例数据集，看看训练数据该长什么样",
+            "lorakit sample-data papercut my-data",
+            (
+                _option("name", help="papercut、inkwash、ohwx-cat、edit-hat 等；写错会列出全部"),
+                _option("folder", type=Path, help="写到哪个文件夹（要是空的）"),
             ),
-            _option(
-                "--also",
-                type=Path,
-                action="append",
-                default=[],
-                help="再看一张图，可写两次（2509）",
+        ),
+        "init": (
+            _init,
+            "打印一份带说明的配置模板",
+            "lorakit init qwen-image > my.yaml",
+            (_option("preset", help="预设名，例如 qwen-image、tiny-qwen-image"),),
+        ),
+        "check": (
+            _check,
+            "体检数据：哪张图、哪句描述有问题，怎么修",
+            "lorakit check my-data",
+            (
+                _option("folder", type=Path, help="图片文件夹"),
+                _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
+                _option(
+                    "--control",
+                    type=Path,
+                    help="编辑数据：控制图的文件夹；images 旁的 control 不用写",
+                ),
+                _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
+                _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
+                _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
+                _option(
+                    "--resolution",
+                    type=int,
+                    metavar="边长",
+                    help="网页里的裁切框按它画；不写同配置",
+                ),
             ),
-            *_DRAW[2:],
-            _option("--out", type=Path, default=Path("edit.png"), help="图存到哪里"),
         ),
-    ),
-    "compare": (
-        _compare,
-        "同样的提示词和种子，比较有没有 LoRA",
-        "lorakit compare runs/mine --prompt 剪纸风格，一只猫 --out both.png",
-        (
-            *_DRAW,
-            _option("--image", type=Path, action="append", help="编辑模型：要改的图，可写多次"),
-            _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里"),
+        "cache": (
+            _cache,
+            "编码缓存：build 先编码好，why 看一张图会不会重编，clean 清理",
+            "lorakit cache why my-data/01_cat.png",
+            (
+                _option("action", choices=("build", "why", "clean"), help="build、why 或 clean"),
+                _option("picture", type=Path, nargs="?", help="why：哪张图"),
+                _option("--config", default="tiny-qwen-image", help="YAML 文件或预设名"),
+                _option("--days", type=float, default=0.0, help="clean：只删这么多天没用过的"),
+                _SET,
+            ),
         ),
-    ),
-}
+        "train": (
+            _train,
+            "训练一个 LoRA；断了再运行同一条命令就接着练",
+            "lorakit train tiny-qwen-image --set data.folder=my-data --set run.output=runs/mine",
+            (_option("config", help="YAML 文件或预设名"), _SET),
+        ),
+        "generate": (
+            _generate,
+            "用训练好的 LoRA 画图",
+            "lorakit generate runs/mine --prompt 剪纸风格，一只猫 --out cat.png",
+            (*_DRAW, _option("--out", type=Path, default=Path("generate.png"), help="图存到哪里")),
+        ),
+        "edit": (
+            _edit,
+            "照一句话改一张图",
+            'lorakit edit cat.png "给它戴上一顶红帽子" --model runs/mine --out hat.png',
+            (
+                _option("image", type=Path, help="要改的图"),
+                _option("prompt", help="怎么改，一句话"),
+                _option(
+                    "--model",
+                    dest="source",
+                    default="tiny-qwen-image-edit",
+                    help="一次训练的结果文件夹，或 YAML 文件、预设名（tiny-qwen-image-edit）",
+                ),
+                _option(
+                    "--also",
+                    type=Path,
+                    action="append",
+                    default=[],
+                    help="再看一张图，可写两次（2509）",
+                ),
+                *_DRAW[2:],
+                _option("--out", type=Path, default=Path("edit.png"), help="图存到哪里"),
+            ),
+        ),
+        "compare": (
+            _compare,
+            "同样的提示词和种子，比较有没有 LoRA",
+            "lorakit compare runs/mine --prompt 剪纸风格，一只猫 --out both.png",
+            (
+                *_DRAW,
+                _option("--image", type=Path, action="append", help="编辑模型：要改的图，可写多次"),
+                _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里"),
+            ),
+        ),
+    }
+    | COMMANDS
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -139,7 +139,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise WeightsError(
             f"“{path}”打不开：不是完整的 safetensors 文件（{error}）。请重新下载或换一个。"
         ) from error
-    if not any(".lora_A." in name or ".lora_down." in name for name in tensors):
+    if not any(re.search(r"\.lora[._](A|down)\.", name) for name in tensors):
         raise WeightsError(
             f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B）。它也许是整个模型。"
         )

@@ -1,0 +1,218 @@
+"""LoRA 文件：各家写法读成同一种样子，再写成别家的；体检、合并、缩秩。每次转换都当场核对。
+
+各家的写法（路径都是 diffusers 的层名）：
+  diffusers   transformer.<路径>.lora_A.weight / lora_B.weight
+  PEFT        base_model.model.<路径>.lora_A[.default].weight
+  DiffSynth   <路径>.lora_A.default.weight
+  ComfyUI     diffusion_model.<路径>.lora_A.weight
+  kohya       lora_unet_<路径，点换成下划线>.lora_down / lora_up.weight 加 .alpha
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lorakit import lora
+from lorakit.checkpoint import write_tensors, write_whole
+from lorakit.errors import WeightsError
+
+Layers = dict[
+    str, tuple[torch.Tensor, torch.Tensor]
+]  # 层名 -> (A (r, 入), B (出, r))，缩放已折进 B
+TENSOR = re.compile(r"(.+?)\.(?:lora[._](A|B|down|up)(?:\.\w+)?\.weight|(alpha))")
+PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "model.diffusion_model.")
+FLAT = ("lora_unet_", "lora_transformer_")  # kohya 一系：点换成了下划线
+FORMATS = ("diffusers", "comfyui", "kohya")
+SAME = 1e-6  # 转换前后 ΔW 的相对误差不能超过它
+
+
+def read(file: Path, modules: Iterable[str]) -> tuple[Layers, list[str]]:
+    """任何一种写法的文件 -> (层, 没有地方放的张量名)；modules 是底模里线性层的全名。
+
+    Raises:
+        WeightsError: 不是 LoRA、成对的缺一个、是 DoRA 或 LoKr 等只能由原来的工具读的变体。
+    """
+    tensors, _ = lora.read(file)
+    known = {name: name for name in modules}
+    flat = {name.replace(".", "_"): name for name in known}
+    parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    unknown = []
+    for key, value in tensors.items():
+        found = TENSOR.fullmatch(key)
+        if found is None:
+            raise WeightsError(
+                f"“{file}”里的 {key} 不是普通 LoRA 的张量（也许是 DoRA、LoKr），转换不了；"
+                "请用训练它的工具，或先合并进底模。"
+            )
+        path = _path(found[1], known, flat)
+        if path is None:
+            unknown.append(key)
+            continue
+        kind = {"down": "A", "up": "B"}.get(found[2], found[2]) or "alpha"
+        parts[path][kind] = value.float()
+    layers = {}
+    for path, part in parts.items():
+        if not {"A", "B"} <= part.keys():
+            raise WeightsError(f"“{file}”里 {path} 只有一半（{'、'.join(part)}），文件不完整。")
+        rank = part["A"].shape[0]
+        scale = float(part["alpha"]) / rank if "alpha" in part else 1.0
+        layers[path] = (part["A"], part["B"] * scale)
+    return layers, unknown
+
+
+def _path(name: str, known: Mapping[str, str], flat: Mapping[str, str]) -> str | None:
+    for prefix in FLAT:
+        if name.startswith(prefix):
+            return flat.get(name.removeprefix(prefix))
+    for prefix in ("", *PREFIXES):
+        if name.startswith(prefix) and name.removeprefix(prefix) in known:
+            return name.removeprefix(prefix)
+    return None
+
+
+def write(layers: Layers, form: str, file: Path, card: Mapping[str, str]) -> Path:
+    """按 form 的写法写一个文件，写完重读一遍，核对每一层的 ΔW 没有变。"""
+    tensors = {}
+    for path, (a, b) in layers.items():
+        if form == "kohya":
+            stem = f"lora_unet_{path.replace('.', '_')}"
+            tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
+            tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))  # 等于秩：乘 1
+        else:
+            stem = {"diffusers": "transformer.", "comfyui": "diffusion_model."}[form] + path
+            tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+    facts = {"format": "pt", "lorakit": json.dumps(dict(card), ensure_ascii=False)}
+
+    def checked(temporary: Path):
+        write_tensors(temporary, tensors, facts)
+        again, unknown = read(temporary, layers)
+        assert not unknown and again.keys() == layers.keys()
+        for path in layers:
+            assert _distance(layers[path], again[path]) <= SAME, path
+
+    return write_whole(file.with_suffix(".safetensors"), checked)
+
+
+def delta(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """这一层的权重改了多少：ΔW = B A，(出, 入)。"""
+    a, b = pair
+    return b.double() @ a.double()
+
+
+def _distance(one, other) -> float:
+    want = delta(one)
+    return float((delta(other) - want).norm() / want.norm().clamp(min=1e-30))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """一个文件配一个底模的体检结果。"""
+
+    layers: int  # 放得上的层
+    unknown: tuple[str, ...]  # 没有地方放的张量
+    misfit: tuple[str, ...]  # 形状不对的层
+    silent: tuple[str, ...]  # B 全是零、什么也没改的层
+    blocks: Mapping[str, tuple[float, float]]  # 块 -> (|ΔW|, 有效秩的平均)
+    card: Mapping[str, str]
+
+    @property
+    def good(self) -> bool:
+        return bool(self.layers) and not self.unknown and not self.misfit
+
+    def text(self) -> str:
+        """一张中文表。"""
+        lines = [f"放得上的层 {self.layers} 个；{'全部对得上' if self.good else '有问题：'}"]
+        tell = {"没有地方放": self.unknown, "形状不对": self.misfit, "什么也没改": self.silent}
+        for what, names in tell.items():
+            if names:
+                lines.append(f"  {what}：{len(names)} 个，例如 {names[0]}")
+        lines += [f"  {key}：{value}" for key, value in self.card.items()]
+        lines.append("块  |ΔW|  有效秩")
+        lines += [f"{k}  {norm:.4g}  {rank:.1f}" for k, (norm, rank) in self.blocks.items()]
+        return "\n".join(lines)
+
+
+def audit(file: Path, transformer: nn.Module) -> Audit:
+    """LoRA 文件与底模（骨架就够）逐层核对；只对上一半的文件也会在这里现形。"""
+    shapes = {n: m.weight.shape for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    layers, unknown = read(file, shapes)
+    misfit = [p for p, (a, b) in layers.items() if (len(b), a.shape[1]) != tuple(shapes[p])]
+    silent = [path for path, (_, b) in layers.items() if not b.any()]
+    groups = defaultdict(list)
+    for path, (a, b) in layers.items():
+        values = _core(a, b)[1]
+        groups[re.match(r"(.*?blocks?\.\d+|[^.]+)", path)[1]].append(values)
+    blocks = {
+        name: (
+            float(sum(v.square().sum() for v in group).sqrt()),
+            sum(_effective_rank(v) for v in group) / len(group),
+        )
+        for name, group in groups.items()
+    }
+    card = lora.read(file)[1]
+    return Audit(len(layers), tuple(unknown), tuple(misfit), tuple(silent), blocks, card)
+
+
+def _core(a: torch.Tensor, b: torch.Tensor):
+    """ΔW = B A 的奇异值分解；经两次 QR 只分解 r x r 的小矩阵。"""
+    qb, rb = torch.linalg.qr(b.double())
+    qa, ra = torch.linalg.qr(a.double().T)
+    u, s, vh = torch.linalg.svd(rb @ ra.T)
+    return qb @ u, s, vh @ qa.T
+
+
+def _effective_rank(s: torch.Tensor) -> float:
+    """奇异值分布的熵取指数（Roy 与 Vetterli 2007）：全等时是秩，只有一个不为零时是 1。"""
+    p = s / s.sum().clamp(min=1e-30)
+    return float(torch.exp(-(p * p.clamp(min=1e-30).log()).sum()))
+
+
+def refuse(result: Audit, file: Path):
+    """体检不合格就拒绝：只对上一半的文件，用起来比没有还坏。
+
+    Raises:
+        WeightsError: 有张量没有地方放，或形状不对。
+    """
+    if not result.good:
+        wrong = [*result.unknown, *result.misfit, "（一层也没有）"]
+        raise WeightsError(
+            f"“{file}”与这个底模对不上：放得上 {result.layers} 层，"
+            f"放不上 {len(wrong) - 1} 个，例如 {wrong[0]}。用 lorakit audit 看全部，或换 --model。"
+        )
+
+
+def resize(layers: Layers, rank: int) -> tuple[Layers, float]:
+    """用奇异值分解把每层缩到 rank -> (新的层, 保住的能量，0 到 1)。"""
+    small, kept, whole = {}, 0.0, 0.0
+    for path, (a, b) in layers.items():
+        u, s, vh = _core(a, b)
+        root = s[:rank].sqrt()
+        small[path] = ((root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float())
+        kept, whole = kept + float(s[:rank].square().sum()), whole + float(s.square().sum())
+    return small, kept / whole if whole else 1.0
+
+
+def combine(several: Sequence[tuple[Layers, float]]) -> Layers:
+    """几个 LoRA 按份量叠成一个：A 上下接、B 左右接，秩相加，ΔW 正好是加权和。"""
+    paths = {path: None for layers, _ in several for path in layers}
+    return {
+        path: (
+            torch.cat([layers[path][0] for layers, _ in several if path in layers]),
+            torch.cat([layers[path][1] * w for layers, w in several if path in layers], dim=1),
+        )
+        for path in paths
+    }
+
+
+@torch.no_grad()
+def merge(layers: Layers, transformer: nn.Module):
+    """把 ΔW 加进底模的权重，就地修改。"""
+    for path, pair in layers.items():
+        weight = transformer.get_submodule(path).weight
+        weight.copy_((weight.double() + delta(pair).to(weight.device)).to(weight.dtype))
