@@ -22,7 +22,7 @@ from lorakit import lora
 from lorakit.checkpoint import write_tensors, write_whole
 from lorakit.errors import WeightsError
 
-Layers = dict[
+Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # 层名 -> (A (r, 入), B (出, r)，含缩放)
     str, tuple[torch.Tensor, torch.Tensor]
 ]  # 层名 -> (A (r, 入), B (出, r))，缩放已折进 B
 TENSOR = re.compile(r"(.+?)\.(?:lora[._](A|B|down|up)(?:\.\w+)?\.weight|(alpha))")
