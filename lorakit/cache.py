@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import re
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from lorakit import cache_masks
+from lorakit.cache_lock import shares
 from lorakit.checkpoint import write_whole
-from lorakit.data import Record, bucket_for, fit, load_records, read_image, split_holdout
+from lorakit.data import (
+    Record,
+    bucket_for,
+    load_prior,
+    load_sources,
+    read_image,
+    split_holdout,
+)
+from lorakit.data_views import View, show, views
 from lorakit.errors import ConfigError
 from lorakit.families.base import Cond, Family
 
 FORMAT = 1  # 预处理或文件格式一变就加 1，旧缓存自然作废
+KINDS = {"image": "编码图片", "text": "编码描述", "mask": "缩小遮罩"}
+SIDES = re.compile(r"左|右|\b(left|right)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Item:
     std: torch.Tensor
     cond: Cond
     record: Record
+    mask: torch.Tensor | None = None  # (1, h, w)，1 是要学的地方
+    variants: tuple["Item", ...] = ()  # 翻转、裁切出来的其余样子
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -36,11 +53,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """训练要用的一切：训练的图、留出的图、空描述的条件。"""
+    """训练要用的一切：训练的图、留出的图、空描述的条件、同类的图。"""
 
     train: tuple[Item, ...]
     held: tuple[Item, ...]
     empty: Cond
+    prior: tuple[Item, ...] = ()
 
 
 def root() -> Path:
@@ -56,9 +74,9 @@ def prepare(
     Args:
         progress: 函数 (在做什么, 第几个, 共几个)，每编码一批调一次。
     """
-    if config.data.folder is None:
+    if not config.data.sources:
         raise ConfigError("data.folder：还没有指定图片文件夹。请加 --set data.folder=我的图片。")
-    records = load_records(config.data.folder, config.data.trigger)
+    records = load_sources(config.data.sources, config.data.trigger)
     if config.data.resolution % family.multiple:
         low = config.data.resolution // family.multiple * family.multiple
         raise ConfigError(
@@ -66,15 +84,35 @@ def prepare(
             f"{family.name} 要 {family.multiple} 的倍数，"
             f"最近的是 {low} 和 {low + family.multiple}。"
         )
+    prior = load_prior(config.data.class_folder, config.data.trigger, records)
+    both = [*records, *prior]
+    parts = (*split_holdout(records, config.eval.holdout), prior)
     report = progress or (lambda *_: None)
-    latents = _latents(family, records, config.data.resolution, report)
-    texts = _texts(family, [*(r.caption for r in records), ""], report)
+    shown = _shown(config.data, *parts)
+    latents = _latents(family, shown, config.data.resolution, report)
+    texts = _texts(family, [*(r.caption for r in both), ""], report)
     family.release("vae", "text")
-    pairs = zip(records, latents, texts, strict=False)  # texts 末尾多一个空描述
-    items = {record.path: Item(*pair, cond, record) for record, pair, cond in pairs}
-    parts = split_holdout(records, config.eval.holdout)
-    train, held = (tuple(items[record.path] for record in part) for part in parts)
-    return Dataset(train, held, texts[-1])
+    conds = {record.path: cond for record, cond in zip(both, texts, strict=False)}
+    masks = _masks(shown, latents, len(prior), config.data.mask, report)
+    items = defaultdict(list)  # texts 末尾多一个空描述，不属于哪张图
+    for (record, _), pair, mask in zip(shown, latents, masks, strict=True):
+        items[record.path].append(Item(*pair, conds[record.path], record, mask))
+    whole = {path: replace(first, variants=tuple(rest)) for path, (first, *rest) in items.items()}
+    train, held, prior = (tuple(whole[record.path] for record in part) for part in parts)
+    return Dataset(train, held, texts[-1], prior)
+
+
+def _shown(data, train, held, prior) -> list[tuple[Record, View]]:
+    """要编码的每张图的每种样子；留出的图与同类图只要原样。"""
+    marked = [r for r in train if data.flip and SIDES.search(r.caption)]
+    if marked:
+        warnings.warn(
+            f"data.flip 会左右翻转，可是 {len(marked)} 份描述里写了左右，翻过来就说反了，"
+            f"例如“{marked[0].caption[:20]}”（{marked[0].path.name}）。关掉它，或删掉左右。",
+            stacklevel=4,
+        )
+    several = [(record, view) for record in train for view in views(data.flip, data.crops)]
+    return several + [(record, View()) for record in (*held, *prior)]
 
 
 def fingerprint(folder: Path) -> str:
@@ -147,24 +185,34 @@ def _cached(
 ) -> list[Cond]:
     """逐个取缓存；缺的按 encode(下标列表) 一批批编码，编完立刻写下。"""
     paths = [place(kind, fields) for fields in all_fields]
-    found: list[Cond | None] = [_read(path) for path in paths]
-    missing = [i for i, value in enumerate(found) if value is None]
-    for start in range(0, len(missing), size):
-        batch = missing[start : start + size]
-        for i, tensors in zip(batch, encode(batch), strict=True):
-            found[i] = {name: value.cpu() for name, value in tensors.items()}
-            _write(paths[i], found[i], all_fields[i])
-        report({"image": "编码图片", "text": "编码描述"}[kind], start + len(batch), len(missing))
-    return found
+    index = {path: i for i, path in enumerate(paths)}  # 同样的描述只编码一次
+    found = {path: _read(path) for path in index}
+    missing = [path for path, value in found.items() if value is None]
+    done = 0
+    for mine in shares(missing, size):
+        for path in mine:  # 等的时候，别的进程可能已经编码好了
+            found[path] = _read(path)
+        batch = [index[path] for path in mine if found[path] is None]
+        for i, tensors in zip(batch, encode(batch) if batch else (), strict=True):
+            found[paths[i]] = {name: value.cpu() for name, value in tensors.items()}
+            _write(paths[i], found[paths[i]], all_fields[i])
+        done += len(mine)
+        report(KINDS[kind], done, len(missing))
+    return [found[path] for path in paths]
 
 
-def image_fields(family: Family, records: Sequence[Record], resolution: int) -> list[dict]:
-    """每张图的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
+def image_fields(
+    family: Family, records: Sequence[Record], resolution: int, shown: Sequence[View] = ()
+) -> list[dict]:
+    """每张图（的一种样子）的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
     common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
     common["encoder"] = fingerprint(family.folder / "vae")
     sizes = [bucket_for(record.size, resolution, family.multiple) for record in records]
-    pairs = zip(records, sizes, strict=True)
-    return [{**common, "picture": record.digest, "size": list(size)} for record, size in pairs]
+    rows = zip(records, sizes, shown or [View()] * len(records), strict=True)
+    return [
+        {**common, "picture": record.digest, "size": list(size), **view.fields()}
+        for record, size, view in rows
+    ]
 
 
 def text_fields(family: Family, captions: Sequence[str]) -> list[dict]:
@@ -174,13 +222,15 @@ def text_fields(family: Family, captions: Sequence[str]) -> list[dict]:
     return [{**common, "caption": caption} for caption in captions]
 
 
-def _latents(family: Family, records: Sequence[Record], resolution: int, report):
-    fields = image_fields(family, records, resolution)
+def _latents(family: Family, shown: Sequence[tuple[Record, View]], resolution: int, report):
+    records, looks = [record for record, _ in shown], [view for _, view in shown]
+    fields = image_fields(family, records, resolution, looks)
 
     def encode(batch: list[int]) -> list[Cond]:
         results = []
         for i in batch:  # 尺寸各不相同，一张张来；编码只做一次，不值得为它分桶
-            picture, _ = fit(read_image(records[i].path), tuple(fields[i]["size"]))
+            size, digest = tuple(fields[i]["size"]), records[i].digest
+            picture = show(read_image(records[i].path), size, looks[i], digest)
             pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1)
             pixels = pixels.permute(2, 0, 1)[None]  # (H, W, 3) -> (1, 3, H, W)
             mean, std = family.encode_images(pixels)
@@ -195,3 +245,15 @@ def _texts(family: Family, captions: Sequence[str], report) -> list[Cond]:
         return family.encode_prompts([captions[i] for i in batch])
 
     return _cached("text", text_fields(family, captions), encode, 8, report)
+
+
+def _masks(shown, latents, others: int, kind: str, report) -> list[torch.Tensor | None]:
+    """每种样子的遮罩 (1, h, w)，没有就是 None；最后 others 个是同类图，总是没有。"""
+    if kind == "none":
+        return [None] * len(shown)
+    own = shown[: len(shown) - others]
+    sizes = [mean.shape[:0:-1] for mean, _ in latents]  # (C, h, w) -> (w, h)
+    chosen, fields, encode = cache_masks.plan(own, sizes, kind)
+    found = _cached("mask", [{"format": FORMAT, **one} for one in fields], encode, 1, report)
+    ready = {i: one["mask"] for i, one in zip(chosen, found, strict=True)}
+    return [ready.get(i) for i in range(len(shown))]

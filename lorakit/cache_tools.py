@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lorakit import cache
-from lorakit.data import inspect
+from lorakit.data import apply_trigger, inspect
 from lorakit.errors import DataError
 
 NAMES = {  # 字段 -> 人话
@@ -16,6 +16,8 @@ NAMES = {  # 字段 -> 人话
     "picture": "图片内容",
     "size": "训练尺寸",
     "caption": "描述",
+    "flip": "左右翻转",
+    "crop": "第几种裁切",
 }
 
 
@@ -27,7 +29,8 @@ def why(config, family, picture: Path) -> str:
         wrong = [p.reason for p in report.problems if p.path and p.path.name == picture.name]
         raise DataError(f"“{picture}”不能用于训练：{'；'.join(wrong) or '没有这张图'}。")
     image = cache.image_fields(family, mine, config.data.resolution)[0]
-    text = cache.text_fields(family, [mine[0].caption])[0]
+    caption = apply_trigger(mine[0].caption, config.data.trigger)
+    text = cache.text_fields(family, [caption])[0]
     return f"图：{_explain('image', image)}\n描述：{_explain('text', text)}"
 
 

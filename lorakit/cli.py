@@ -106,6 +106,15 @@ def _check(args) -> int:
     return WRONG_INPUT if report.errors else DONE
 
 
+def _caption(args) -> int:
+    from lorakit.caption import Captioner, caption_folder
+
+    captioner = Captioner(args.model, args.language, args.length)
+    done = caption_folder(args.folder, captioner, args.prefix, args.overwrite, _say_encoding)
+    print(f"{done.text()}\n模型会看错：打开读一遍，改掉说错的。")
+    return WRONG_INPUT if done.failed else DONE
+
+
 def _train(args) -> int:
     from lorakit import infer, report
     from lorakit.config import load_config
@@ -280,6 +289,7 @@ _DRAW = (
     _option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的"),
     _SET,
 )
+_CAPTIONERS = "qwen2.5-vl（会中文）、florence-2（最快）、blip-2，或存着这种模型的本地文件夹"
 _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
     "demo": (
         _demo,
@@ -296,7 +306,7 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
         "写出一个样例数据集，看看训练数据该长什么样",
         "lorakit sample-data papercut my-data",
         (
-            _option("name", help="papercut、inkwash、ohwx-cat、edit-hat 等；写错会列出全部"),
+            _option("name", help="papercut、inkwash、ohwx-cat、cats、edit-hat 等；写错会列出全部"),
             _option("folder", type=Path, help="写到哪个文件夹（要是空的）"),
         ),
     ),
@@ -319,6 +329,19 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
             _option(
                 "--resolution", type=int, metavar="边长", help="网页里的裁切框按它画；不写同配置"
             ),
+        ),
+    ),
+    "caption": (
+        _caption,
+        "用看图说话的模型替图片写描述；写一张存一张，断了再运行就接着写",
+        "lorakit caption my-data --model qwen2.5-vl --prefix 'ohwx 猫'",
+        (
+            _option("folder", type=Path, help="图片文件夹"),
+            _option("--model", default="qwen2.5-vl", help=_CAPTIONERS),
+            _option("--prefix", default="", help="写在每句最前面的话，例如触发词"),
+            _option("--language", help="zh 或 en；不写就用模型最拿手的"),
+            _option("--length", default="medium", help="short、medium（默认）或 long"),
+            _option("--overwrite", action="store_true", help="已经有 .txt 的也重写"),
         ),
     ),
     "cache": (

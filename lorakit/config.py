@@ -62,11 +62,20 @@ class Model(_Group):
     """计算精度：auto 在支持的显卡上用 bf16，在 CPU 上用 fp32；fp16 容易溢出成黑图。"""
 
 
+class Source(_Group):
+    """一个图片文件夹，和里面每张图的重复次数"""
+
+    folder: Path
+    repeats: int = setting(1, ge=1)
+
+
 class Data(_Group):
     """数据：用哪些图片、怎么读"""
 
-    folder: Path | None = None
-    """图片文件夹，训练时必填；每张图旁边放同名 .txt 写说明。相对路径从运行命令的地方算。"""
+    folder: Path | list[Source] | None = None
+    """图片文件夹，训练时必填；说明写在同名的 .txt、.caption、.json，
+    或 metadata.jsonl、metadata.csv 里。几个文件夹写成列表，
+    每个写路径或 {folder: 路径, repeats: 次数}；也认 datasets 存下的文件夹。"""
     resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
     """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍约占四倍显存和时间。"""
     trigger: str = ""
@@ -75,6 +84,48 @@ class Data(_Group):
     """把说明换成空白的概率：让模型也学会没有提示词时怎么画，引导才有对照。常用 0 到 0.2。"""
     repeats: int = setting(1, ge=1)
     """每张图在一轮里出现几次：图很少（不到 10 张）时可以用 5 到 20，一般保持 1。"""
+    class_folder: Path | None = None
+    """同类图片的文件夹（先验保留）：练一只特定的猫，就放些普通的猫，说明里不写触发词。
+    每看一张训练图就陪看一张，免得普通的猫也变成它；一步约慢一倍。null 表示不用。"""
+    class_weight: float = setting(1.0, gt=0, le=10)
+    """同类图片的损失乘多少：1 和训练图一样重要（一般不用改）；越大越不忘旧的，学新的越慢。"""
+    mask: Literal["none", "alpha", "file"] = "none"
+    """遮罩：只让画面的一部分算进损失。alpha 用图自己的透明通道（不透明处要学），
+    file 用旁边的 猫_mask.png（白处要学、黑处不学），none 不用。"""
+    mask_floor: float = setting(0.1, ge=0, lt=1)
+    """遮罩外面还算多少：0 完全不管（背景可能变乱），0.1 稍微管一点（推荐）。"""
+    flip: bool = False
+    """左右翻转：每张图另编码一份镜像，训练时随机取一份。画里有文字、说明里写了左右就不要开。"""
+    crops: int = setting(1, ge=1, le=16)
+    """每张图编码几种裁切：1 只从中间裁；多出来的裁在随机的位置、边长 0.8 到 1 倍，训练时随机取。"""
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """列表里每一个写路径，或 {folder: 路径, repeats: 次数}。"""
+        if not isinstance(value, (list, tuple)):
+            return value
+        sources = []
+        for number, one in enumerate(value, 1):
+            tree = {"folder": one} if isinstance(one, (str, Path)) else one
+            try:
+                sources.append(Source.model_validate(tree))
+            except ValidationError:
+                wants = "路径，或 {folder: 路径, repeats: 不小于 1 的整数}"
+                said = f"data.folder 的第 {number} 个：得到 {_show(one)}，应为：{wants}。"
+                raise PydanticCustomError("combination", said) from None
+        if not sources:
+            raise PydanticCustomError("combination", "data.folder：列表是空的，至少写一个文件夹。")
+        return sources
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """一个或几个来源，统一成列表；没有指定就是空的。"""
+        if self.folder is None:
+            return ()
+        return (
+            tuple(self.folder) if isinstance(self.folder, list) else (Source(folder=self.folder),)
+        )
 
 
 class Lora(_Group):
@@ -226,6 +277,7 @@ class Field(NamedTuple):
         said = {
             "gt": "大于 {}",
             "ge": "不小于 {}",
+            "lt": "小于 {}",
             "le": "不超过 {}",
             "multiple_of": "是 {} 的倍数",
         }
@@ -305,7 +357,7 @@ def _walk(group: type[BaseModel], prefix: str = "") -> Iterator[Field]:
     for key, info in group.model_fields.items():
         limits = {}
         for kind, found in _parts(info.annotation, info.metadata):
-            names = ("gt", "ge", "le", "multiple_of", "min_length")
+            names = ("gt", "ge", "lt", "le", "multiple_of", "min_length")
             limits |= {n: getattr(m, n) for m in found for n in names if hasattr(m, n)}
             if kind is Literal:
                 limits["choices"] = found

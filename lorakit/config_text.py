@@ -139,6 +139,8 @@ def _override(tree: dict, text: str, known: dict[str, Any], problems: list[str])
         kinds = dict(_parts(known[name].type))
         # 文字和路径原样收下：里面的冒号、井号、方括号都不当 YAML
         plain = (str in kinds and list not in kinds) or Path in kinds
+        if list in kinds and raw.startswith("["):
+            plain = False
         if raw[:1] in ("'", '"') or (raw in ("null", "~") and type(None) in kinds):
             plain = False
         try:

@@ -6,10 +6,11 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorakit.data_lint import has_trigger, lint, look
+from lorakit.data_mask import MASK, check_masks
 from lorakit.data_read import RESAVE, decode
 from lorakit.data_report import Fault, Problem, Report, names, relative
 from lorakit.data_sources import (
@@ -50,6 +51,8 @@ class Record:
     size: tuple[int, int]
     digest: str
     look: bytes = field(default=b"", compare=False, repr=False)  # 只用来找几乎一样的图
+    repeats: int = 1  # 它所在的来源的重复次数
+    mask: Path | None = None  # 旁边的 _mask 图
 
 
 @dataclass
@@ -58,6 +61,7 @@ class _Found:
 
     pictures: list[Path] = field(default_factory=list)
     captions: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
+    masks: dict[tuple[Path, str], Path] = field(default_factory=dict)
     tables: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -83,8 +87,9 @@ def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report
         for name in treated:
             did[name].append(path)
         if record:
-            records.append(record)
+            records.append(replace(record, mask=found.masks.get(_key(path))))
     problems += _pairing(found, stems, shared, folder)
+    problems += check_masks(records, folder)
     problems += _repeats(records, folder) + _trigger(records, trigger, folder)
     problems += lint(records, trigger, folder)
     for name, reason in NOTES.items():
@@ -153,7 +158,23 @@ def _walk(folder: Path) -> _Found:
         else:
             found.others.append(path)
     _sidecars(found)
+    _masks(found)
     return found
+
+
+def _masks(found: _Found):
+    """“猫_mask.png”旁边有“猫.jpg”、自己又没有描述，它就是遮罩，不当训练图。"""
+    keys, rest = set(map(_key, found.pictures)), []
+    for path in found.pictures:
+        base = path.parent, nfc(path.stem).removesuffix(MASK)
+        if base == _key(path) or base not in keys or _key(path) in found.captions:
+            rest.append(path)
+        elif base in found.masks:
+            reason, mend = f"和 {found.masks[base].name} 是同一张图的遮罩", "只留一份，删掉另一份"
+            found.problems.append(_error("mask_twice", path, reason, mend))
+        else:
+            found.masks[base] = path
+    found.pictures = rest
 
 
 def _sidecars(found: _Found):
