@@ -1,12 +1,17 @@
 """看懂与清理缓存：一张图为什么重用、为什么重编；删掉多余的。"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorakit import cache
-from lorakit.data import apply_trigger, inspect
+from lorakit.config import load_config
+from lorakit.data import Record, apply_trigger, inspect
+from lorakit.data_lint import over_limit
+from lorakit.data_report import Report
 from lorakit.errors import DataError
+from lorakit.families import open_family
 
 NAMES = {  # 字段 -> 人话
     "format": "lorakit 的缓存格式",
@@ -32,6 +37,17 @@ def why(config, family, picture: Path) -> str:
     caption = apply_trigger(mine[0].caption, config.data.trigger)
     text = cache.text_fields(family, [caption])[0]
     return f"图：{_explain('image', image)}\n描述：{_explain('text', text)}"
+
+
+def check_length(source: str, records: Sequence[Record], report: Report) -> Report:
+    """再看描述有没有超过底模的文字编码器的上限；source 是 YAML 文件或预设名。"""
+    config = load_config(source)
+    family = open_family(config)
+    captions = [apply_trigger(record.caption, config.data.trigger) for record in records]
+    counts = family.count_tokens(captions) if captions else []
+    encoder = f"{family.name} 的文字编码器"
+    found = over_limit(records, counts, family.caption_limit, encoder)
+    return replace(report, problems=(*report.problems, *found))
 
 
 def _explain(kind: str, fields: dict) -> str:

@@ -89,7 +89,7 @@ def _init(args) -> int:
 
 
 def _check(args) -> int:
-    from lorakit.data import inspect
+    from lorakit.data import inspect, unpacked
 
     if args.fix and args.undo:
         raise LorakitError("--fix 和 --undo 只能写一个：先 --fix 看结果，不满意再 --undo。")
@@ -97,7 +97,11 @@ def _check(args) -> int:
         from lorakit import data_fix
 
         print(data_fix.undo(args.folder) if args.undo else data_fix.fix(args.folder, args.trigger))
-    records, report = inspect(args.folder, args.trigger)
+    records, report = inspect(unpacked(args.folder), args.trigger)
+    if args.config:
+        from lorakit import cache_tools
+
+        report = cache_tools.check_length(args.config, records, report)
     print(report.text())
     if args.html:
         from lorakit import data_html
@@ -323,12 +327,11 @@ _COMMANDS = {  # 名字 -> (函数, 一句话, 例子, 选项)
         (
             _option("folder", type=Path, help="图片文件夹"),
             _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
+            _option("--config", help="YAML 或预设名；给了就看描述有没有超过文字编码器的上限"),
             _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
             _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
             _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
-            _option(
-                "--resolution", type=int, metavar="边长", help="网页里的裁切框按它画；不写同配置"
-            ),
+            _option("--resolution", type=int, metavar="边长", help="网页里的裁切框按它画"),
         ),
     ),
     "caption": (

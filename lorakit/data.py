@@ -39,6 +39,7 @@ __all__ = [
     "read_caption",
     "read_image",
     "split_holdout",
+    "unpacked",
 ]
 
 

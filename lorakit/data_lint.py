@@ -231,6 +231,25 @@ def _long(records: Sequence[Record], folder: Path) -> list[Problem]:
     return [_warning("caption_long", None, reason, mend)]
 
 
+def over_limit(
+    records: Sequence[Record], counts: Sequence[int], limit: int, encoder: str
+) -> list[Problem]:
+    """超过文字编码器上限的描述：后面的它读不到，训练时会被悄悄截掉。
+
+    Args:
+        counts: 每份描述占几个词元。
+        encoder: 向人说的名字，例如“qwen-image 的文字编码器”。
+    """
+    problems = []
+    for record, count in zip(records, counts, strict=True):
+        if count > limit:
+            lost = f"最后约 {1 - limit / count:.0%} 会被截掉"
+            reason = f"描述有 {count} 个词元，{encoder}最多读 {limit} 个，{lost}"
+            mend = "删短到上限以内，要紧的写在前面；触发词放最前面就不会丢"
+            problems.append(_warning("caption_over_limit", record.path, reason, mend))
+    return problems
+
+
 def _mixed(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
     """有的描述是中文，有的是英文；中文里夹几个英文词不算。"""
     chinese, english = [], []

@@ -71,9 +71,10 @@ class Trainer:
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""
         train, data = self.config.train, self.config.data
+        copies = sum(item.record.repeats for item in self.dataset.train)  # 各来源的重复次数
         return Plan(
             pictures=len(self.dataset.train),
-            repeats=data.repeats,
+            repeats=data.repeats * copies / len(self.dataset.train),
             batch_size=train.batch_size,
             grad_accum=train.grad_accum,
             processes=self.accelerator.num_processes,

@@ -18,6 +18,7 @@ class QwenImage(Family):
 
     name = "qwen-image"
     multiple = 16
+    caption_limit = 1024
     targets: ClassVar = {
         "image-attention": rf".*\.attn\.({IMAGE})",
         "attention": rf".*\.attn\.({IMAGE}|{TEXT})",
