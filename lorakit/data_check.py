@@ -34,7 +34,7 @@ CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
 # 解码和算哈希时 Python 会放开锁，几个线程一起读更快；再多就要同时在内存里放几张大图
 WORKERS = min(4, os.cpu_count() or 1)
 NOTES = {  # 处理的代号 -> 报告里的话
-    "alpha": "有透明的地方，合成在白底上",
+    "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha，并且不要 --fix）",
     "animation": "是动图，只用第一帧",
     "rotated": "按 EXIF 里记的方向转正了",
     "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",
@@ -218,6 +218,10 @@ def _examine(
         picture, digest, did = decode(path)
         size, seen = picture.size, look(picture)
         problems += _sizes(path, size)
+        if all(low == high for low, high in picture.getextrema()):
+            clear = "整张都是透明的" if "alpha" in did else "整张只有一种颜色"
+            mend = "多半是导出时少选了图层，重新导出；不要就移走"
+            problems.append(_warning("picture_blank", path, f"{clear}，没有东西可学", mend))
     except Fault as fault:
         problems.append(fault.problem)
     if not shared:  # 共用的描述由 _pairing 报一次

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorakit.checkpoint import write_whole
 from lorakit.data_read import BROKEN
 from lorakit.data_sources import CAPTION_KEYS, FIELDS
 from lorakit.errors import DataError
@@ -30,6 +29,8 @@ def write_dataset(rows: Iterable[Mapping], folder: str | Path) -> Path:
         DataError: 没有这两列、图不是图片、文件夹不是空的；哪一行不对会写清楚。
         LorakitError: 写不进；写到一半失败不留半个文件夹。
     """
+    from lorakit.checkpoint import write_whole  # 它要 torch；只体检时不必等它载入
+
     folder = Path(folder).expanduser()
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"文件夹“{folder}”不是空的。换一个新的文件夹名，免得混进别的图。")

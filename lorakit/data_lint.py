@@ -34,6 +34,11 @@ CLAUSE = re.compile(r"[，。、；：！？,.;:!?\n]+")
 WORD = re.compile(r"[A-Za-z0-9_'’\-]+")
 EMPTY = {*"是在的地得了着和有与一个只张里上"}  # 虚词，单独不说明画面里有什么
 EMPTY |= {"a", "an", "the", "of", "in", "on", "at", "is", "are", "with", "and", "by", "to"}
+# 只认常见的标签：<s0>、<lora:…> 之类是别的程序的记号，不一定写错
+MARKUP = re.compile(
+    r"</?(?:p|br|div|span|b|i|a|img|td|li|ul|html|body|font)\b[^>]*>|&(?:[a-z]{2,6}|#\d{2,5});",
+    re.IGNORECASE,
+)
 UNIT = re.compile(rf"{WORD.pattern}|\S")  # 一个汉字，或一个英文词
 
 
@@ -55,7 +60,7 @@ def lint(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]
     problems = _lookalikes(records, folder)
     problems += _buried(records, trigger, folder)
     problems += _unchanging(records, trigger)
-    problems += _garbled(records) + _long(records, folder)
+    problems += _garbled(records) + _markup(records) + _long(records, folder)
     return problems + _mixed(records, trigger, folder)
 
 
@@ -214,6 +219,21 @@ def _garbled(records: Sequence[Record]) -> list[Problem]:
         reason = f"描述像是乱码（“{record.caption[:20]}”），多半是 GBK：按它读是“{guess[:20]}”"
         mend = "用记事本或 VS Code 按 GBK 打开，看到的字没有错，就另存为 UTF-8"
         problems.append(_warning("caption_garbled", record.path, reason, mend))
+    return problems
+
+
+def _markup(records: Sequence[Record]) -> list[Problem]:
+    """描述里混进了富文本（.rtf）或网页的代码：文字编码器会把它们当成要画的东西。"""
+    problems = []
+    for record in records:
+        rich = record.caption.startswith("{\\rtf")
+        found = "{\\rtf" if rich else next(iter(MARKUP.findall(record.caption)), None)
+        if found:
+            kind, mend = "网页的代码", "删掉这些代码，只留说图里有什么的话"
+            if rich:
+                kind, mend = "富文本（RTF）", "用写它的程序打开，另存为纯文本（UTF-8）"
+            reason = f"描述里有{kind}“{found[:20]}”"
+            problems.append(_warning("caption_markup", record.path, reason, mend))
     return problems
 
 

@@ -90,3 +90,12 @@ def test_training_with_class_pictures_resumes_exactly(config, cats):
         if step.step == 2:
             break
     assert [step.loss for step in Trainer(cut)] == expected[2:]
+
+
+def test_the_character_preset_differs_in_what_a_character_needs():
+    from lorakit.config import differences, load_config
+
+    style, character = load_config("tiny-qwen-image"), load_config("tiny-character")
+    changed = differences(style, character)
+    assert set(changed) == {"train.batch_size", "run.output"}
+    assert character.data.class_weight == 1 and character.data.class_folder is None
