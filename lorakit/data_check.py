@@ -30,6 +30,7 @@ MAX_RATIO = 4  # 桶最多到 2:1，比 4:1 还长的图会被裁掉一半以上
 LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
 )
+COUNTED = re.compile(r"0*([1-9]\d{0,2})_.")  # “10_猫”
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
 # 解码和算哈希时 Python 会放开锁，几个线程一起读更快；再多就要同时在内存里放几张大图
 WORKERS = min(4, os.cpu_count() or 1)
@@ -88,7 +89,7 @@ def inspect(folder: str | Path, trigger: str = "") -> tuple[list[Record], Report
             did[name].append(path)
         if record:
             records.append(replace(record, mask=found.masks.get(_key(path))))
-    problems += _pairing(found, stems, shared, folder)
+    problems += _pairing(found, stems, shared, folder) + _counted(found.pictures, folder)
     problems += check_masks(records, folder)
     problems += _repeats(records, folder) + _trigger(records, trigger, folder)
     problems += lint(records, trigger, folder)
@@ -277,6 +278,19 @@ def _pairing(found: _Found, stems: Counter, shared: set, folder: Path) -> list[P
         reason = f"{len(rest)} 个别的文件没有用到：{names(rest, folder)}"
         problems.append(_note("others", reason))
     return problems
+
+
+def _counted(pictures: Sequence[Path], folder: Path) -> list[Problem]:
+    """“10_猫”这样的子文件夹：有的训练器把 10 当成重复次数，这里不猜（2024_旅行 不是 2024 次）。"""
+    tops = {path.relative_to(folder).parts[0] for path in pictures if path.parent != folder}
+    found = [(COUNTED.match(name), name) for name in sorted(tops)]
+    listed = [f"{{folder: {folder / name}, repeats: {hit[1]}}}" for hit, name in found if hit]
+    if not listed:
+        return []
+    reason = (
+        f"子文件夹的名字里有次数，这里不按它重复；要重复就写 data.folder: [{', '.join(listed)}]"
+    )
+    return [_note("folder_counted", reason)]
 
 
 def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:

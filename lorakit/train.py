@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from lorakit import cache, checkpoint, lora, memory
 from lorakit.arithmetic import Plan
-from lorakit.config import Config
+from lorakit.config import Config, Data
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
 from lorakit.objective import Objective
@@ -163,6 +163,11 @@ class Trainer:
         lora.plan(self.family.skeleton(), self.family, self.config.lora)
         if self.config.train.guidance != 1 and not self.family.embedded_guidance:
             warnings.warn(f"train.guidance 对 {self.family.name} 不起作用。", stacklevel=3)
+        data, plain = self.config.data, Data()
+        if data.class_folder is None and data.class_weight != plain.class_weight:
+            warnings.warn("data.class_weight 不起作用：没有写 data.class_folder。", stacklevel=3)
+        if data.mask == "none" and data.mask_floor != plain.mask_floor:
+            warnings.warn("data.mask_floor 不起作用：data.mask 是 none。", stacklevel=3)
 
     def _check_finite(self, loss: torch.Tensor, t: torch.Tensor, items):
         if torch.isfinite(loss):

@@ -95,6 +95,16 @@ def test_every_source_is_checked(folders):
         load_sources([Source(folder=folder) for folder in folders])
 
 
+def test_folder_names_with_counts_are_told_not_guessed(folders):
+    top = folders[0].parent
+    folders[0].rename(top / "10_剪纸")
+    folders[1].rename(top / "2024_旅行")
+    records, report = inspect(top)
+    assert {r.repeats for r in records} == {1}
+    wanted = f"data.folder: [{{folder: {top / '10_剪纸'}, repeats: 10}}]"
+    assert [p.code for p in report.notes if wanted in p.reason] == ["folder_counted"]
+
+
 # ---- datasets ----
 
 

@@ -99,3 +99,10 @@ def test_the_character_preset_differs_in_what_a_character_needs():
     changed = differences(style, character)
     assert set(changed) == {"train.batch_size", "run.output"}
     assert character.data.class_weight == 1 and character.data.class_folder is None
+
+
+def test_weights_without_anything_to_weigh_are_told(config):
+    with pytest.warns(UserWarning, match=r"data\.class_weight 不起作用：没有写 data\.class_folder"):
+        Trainer(config("data.class_weight=2"))
+    with pytest.warns(UserWarning, match=r"data\.mask_floor 不起作用：data\.mask 是 none"):
+        Trainer(config("data.mask_floor=0.5"))
