@@ -11,7 +11,7 @@ class Plan:
     """一次训练的数目；processes 是进程（显卡）数。"""
 
     pictures: int
-    repeats: int
+    repeats: float  # 几个来源重复次数不同时，是平均
     batch_size: int
     grad_accum: int
     processes: int
@@ -40,8 +40,8 @@ class Plan:
     def text(self) -> str:
         """几行算式；每张图看得太少或太多时，最后一行是提醒。"""
         lines = [
-            f"{self.pictures} 张图 × 重复 {self.repeats} = 每轮 {self.pictures * self.repeats} 张，"
-            f"分成 {self.batches_per_epoch} 批",
+            f"{self.pictures} 张图 × 重复 {self.repeats:.3g}"
+            f" = 每轮 {self.pictures * self.repeats:.0f} 张，分成 {self.batches_per_epoch} 批",
             f"每步 {self.batch_size} 张 × 累积 {self.grad_accum} × {self.processes} 个进程"
             f" = {self.per_step} 张",
             f"{self.steps} 步 = {self.epochs:.1f} 轮，每张图看 {self.views:.0f} 遍",

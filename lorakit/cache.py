@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +15,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from lorakit import cache_masks
+from lorakit.cache_lock import shares
 from lorakit.checkpoint import write_whole
-from lorakit.data import Record, bucket_for, fit, load_records, read_image, split_holdout
+from lorakit.data import (
+    Record,
+    bucket_for,
+    load_prior,
+    load_sources,
+    read_image,
+    split_holdout,
+)
+from lorakit.data_views import View, cut, show, views
 from lorakit.errors import ConfigError, DataError
 from lorakit.families.base import Cond, Family
 from lorakit.sampler import to_pixels
 
 FORMAT = 1  # 预处理或文件格式一变就加 1，旧缓存自然作废
+KINDS = {"image": "编码图片", "text": "编码描述", "mask": "缩小遮罩"}
+PLAIN = View()
+Query = tuple[str, Record, View]  # 一句描述、它的图、图的一种样子
+SIDES = re.compile(r"左|右|\b(left|right)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,8 @@ class Item:
     cond: Cond
     empty: Cond  # 编辑的空描述也带着控制图，所以每张图各有一份
     record: Record
+    mask: torch.Tensor | None = None  # (1, h, w)，1 是要学的地方
+    variants: tuple["Item", ...] = ()  # 翻转、裁切出来的其余样子
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -41,10 +59,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """训练要用的一切：训练的图、留出的图。"""
+    """训练要用的一切：训练的图、留出的图、同类的图。"""
 
     train: tuple[Item, ...]
     held: tuple[Item, ...]
+    prior: tuple[Item, ...] = ()
 
 
 def root() -> Path:
@@ -60,63 +79,90 @@ def prepare(
     Args:
         progress: 函数 (在做什么, 第几个, 共几个)，每编码一批调一次。
     """
-    if config.data.folder is None:
+    if not config.data.sources:
         raise ConfigError("data.folder：还没有指定图片文件夹。请加 --set data.folder=我的图片。")
-    records = load_records(config.data.folder, config.data.trigger, config.data.control_folder)
-    records = _fit_controls(family, records)
-    if config.data.resolution % family.multiple:
-        low = config.data.resolution // family.multiple * family.multiple
+    data = config.data
+    records = fit_controls(family, load_sources(data.sources, data.trigger))
+    if data.resolution % family.multiple:
+        low = data.resolution // family.multiple * family.multiple
         raise ConfigError(
-            f"data.resolution：{config.data.resolution} 不行，"
+            f"data.resolution：{data.resolution} 不行，"
             f"{family.name} 要 {family.multiple} 的倍数，"
             f"最近的是 {low} 和 {low + family.multiple}。"
         )
+    prior = load_prior(data.class_folder, data.trigger, records)
+    prior = fit_controls(family, prior, "data.class_folder：")
+    parts = (*split_holdout(records, config.eval.holdout), prior)
     report = progress or (lambda *_: None)
-    pictures = [*records, *(one for record in records for one in controls_of(record))]
-    latents = iter(_latents(family, pictures, config.data.resolution, report))
-    queries = [(record.caption, record) for record in records]
-    # 空描述：编辑的要配上各自的控制图，别的家族共用一份
-    queries += [("", record) for record in (records if family.controls[1] else records[:1])]
-    texts = _texts(family, queries, report)
+    shown = _shown(data, *parts)
+    pictures = [*shown, *(one for pair in shown for one in controls_of(*pair))]
+    latents = _latents(family, pictures, data.resolution, report)
+    conds = _conditions(family, shown, latents[len(shown) :], data.resolution, report)
     family.release("vae", "text")
-    targets = [next(latents) for _ in records]
-    items = {}
-    for i, record in enumerate(records):
-        control = family.control_cond([next(latents)[0] for _ in record.controls])
-        empty = texts[len(records) + i] if family.controls[1] else texts[-1]
-        items[record.path] = Item(
-            *targets[i], {**texts[i], **control}, {**empty, **control}, record
-        )
-    parts = split_holdout(records, config.eval.holdout)
-    return Dataset(*(tuple(items[record.path] for record in part) for part in parts))
+    masks = _masks(shown, latents, len(prior), data.mask, report)
+    items = defaultdict(list)
+    rows = zip(shown, latents, conds, masks, strict=False)  # latents 后面还有控制图的
+    for (record, _), pair, both, mask in rows:
+        items[record.path].append(Item(*pair, *both, record, mask))
+    whole = {path: replace(first, variants=tuple(rest)) for path, (first, *rest) in items.items()}
+    return Dataset(*(tuple(whole[record.path] for record in part) for part in parts))
 
 
-def _fit_controls(family: Family, records: Sequence[Record]) -> list[Record]:
-    """控制图的张数要合家族的胃口：用不到的说一声再去掉，缺的、多的报错。"""
+def fit_controls(family: Family, records: Sequence[Record], where: str = "") -> list[Record]:
+    """控制图的张数要合家族的胃口：用不到的说一声再去掉，缺的、多的报错（where 写在最前面）。"""
     least, most = family.controls
     if not most:
         if any(record.controls for record in records):
-            warnings.warn(f"{family.name} 不看控制图，它们没有起作用。", stacklevel=3)
+            warnings.warn(f"{where}{family.name} 不看控制图，它们没有起作用。", stacklevel=3)
         return [replace(r, controls=(), control_sizes=(), control_digests=()) for r in records]
     for record in records:
         count = len(record.controls)
         if count < least:
+            named = "。" if where else "，或用 data.control_folder 指定。"
             raise DataError(
-                f"{family.name} 要有控制图（改之前的图），{record.path.name} 没有。"
-                "把它们放进与 images 并排的 control 文件夹，或用 data.control_folder 指定。"
+                f"{where}{family.name} 要有控制图（改之前的图），{record.path.name} 没有。"
+                f"把它们放进与 images 并排的 control 文件夹{named}"
             )
         if count > most:
             raise DataError(
-                f"{record.path.name} 有 {count} 张控制图，这个底模只看 {most} 张。"
+                f"{where}{record.path.name} 有 {count} 张控制图，这个底模只看 {most} 张。"
                 f"请移走多的，或换能看三张的 Qwen/Qwen-Image-Edit-2509。"
             )
     return list(records)
 
 
-def controls_of(record: Record) -> list[Record]:
-    """一条记录的几张控制图，各自当成一条没有描述的记录。"""
+def controls_of(record: Record, view: View = PLAIN) -> list[tuple[Record, View]]:
+    """一条记录的几张控制图，各自当成一条没有描述的记录；翻转、裁切都跟着目标图。"""
     parts = (record.controls, record.control_sizes, record.control_digests)
-    return [Record(path, "", size, digest) for path, size, digest in zip(*parts, strict=True)]
+    follow = view._replace(place=record.digest)
+    return [(Record(path, "", *rest), follow) for path, *rest in zip(*parts, strict=True)]
+
+
+def _shown(data, train, held, prior) -> list[tuple[Record, View]]:
+    """要编码的每张图的每种样子；留出的图与同类图只要原样。"""
+    marked = [r for r in train if data.flip and SIDES.search(r.caption)]
+    if marked:
+        warnings.warn(
+            f"data.flip 会左右翻转，可是 {len(marked)} 份描述里写了左右，翻过来就说反了，"
+            f"例如“{marked[0].caption[:20]}”（{marked[0].path.name}）。关掉它，或删掉左右。",
+            stacklevel=4,
+        )
+    several = [(record, view) for record in train for view in views(data.flip, data.crops)]
+    return several + [(record, PLAIN) for record in (*held, *prior)]
+
+
+def _conditions(
+    family: Family, shown, controls, resolution: int, report
+) -> list[tuple[Cond, Cond]]:
+    """每种样子的 (有描述的条件, 空描述的条件)；controls 是各张控制图的潜变量，按 shown 的次序。"""
+    said = [(record.caption, record, view) for record, view in shown]
+    # 空描述：编辑的要配上各自的控制图，别的家族的键都一样，只会编码一份
+    texts = _texts(family, said + [("", *pair) for pair in shown], resolution, report)
+    rest, conds = iter(controls), []
+    for (record, _), full, empty in zip(shown, texts, texts[len(shown) :], strict=False):
+        control = family.control_cond([next(rest)[0] for _ in record.controls])
+        conds.append(({**full, **control}, {**empty, **control}))
+    return conds
 
 
 def fingerprint(folder: Path) -> str:
@@ -189,43 +235,61 @@ def _cached(
 ) -> list[Cond]:
     """逐个取缓存；缺的按 encode(下标列表) 一批批编码，编完立刻写下。"""
     paths = [place(kind, fields) for fields in all_fields]
-    found: list[Cond | None] = [_read(path) for path in paths]
-    # 同一张图、同一句话（几张目标图常常共用一张控制图）只编码一次
-    missing = list({paths[i]: i for i, value in enumerate(found) if value is None}.values())
-    fresh: dict[Path, Cond] = {}
-    for start in range(0, len(missing), size):
-        batch = missing[start : start + size]
-        for i, tensors in zip(batch, encode(batch), strict=True):
-            fresh[paths[i]] = {name: value.cpu() for name, value in tensors.items()}
-            _write(paths[i], fresh[paths[i]], all_fields[i])
-        report({"image": "编码图片", "text": "编码描述"}[kind], start + len(batch), len(missing))
-    return [value or fresh[path] for path, value in zip(paths, found, strict=True)]
+    index = {path: i for i, path in enumerate(paths)}  # 同样的描述只编码一次
+    found = {path: _read(path) for path in index}
+    missing = [path for path, value in found.items() if value is None]
+    done = 0
+    for mine in shares(missing, size):
+        for path in mine:  # 等的时候，别的进程可能已经编码好了
+            found[path] = _read(path)
+        batch = [index[path] for path in mine if found[path] is None]
+        for i, tensors in zip(batch, encode(batch) if batch else (), strict=True):
+            found[paths[i]] = {name: value.cpu() for name, value in tensors.items()}
+            _write(paths[i], found[paths[i]], all_fields[i])
+        done += len(mine)
+        report(KINDS[kind], done, len(missing))
+    return [found[path] for path in paths]
 
 
-def image_fields(family: Family, records: Sequence[Record], resolution: int) -> list[dict]:
-    """每张图的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
+def image_fields(
+    family: Family, records: Sequence[Record], resolution: int, shown: Sequence[View] = ()
+) -> list[dict]:
+    """每张图（的一种样子）的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
     common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
     common["encoder"] = fingerprint(family.folder / "vae")
     sizes = [bucket_for(record.size, resolution, family.multiple) for record in records]
-    pairs = zip(records, sizes, strict=True)
-    return [{**common, "picture": record.digest, "size": list(size)} for record, size in pairs]
+    rows = zip(records, sizes, shown or [PLAIN] * len(records), strict=True)
+    return [
+        {**common, "picture": record.digest, "size": list(size), **view.fields()}
+        for record, size, view in rows
+    ]
 
 
-def text_fields(family: Family, queries: Sequence[tuple[str, Record]]) -> list[dict]:
-    """每句描述（编辑还看着控制图）的条件由什么算出。"""
+def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> list[dict]:
+    """每句描述（编辑还看着控制图的一种样子）的条件由什么算出。"""
     common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
     common["encoder"] = [fingerprint(family.folder / part) for part in family.text_parts]
-    seen = [{"controls": list(r.control_digests)} if r.controls else {} for _, r in queries]
-    return [{**common, "caption": q[0], **more} for q, more in zip(queries, seen, strict=True)]
+    rows = []
+    for caption, record, view in queries:
+        seen: dict = {"controls": list(record.control_digests)} if record.controls else {}
+        for control, follow in controls_of(record, view):
+            seen |= follow.fields()
+            if view.crop:  # 裁成桶的宽高比，所以还和桶有关
+                size = bucket_for(control.size, resolution, family.multiple)
+                seen["size"] = [*seen.get("size", []), *size]
+        rows.append({**common, "caption": caption, **seen})
+    return rows
 
 
-def _latents(family: Family, records: Sequence[Record], resolution: int, report):
-    fields = image_fields(family, records, resolution)
+def _latents(family: Family, shown: Sequence[tuple[Record, View]], resolution: int, report):
+    records, looks = [record for record, _ in shown], [view for _, view in shown]
+    fields = image_fields(family, records, resolution, looks)
 
     def encode(batch: list[int]) -> list[Cond]:
         results = []
         for i in batch:  # 尺寸各不相同，一张张来；编码只做一次，不值得为它分桶
-            picture, _ = fit(read_image(records[i].path), tuple(fields[i]["size"]))
+            size, digest = tuple(fields[i]["size"]), records[i].digest
+            picture = show(read_image(records[i].path), size, looks[i], digest)
             mean, std = family.encode_images(to_pixels(picture))
             results.append({"mean": mean[0].float(), "std": std[0].float()})
         return results
@@ -233,9 +297,25 @@ def _latents(family: Family, records: Sequence[Record], resolution: int, report)
     return [(found["mean"], found["std"]) for found in _cached("image", fields, encode, 1, report)]
 
 
-def _texts(family: Family, queries: Sequence[tuple[str, Record]], report) -> list[Cond]:
+def _texts(family: Family, queries: Sequence[Query], resolution: int, report) -> list[Cond]:
+    def look_at(record: Record, view: View):
+        size = bucket_for(record.size, resolution, family.multiple)
+        return cut(read_image(record.path), size, view, record.digest)
+
     def encode(batch: list[int]) -> list[Cond]:
-        refs = [[read_image(path) for path in queries[i][1].controls] for i in batch]
+        refs = [[look_at(*one) for one in controls_of(*queries[i][1:])] for i in batch]
         return family.encode_prompts([queries[i][0] for i in batch], refs)
 
-    return _cached("text", text_fields(family, queries), encode, 8, report)
+    return _cached("text", text_fields(family, queries, resolution), encode, 8, report)
+
+
+def _masks(shown, latents, others: int, kind: str, report) -> list[torch.Tensor | None]:
+    """每种样子的遮罩 (1, h, w)，没有就是 None；最后 others 个是同类图，总是没有。"""
+    if kind == "none":
+        return [None] * len(shown)
+    own = shown[: len(shown) - others]
+    sizes = [mean.shape[:0:-1] for mean, _ in latents[: len(own)]]  # (C, h, w) -> (w, h)
+    chosen, fields, encode = cache_masks.plan(own, sizes, kind)
+    found = _cached("mask", [{"format": FORMAT, **one} for one in fields], encode, 1, report)
+    ready = {i: one["mask"] for i, one in zip(chosen, found, strict=True)}
+    return [ready.get(i) for i in range(len(shown))]

@@ -1,12 +1,17 @@
 """看懂与清理缓存：一张图为什么重用、为什么重编；删掉多余的。"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorakit import cache
-from lorakit.data import inspect
+from lorakit.config import Data, Source, load_config
+from lorakit.data import Record, apply_trigger, inspect, unpacked
+from lorakit.data_lint import over_limit
+from lorakit.data_report import Report
 from lorakit.errors import DataError
+from lorakit.families import open_family
 
 NAMES = {  # 字段 -> 人话
     "format": "lorakit 的缓存格式",
@@ -17,21 +22,46 @@ NAMES = {  # 字段 -> 人话
     "size": "训练尺寸",
     "caption": "描述",
     "controls": "控制图",
+    "flip": "左右翻转",
+    "crop": "第几种裁切",
+    "place": "裁在哪里（目标图变了）",
 }
 
 
 def why(config, family, picture: Path) -> str:
     """一张图的潜变量与描述：会重用缓存还是重新编码；重编的话，是哪一项变了。"""
-    known = config.data.folder and picture.resolve().is_relative_to(config.data.folder.resolve())
-    folder = config.data.folder if known else picture.parent
-    records, report = inspect(folder, config.data.trigger, config.data.control_folder)
+    source, trigger = _home(config.data, picture.resolve())
+    records, report = inspect(unpacked(source.folder), trigger, source.control_folder)
     mine = [record for record in records if record.path.resolve() == picture.resolve()]
     if not mine:
         wrong = [p.reason for p in report.problems if p.path and p.path.name == picture.name]
         raise DataError(f"“{picture}”不能用于训练：{'；'.join(wrong) or '没有这张图'}。")
-    image = cache.image_fields(family, mine, config.data.resolution)[0]
-    text = cache.text_fields(family, [(mine[0].caption, mine[0])])[0]
+    (record,) = cache.fit_controls(family, mine)
+    side, caption = config.data.resolution, apply_trigger(record.caption, trigger)
+    image = cache.image_fields(family, [record], side)[0]
+    text = cache.text_fields(family, [(caption, record, cache.PLAIN)], side)[0]
     return f"图：{_explain('image', image)}\n描述：{_explain('text', text)}"
+
+
+def _home(data: Data, picture: Path) -> tuple[Source, str]:
+    """图在哪个来源里、那里用什么触发词（同类图片不用）；都不在，就是它自己的文件夹。"""
+    choices = [(source, data.trigger) for source in data.sources]
+    choices += [(Source(folder=data.class_folder), "")] if data.class_folder else []
+    for source, trigger in choices:
+        if picture.is_relative_to(unpacked(source.folder).resolve()):
+            return source, trigger
+    return Source(folder=picture.parent, control_folder=data.control_folder), data.trigger
+
+
+def check_length(source: str, records: Sequence[Record], report: Report) -> Report:
+    """再看描述有没有超过底模的文字编码器的上限；source 是 YAML 文件或预设名。"""
+    config = load_config(source)
+    family = open_family(config)
+    captions = [apply_trigger(record.caption, config.data.trigger) for record in records]
+    counts = family.count_tokens(captions) if captions else []
+    encoder = f"{family.name} 的文字编码器"
+    found = over_limit(records, counts, family.caption_limit, encoder)
+    return replace(report, problems=(*report.problems, *found))
 
 
 def _explain(kind: str, fields: dict) -> str:

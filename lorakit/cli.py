@@ -1,51 +1,15 @@
 """命令行：只解析、调用、说中文；真正的活都在库里。"""
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-from lorakit.cli_files import COMMANDS
+from lorakit.cli_files import audit, export
+from lorakit.cli_options import parser
 from lorakit.cli_progress import bar, interrupt, say_encoding
 from lorakit.errors import LorakitError
 
-DONE, WRONG_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
-_CHINESE = {
-    "usage: ": "用法：",
-    "positional arguments": "参数",
-    "options": "选项",
-    "show this help message and exit": "显示这份说明",
-    "the following arguments are required: %s": "还缺：%s",
-    "unrecognized arguments: %s": "不认识：%s",
-    "expected one argument": "后面要跟一个值",
-    "expected at least one argument": "后面至少要跟一个值",
-    "argument %(argument_name)s: %(message)s": "%(argument_name)s：%(message)s",
-    "invalid %(type)s value: %(value)r": "%(value)r 不是合适的值（要 %(type)s）",
-    "invalid choice: %(value)r (choose from %(choices)s)": "没有 %(value)r，可选：%(choices)s",
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.print_usage(sys.stderr)
-        print(f"命令写错了：{message}。用 {self.prog} --help 看说明和例子。", file=sys.stderr)
-        sys.exit(USAGE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lorakit", description="用中文学会图像模型的 LoRA 微调。先试 lorakit demo"
-    )
-    parser.add_argument("--debug", action="store_true", help="出错时打印完整的调用栈")
-    commands = parser.add_subparsers(
-        dest="command", metavar="命令", required=True, parser_class=_Parser
-    )
-    for name, (run, about, example, options) in _COMMANDS.items():
-        sub = commands.add_parser(name, help=about, description=about, epilog=f"例子：{example}")
-        sub.set_defaults(run=run)
-        for flags, details in (*options, _DEBUG):
-            sub.add_argument(*flags, **details)
-    return parser
+DONE, WRONG_INPUT, INTERRUPTED = 0, 1, 130  # 2 是命令写错了，见 cli_options
 
 
 def _demo(args) -> int:
@@ -89,7 +53,7 @@ def _init(args) -> int:
 
 
 def _check(args) -> int:
-    from lorakit.data import inspect
+    from lorakit.data import inspect, unpacked
 
     if args.fix and args.undo:
         raise LorakitError("--fix 和 --undo 只能写一个：先 --fix 看结果，不满意再 --undo。")
@@ -97,13 +61,26 @@ def _check(args) -> int:
         from lorakit import data_fix
 
         print(data_fix.undo(args.folder) if args.undo else data_fix.fix(args.folder, args.trigger))
-    records, report = inspect(args.folder, args.trigger, args.control)
+    records, report = inspect(unpacked(args.folder), args.trigger, args.control)
+    if args.config:
+        from lorakit import cache_tools
+
+        report = cache_tools.check_length(args.config, records, report)
     print(report.text())
     if args.html:
         from lorakit import data_html
 
         print(f"网页写好了：{data_html.write(args.html, records, report, args.resolution)}")
     return WRONG_INPUT if report.errors else DONE
+
+
+def _caption(args) -> int:
+    from lorakit.caption import Captioner, caption_folder
+
+    captioner = Captioner(args.model, args.language, args.length)
+    done = caption_folder(args.folder, captioner, args.prefix, args.overwrite, say_encoding)
+    print(f"{done.text()}\n模型会看错：打开读一遍，改掉说错的。")
+    return WRONG_INPUT if done.failed else DONE
 
 
 def _train(args) -> int:
@@ -241,142 +218,28 @@ def _cache(args) -> int:
     return DONE
 
 
-def _option(*flags: str, **details):
-    return flags, details
-
-
-# 写在命令后面也认；默认不填，免得盖掉写在命令前面的
-_DEBUG = _option("--debug", action="store_true", default=argparse.SUPPRESS, help="打印调用栈")
-_SET = _option("--set", action="append", default=[], metavar="名字=值", help="改一项设置，可多次")
-_DRAW = (
-    _option("source", help="一次训练的结果文件夹，或 YAML 文件、预设名"),
-    _option("--prompt", action="append", required=True, help="提示词，可以写多次"),
-    _option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的"),
-    _SET,
-)
-_COMMANDS = (
-    {  # 名字 -> (函数, 一句话, 例子, 选项)
-        "demo": (
-            _demo,
-            "一分钟演示：画样例图、训练、比较前后",
-            "lorakit demo --out my-demo",
-            (
-                _option(
-                    "--out", type=Path, default=Path("runs/demo"), help="结果文件夹（runs/demo）"
-                ),
-                _option(
-                    "--style", default="papercut", help="papercut inkwash pixel lineart porcelain"
-                ),
-                _SET,
-            ),
-        ),
-        "sample-data": (
-            _sample_data,
-            "写出一个样例数据集，看看训练数据该长什么样",
-            "lorakit sample-data papercut my-data",
-            (
-                _option("name", help="papercut、inkwash、ohwx-cat、edit-hat 等；写错会列出全部"),
-                _option("folder", type=Path, help="写到哪个文件夹（要是空的）"),
-            ),
-        ),
-        "init": (
-            _init,
-            "打印一份带说明的配置模板",
-            "lorakit init qwen-image > my.yaml",
-            (_option("preset", help="预设名，例如 qwen-image、tiny-qwen-image"),),
-        ),
-        "check": (
-            _check,
-            "体检数据：哪张图、哪句描述有问题，怎么修",
-            "lorakit check my-data",
-            (
-                _option("folder", type=Path, help="图片文件夹"),
-                _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
-                _option(
-                    "--control",
-                    type=Path,
-                    help="编辑数据：控制图的文件夹；images 旁的 control 不用写",
-                ),
-                _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
-                _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
-                _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
-                _option(
-                    "--resolution",
-                    type=int,
-                    metavar="边长",
-                    help="网页里的裁切框按它画；不写同配置",
-                ),
-            ),
-        ),
-        "cache": (
-            _cache,
-            "编码缓存：build 先编码好，why 看一张图会不会重编，clean 清理",
-            "lorakit cache why my-data/01_cat.png",
-            (
-                _option("action", choices=("build", "why", "clean"), help="build、why 或 clean"),
-                _option("picture", type=Path, nargs="?", help="why：哪张图"),
-                _option("--config", default="tiny-qwen-image", help="YAML 文件或预设名"),
-                _option("--days", type=float, default=0.0, help="clean：只删这么多天没用过的"),
-                _SET,
-            ),
-        ),
-        "train": (
-            _train,
-            "训练一个 LoRA；断了再运行同一条命令就接着练",
-            "lorakit train tiny-qwen-image --set data.folder=my-data --set run.output=runs/mine",
-            (_option("config", help="YAML 文件或预设名"), _SET),
-        ),
-        "generate": (
-            _generate,
-            "用训练好的 LoRA 画图",
-            "lorakit generate runs/mine --prompt 剪纸风格，一只猫 --out cat.png",
-            (*_DRAW, _option("--out", type=Path, default=Path("generate.png"), help="图存到哪里")),
-        ),
-        "edit": (
-            _edit,
-            "照一句话改一张图",
-            'lorakit edit cat.png "给它戴上一顶红帽子" --model runs/mine --out hat.png',
-            (
-                _option("image", type=Path, help="要改的图"),
-                _option("prompt", help="怎么改，一句话"),
-                _option(
-                    "--model",
-                    dest="source",
-                    default="tiny-qwen-image-edit",
-                    help="一次训练的结果文件夹，或 YAML 文件、预设名（tiny-qwen-image-edit）",
-                ),
-                _option(
-                    "--also",
-                    type=Path,
-                    action="append",
-                    default=[],
-                    help="再看一张图，可写两次（2509）",
-                ),
-                *_DRAW[2:],
-                _option("--out", type=Path, default=Path("edit.png"), help="图存到哪里"),
-            ),
-        ),
-        "compare": (
-            _compare,
-            "同样的提示词和种子，比较有没有 LoRA",
-            "lorakit compare runs/mine --prompt 剪纸风格，一只猫 --out both.png",
-            (
-                *_DRAW,
-                _option("--image", type=Path, action="append", help="编辑模型：要改的图，可写多次"),
-                _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里"),
-            ),
-        ),
-    }
-    | COMMANDS
-)
+# 名字都在 cli_options.COMMANDS 里写明
+_RUN = {
+    "demo": _demo,
+    "sample-data": _sample_data,
+    "init": _init,
+    "check": _check,
+    "caption": _caption,
+    "cache": _cache,
+    "train": _train,
+    "generate": _generate,
+    "edit": _edit,
+    "compare": _compare,
+    "export": export,
+    "audit": audit,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """入口；返回退出码：0 完成，1 输入有误，2 用法错，130 被打断但已存好。"""
-    argparse._ = lambda text: _CHINESE.get(text, text)  # argparse 自己的话也说中文
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
-        return args.run(args)
+        return _RUN[args.command](args)
     except LorakitError as error:
         if args.debug:
             raise

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from lorakit.config_seed import MARK, translate
 from lorakit.config_text import (
+    Field,
     _close,
     _explain,
     _inline,
@@ -62,14 +63,25 @@ class Model(_Group):
     """计算精度：auto 在支持的显卡上用 bf16，在 CPU 上用 fp32；fp16 容易溢出成黑图。"""
 
 
+class Source(_Group):
+    """一个图片文件夹、里面每张图的重复次数、编辑训练时它的控制图"""
+
+    folder: Path
+    repeats: int = setting(1, ge=1)
+    control_folder: Path | None = None
+
+
 class Data(_Group):
     """数据：用哪些图片、怎么读"""
 
-    folder: Path | None = None
-    """图片文件夹，训练时必填；每张图旁边放同名 .txt 写说明。相对路径从运行命令的地方算。"""
+    folder: Path | list[Source] | None = None
+    """图片文件夹，训练时必填；说明写在同名的 .txt、.caption、.json，
+    或 metadata.jsonl、metadata.csv 里。几个文件夹写成列表，
+    每个写路径或 {folder: 路径, repeats: 次数}；也认 datasets 存下的文件夹。"""
     control_folder: Path | None = None
     """控制图（改之前的图）的文件夹，只有编辑模型要：和目标图同名，后缀随意；Edit-2509 / 2511 可有
-    两三张，依次叫 名字、名字_2、名字_3。folder 里 images 和 control 并排时不用写。"""
+    两三张，依次叫 名字、名字_2、名字_3。folder 里 images 和 control 并排时不用写；
+    folder 是列表时，写在每一个里：{folder: 路径, control_folder: 路径}。"""
     resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
     """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍约占四倍显存和时间。"""
     trigger: str = ""
@@ -78,6 +90,57 @@ class Data(_Group):
     """把说明换成空白的概率：让模型也学会没有提示词时怎么画，引导才有对照。常用 0 到 0.2。"""
     repeats: int = setting(1, ge=1)
     """每张图在一轮里出现几次：图很少（不到 10 张）时可以用 5 到 20，一般保持 1。"""
+    class_folder: Path | None = None
+    """同类图片的文件夹（先验保留）：练一只特定的猫，就放些普通的猫，说明里不写触发词。
+    每看一张训练图就陪看一张，免得普通的猫也变成它；一步约慢一倍。null 表示不用。"""
+    class_weight: float = setting(1.0, gt=0, le=10)
+    """同类图片的损失乘多少：1 和训练图一样重要（一般不用改）；越大越不忘旧的，学新的越慢。"""
+    mask: Literal["none", "alpha", "file"] = "none"
+    """遮罩：只让画面的一部分算进损失。alpha 用图自己的透明通道（不透明处要学），
+    file 用旁边的 猫_mask.png（白处要学、黑处不学），none 不用。"""
+    mask_floor: float = setting(0.1, ge=0, lt=1)
+    """遮罩外面还算多少：0 完全不管（背景可能变乱），0.1 稍微管一点（推荐）。"""
+    flip: bool = False
+    """左右翻转：每张图另编码一份镜像，训练时随机取一份。画里有文字、说明里写了左右就不要开。"""
+    crops: int = setting(1, ge=1, le=16)
+    """每张图编码几种裁切：1 只从中间裁；多出来的裁在随机的位置、边长 0.8 到 1 倍，训练时随机取。"""
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """列表里每一个写路径，或 {folder: 路径, repeats: 次数}。"""
+        if not isinstance(value, (list, tuple)):
+            return value
+        sources = []
+        for number, one in enumerate(value, 1):
+            tree = {"folder": one} if isinstance(one, (str, Path)) else one
+            try:
+                sources.append(Source.model_validate(tree))
+            except ValidationError:
+                wants = "路径，或 {folder: 路径, repeats: 不小于 1 的整数}"
+                said = f"data.folder 的第 {number} 个：得到 {_show(one)}，应为：{wants}。"
+                raise PydanticCustomError("combination", said) from None
+        if not sources:
+            raise PydanticCustomError("combination", "data.folder：列表是空的，至少写一个文件夹。")
+        return sources
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """一个或几个来源，统一成列表；没有指定就是空的。"""
+        if self.folder is None:
+            return ()
+        if isinstance(self.folder, list):
+            return tuple(self.folder)
+        return (Source(folder=self.folder, control_folder=self.control_folder),)
+
+    @model_validator(mode="after")
+    def _controls_belong(self) -> "Data":
+        """几个文件夹共用一个控制图文件夹，说不清哪张配哪张。"""
+        if isinstance(self.folder, list) and self.control_folder is not None:
+            said = "data.control_folder：data.folder 是列表时，控制图写在每一个里："
+            mend = "{folder: 路径, control_folder: 路径}；images 和 control 并排的不用写。"
+            raise PydanticCustomError("combination", said + mend)
+        return self
 
 
 class Lora(_Group):
@@ -219,35 +282,6 @@ class Config(_Group):
     def to_yaml(self) -> str:
         """变成 YAML 文本；存成文件再 `load_config`，会得到完全一样的设置。"""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-
-
-class Field(NamedTuple):
-    """一项设置的全部信息：表单、`--help` 和报错都从这里取。"""
-
-    name: str
-    type: Any
-    default: Any
-    sentence: str
-    constraints: dict[str, Any]  # gt ge le multiple_of min_length choices
-
-    @property
-    def expects(self) -> str:
-        """它要什么样的值，一句中文。"""
-        words = {int: "整数", float: "数字", bool: "true 或 false", str: "文字", Path: "路径"}
-        words |= {list: "列表（例如 [甲, 乙]）", type(None): "null"}
-        choices = self.constraints.get("choices", ())
-        words[Literal] = "、".join(choices) + " 之一" * (len(choices) > 1)
-        said = {
-            "gt": "大于 {}",
-            "lt": "小于 {}",
-            "ge": "不小于 {}",
-            "le": "不超过 {}",
-            "multiple_of": "是 {} 的倍数",
-        }
-        said |= {"min_length": "不能空着"}
-        limits = [said[key].format(v) for key, v in self.constraints.items() if key in said]
-        kinds = " 或 ".join(words[kind] for kind in dict(_parts(self.type)))
-        return kinds + (f"（{'，'.join(limits)}）" if limits else "")
 
 
 def fields() -> Iterator[Field]:

@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,6 +27,35 @@ def _parts(annotation: Any, limits: Sequence = ()) -> Iterator[tuple[Any, Sequen
 
 def _is_group(annotation: Any) -> bool:
     return isinstance(annotation, type(BaseModel))
+
+
+class Field(NamedTuple):
+    """一项设置的全部信息：表单、`--help` 和报错都从这里取。"""
+
+    name: str
+    type: Any
+    default: Any
+    sentence: str
+    constraints: dict[str, Any]  # gt ge le multiple_of min_length choices
+
+    @property
+    def expects(self) -> str:
+        """它要什么样的值，一句中文。"""
+        words = {int: "整数", float: "数字", bool: "true 或 false", str: "文字", Path: "路径"}
+        words |= {list: "列表（例如 [甲, 乙]）", type(None): "null"}
+        choices = self.constraints.get("choices", ())
+        words[Literal] = "、".join(choices) + " 之一" * (len(choices) > 1)
+        said = {
+            "gt": "大于 {}",
+            "lt": "小于 {}",
+            "ge": "不小于 {}",
+            "le": "不超过 {}",
+            "multiple_of": "是 {} 的倍数",
+        }
+        said |= {"min_length": "不能空着"}
+        limits = [said[key].format(v) for key, v in self.constraints.items() if key in said]
+        kinds = " 或 ".join(words[kind] for kind in dict(_parts(self.type)))
+        return kinds + (f"（{'，'.join(limits)}）" if limits else "")
 
 
 def _inline(value: Any) -> str:
@@ -139,6 +168,8 @@ def _override(tree: dict, text: str, known: dict[str, Any], problems: list[str])
         kinds = dict(_parts(known[name].type))
         # 文字和路径原样收下：里面的冒号、井号、方括号都不当 YAML
         plain = (str in kinds and list not in kinds) or Path in kinds
+        if list in kinds and raw.startswith("["):
+            plain = False
         if raw[:1] in ("'", '"') or (raw in ("null", "~") and type(None) in kinds):
             plain = False
         try:

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lorakit.config import Source
 from lorakit.data_check import IMAGE_SUFFIXES, Record, has_trigger, inspect
+from lorakit.data_datasets import unpacked
 from lorakit.data_read import CJK, read_caption, read_image
-from lorakit.data_report import Problem, Report
+from lorakit.data_report import Problem, Report, names
 from lorakit.errors import DataError
 
 __all__ = [
@@ -28,23 +30,28 @@ __all__ = [
     "apply_trigger",
     "bucket_for",
     "buckets",
+    "crop_box",
     "fit",
     "inspect",
+    "load_prior",
     "load_records",
+    "load_sources",
     "read_caption",
     "read_image",
     "split_holdout",
+    "unpacked",
 ]
 
 
 def load_records(
     folder: str | Path, trigger: str = "", control: str | Path | None = None
 ) -> list[Record]:
-    """检查文件夹，返回加好触发词的记录。
+    """检查文件夹（也可以是 datasets 存下的），返回加好触发词的记录。
 
     Raises:
         DataError: 有任何错误时；列出错误，警告和说明留给 lorakit check。
     """
+    folder = unpacked(folder)
     records, report = inspect(folder, trigger, control)
     if report.errors:
         pair = f" --control {shlex.quote(str(control))}" if control else ""
@@ -52,6 +59,45 @@ def load_records(
         hint = f"先运行 {command} 看完整报告；改好之前没有开始训练。"
         raise DataError(f"{report.text(('error',))}\n\n{hint}")
     return [replace(r, caption=apply_trigger(r.caption, trigger)) for r in records]
+
+
+def load_sources(sources: Sequence[Source], trigger: str = "") -> list[Record]:
+    """几个来源的记录接在一起，各带各的重复次数。
+
+    Raises:
+        DataError: 任何一个来源有错误；同一个文件从两个来源都能走到。
+    """
+    records, seen = [], {}
+    for source in sources:
+        for record in load_records(source.folder, trigger, source.control_folder):
+            first = seen.setdefault(record.path.resolve(), source.folder)
+            if first is not source.folder:
+                raise DataError(
+                    f"data.folder：{record.path} 从 {first} 和 {source.folder} 都能走到，会学两遍。"
+                    "去掉一个；想多学几遍，写 {folder: 路径, repeats: 次数}。"
+                )
+            records.append(replace(record, repeats=source.repeats))
+    return records
+
+
+def load_prior(folder: Path | None, trigger: str, train: Sequence[Record]) -> list[Record]:
+    """同类图片（先验保留）的记录，描述原样；没有指定文件夹就是空的。
+
+    Raises:
+        DataError: 文件夹里有错误；和训练图重复，或描述里有触发词：那会把同类也教成它。
+    """
+    if folder is None:
+        return []
+    records, known = load_records(folder), {record.digest for record in train}
+    same = [record.path for record in records if record.digest in known]
+    marked = [r.path for r in records if trigger.strip() and has_trigger(r.caption, trigger)]
+    for paths, what in ((same, "也在训练图里"), (marked, f"的描述里有触发词“{trigger.strip()}”")):
+        if paths:
+            raise DataError(
+                f"data.class_folder：{names(paths, Path(folder))} {what}。"
+                "这里要放普通的同类（练一只特定的猫，就放别的猫），描述里不写触发词。"
+            )
+    return records
 
 
 def apply_trigger(caption: str, trigger: str) -> str:
@@ -96,14 +142,19 @@ def fit(
     Returns:
         (图, 裁切框)；框是原图坐标 (左, 上, 右, 下)，可以有小数。
     """
-    width, height = image.size
+    box = crop_box(image.size, size)
+    return image.resize(size, Image.Resampling.LANCZOS, box=box), box
+
+
+def crop_box(source: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """从 source 大小的图中间裁出 size 的宽高比：最大的那个框 (左, 上, 右, 下)。"""
+    width, height = source
     if width * size[1] > height * size[0]:  # 太宽，裁左右
         inner, outer = height * size[0] / size[1], float(height)
     else:
         inner, outer = float(width), width * size[1] / size[0]
     left, top = max(0.0, (width - inner) / 2), max(0.0, (height - outer) / 2)
-    box = (left, top, min(left + inner, float(width)), min(top + outer, float(height)))
-    return image.resize(size, Image.Resampling.LANCZOS, box=box), box
+    return left, top, min(left + inner, float(width)), min(top + outer, float(height))
 
 
 def split_holdout(records: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
@@ -131,16 +182,25 @@ class Batches:
     每轮每个下标正好出现 repeats 次；一批只有一种尺寸；一桶的零头成为一个小批，不丢。
     """
 
-    def __init__(self, buckets: Sequence[Hashable], batch_size: int, seed: int, repeats: int = 1):
-        """buckets[i] 是第 i 张图的尺寸（任何可比较的东西）。
+    def __init__(
+        self,
+        buckets: Sequence[Hashable],
+        batch_size: int,
+        seed: int,
+        repeats: int | Sequence[int] = 1,
+    ):
+        """buckets[i] 是第 i 张图的尺寸（任何可比较的东西）；repeats 可以每张图各给一个。
 
         Raises:
             DataError: 没有图，或 batch_size、repeats 小于 1。
         """
         if not buckets:
             raise DataError("没有可以训练的图。先运行 lorakit check 看看数据。")
-        if batch_size < 1 or repeats < 1:
-            raise DataError(f"batch_size 和 repeats 至少是 1，得到 {batch_size} 和 {repeats}。")
+        repeats = [repeats] * len(buckets) if isinstance(repeats, int) else list(repeats)
+        if batch_size < 1 or min(repeats) < 1:
+            raise DataError(
+                f"batch_size 和 repeats 至少是 1，得到 {batch_size} 和 {min(repeats)}。"
+            )
         self._groups = defaultdict(list)
         for i, bucket in enumerate(buckets):
             self._groups[bucket].append(i)
@@ -150,7 +210,8 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         """一轮有几批。"""
-        return sum(-(-len(group) * self._repeats // self._size) for group in self._groups.values())
+        sizes = (sum(self._repeats[i] for i in group) for group in self._groups.values())
+        return sum(-(-size // self._size) for size in sizes)
 
     def batch(self, k: int) -> list[int]:
         """第 k 批（从 0 数）的下标。"""
@@ -165,6 +226,8 @@ class Batches:
         batches = []
         for group in self._groups.values():
             # 一遍一遍地洗，而不是重复后一起洗：同一张图尽量不落在同一批
-            order = np.concatenate([rng.permutation(group) for _ in range(self._repeats)]).tolist()
+            times = np.asarray([self._repeats[i] for i in group])
+            rounds = (np.asarray(group)[times > i] for i in range(times.max()))
+            order = np.concatenate([rng.permutation(some) for some in rounds]).tolist()
             batches += [order[i : i + self._size] for i in range(0, len(order), self._size)]
         return [batches[i] for i in rng.permutation(len(batches))]

@@ -4,11 +4,12 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorakit import data_pairs
 from lorakit.data_lint import has_trigger, lint, look
+from lorakit.data_mask import MASK, check_masks
 from lorakit.data_read import RESAVE, decode, in_threads
 from lorakit.data_report import Fault, Problem, Report, names, relative
 from lorakit.data_sources import (
@@ -29,9 +30,10 @@ MAX_RATIO = 4  # 桶最多到 2:1，比 4:1 还长的图会被裁掉一半以上
 LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
 )
+COUNTED = re.compile(r"0*([1-9]\d{0,2})_.")  # “10_猫”
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
 NOTES = {  # 处理的代号 -> 报告里的话
-    "alpha": "有透明的地方，合成在白底上",
+    "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha，并且不要 --fix）",
     "animation": "是动图，只用第一帧",
     "rotated": "按 EXIF 里记的方向转正了",
     "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",
@@ -51,6 +53,8 @@ class Record:
     controls: tuple[Path, ...] = ()  # 编辑训练：改之前的图，一到三张
     control_sizes: tuple[tuple[int, int], ...] = ()
     control_digests: tuple[str, ...] = ()
+    repeats: int = 1  # 它所在的来源的重复次数
+    mask: Path | None = None  # 旁边的 _mask 图
 
 
 @dataclass
@@ -60,6 +64,7 @@ class _Found:
     folder: Path
     pictures: list[Path] = field(default_factory=list)
     captions: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
+    masks: dict[tuple[Path, str], Path] = field(default_factory=dict)
     tables: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -91,8 +96,9 @@ def inspect(
         for name in treated:
             did[name].append(path)
         if record:
-            records.append(record)
-    problems += _pairing(found, stems, shared, folder)
+            records.append(replace(record, mask=found.masks.get(_key(path))))
+    problems += _pairing(found, stems, shared, folder) + _counted(found.pictures, folder)
+    problems += check_masks(records, folder)
     if control and found.pictures:
         records, used, wrong = _with_controls(records, found, control)
         problems += wrong
@@ -145,7 +151,7 @@ def _with_controls(
         reason = "控制图和目标图写的是同一个文件夹"
         mend = "目标图放 images/，控制图放 control/，或把 data.control_folder 写成另一个文件夹"
         return [], [], [_error("control_folder", control, reason, mend)]
-    before = _walk(control)
+    before = _walk(control, masks=False)
     if not before.pictures and before.problems:  # 打不开，或没有这个文件夹：说一次就够
         return [], [], before.problems
     records, used, problems = data_pairs.attach(records, found, before, _sizes)
@@ -158,8 +164,12 @@ def _with_controls(
     return records, used, before.problems + problems
 
 
-def _walk(folder: Path, skip: Path | None = None) -> _Found:
-    """走遍文件夹（不进 skip），按名字排好；打不开的文件夹、链接文件夹也记下来。"""
+def _walk(folder: Path, skip: Path | None = None, masks: bool = True) -> _Found:
+    """走遍文件夹（不进 skip），按名字排好；打不开的文件夹、链接文件夹也记下来。
+
+    Args:
+        masks: 认不认 _mask 图；控制图没有遮罩，里面每一张都是图。
+    """
     found = _Found(folder)
     if not os.path.isdir(folder):  # 不用 Path.is_dir：上层文件夹没有权限时它会抛错
         if os.path.exists(folder):
@@ -197,7 +207,24 @@ def _walk(folder: Path, skip: Path | None = None) -> _Found:
         else:
             found.others.append(path)
     _sidecars(found)
+    if masks:
+        _masks(found)
     return found
+
+
+def _masks(found: _Found):
+    """“猫_mask.png”旁边有“猫.jpg”、自己又没有描述，它就是遮罩，不当训练图。"""
+    keys, rest = set(map(_key, found.pictures)), []
+    for path in found.pictures:
+        base = path.parent, nfc(path.stem).removesuffix(MASK)
+        if base == _key(path) or base not in keys or _key(path) in found.captions:
+            rest.append(path)
+        elif base in found.masks:
+            reason, mend = f"和 {found.masks[base].name} 是同一张图的遮罩", "只留一份，删掉另一份"
+            found.problems.append(_error("mask_twice", path, reason, mend))
+        else:
+            found.masks[base] = path
+    found.pictures = rest
 
 
 def _sidecars(found: _Found):
@@ -237,6 +264,10 @@ def _examine(
         picture, digest, did = decode(path)
         size, seen = picture.size, look(picture)
         problems += _sizes(path, size)
+        if all(low == high for low, high in picture.getextrema()):
+            clear = "整张都是透明的" if "alpha" in did else "整张只有一种颜色"
+            mend = "多半是导出时少选了图层，重新导出；不要就移走"
+            problems.append(_warning("picture_blank", path, f"{clear}，没有东西可学", mend))
     except Fault as fault:
         problems.append(fault.problem)
     if not shared:  # 共用的描述由 _pairing 报一次
@@ -292,6 +323,19 @@ def _pairing(found: _Found, stems: Counter, shared: set, folder: Path) -> list[P
         reason = f"{len(rest)} 个别的文件没有用到：{names(rest, folder)}"
         problems.append(_note("others", reason))
     return problems
+
+
+def _counted(pictures: Sequence[Path], folder: Path) -> list[Problem]:
+    """“10_猫”这样的子文件夹：有的训练器把 10 当成重复次数，这里不猜（2024_旅行 不是 2024 次）。"""
+    tops = {path.relative_to(folder).parts[0] for path in pictures if path.parent != folder}
+    found = [(COUNTED.match(name), name) for name in sorted(tops)]
+    listed = [f"{{folder: {folder / name}, repeats: {hit[1]}}}" for hit, name in found if hit]
+    if not listed:
+        return []
+    reason = (
+        f"子文件夹的名字里有次数，这里不按它重复；要重复就写 data.folder: [{', '.join(listed)}]"
+    )
+    return [_note("folder_counted", reason)]
 
 
 def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:

@@ -34,6 +34,11 @@ CLAUSE = re.compile(r"[，。、；：！？,.;:!?\n]+")
 WORD = re.compile(r"[A-Za-z0-9_'’\-]+")
 EMPTY = {*"是在的地得了着和有与一个只张里上"}  # 虚词，单独不说明画面里有什么
 EMPTY |= {"a", "an", "the", "of", "in", "on", "at", "is", "are", "with", "and", "by", "to"}
+# 只认常见的标签：<s0>、<lora:…> 之类是别的程序的记号，不一定写错
+MARKUP = re.compile(
+    r"</?(?:p|br|div|span|b|i|a|img|td|li|ul|html|body|font)\b[^>]*>|&(?:[a-z]{2,6}|#\d{2,5});",
+    re.IGNORECASE,
+)
 UNIT = re.compile(rf"{WORD.pattern}|\S")  # 一个汉字，或一个英文词
 
 
@@ -55,7 +60,7 @@ def lint(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]
     problems = _lookalikes(records, folder)
     problems += _buried(records, trigger, folder)
     problems += _unchanging(records, trigger)
-    problems += _garbled(records) + _long(records, folder)
+    problems += _garbled(records) + _markup(records) + _long(records, folder)
     return problems + _mixed(records, trigger, folder)
 
 
@@ -217,6 +222,21 @@ def _garbled(records: Sequence[Record]) -> list[Problem]:
     return problems
 
 
+def _markup(records: Sequence[Record]) -> list[Problem]:
+    """描述里混进了富文本（.rtf）或网页的代码：文字编码器会把它们当成要画的东西。"""
+    problems = []
+    for record in records:
+        rich = record.caption.startswith("{\\rtf")
+        found = "{\\rtf" if rich else next(iter(MARKUP.findall(record.caption)), None)
+        if found:
+            kind, mend = "网页的代码", "删掉这些代码，只留说图里有什么的话"
+            if rich:
+                kind, mend = "富文本（RTF）", "用写它的程序打开，另存为纯文本（UTF-8）"
+            reason = f"描述里有{kind}“{found[:20]}”"
+            problems.append(_warning("caption_markup", record.path, reason, mend))
+    return problems
+
+
 def _long(records: Sequence[Record], folder: Path) -> list[Problem]:
     def too_long(caption: str) -> bool:
         chinese = len(CJK.findall(caption))
@@ -229,6 +249,25 @@ def _long(records: Sequence[Record], folder: Path) -> list[Problem]:
     reason += names(paths, folder) + "；文字编码器可能读不到结尾，上限要看是哪一个模型"
     mend = "只留图里看得见的、会变的东西，一两句话就够"
     return [_warning("caption_long", None, reason, mend)]
+
+
+def over_limit(
+    records: Sequence[Record], counts: Sequence[int], limit: int, encoder: str
+) -> list[Problem]:
+    """超过文字编码器上限的描述：后面的它读不到，训练时会被悄悄截掉。
+
+    Args:
+        counts: 每份描述占几个词元。
+        encoder: 向人说的名字，例如“qwen-image 的文字编码器”。
+    """
+    problems = []
+    for record, count in zip(records, counts, strict=True):
+        if count > limit:
+            lost = f"最后约 {1 - limit / count:.0%} 会被截掉"
+            reason = f"描述有 {count} 个词元，{encoder}最多读 {limit} 个，{lost}"
+            mend = "删短到上限以内，要紧的写在前面；触发词放最前面就不会丢"
+            problems.append(_warning("caption_over_limit", record.path, reason, mend))
+    return problems
 
 
 def _mixed(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:

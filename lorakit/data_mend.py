@@ -50,6 +50,8 @@ def changes(found: _Found, trigger: str) -> Iterator[Change]:
             yield change
         if change and change.content is None and stems[_key(path)] == 1:
             moved.add(_key(path))
+            if _key(path) in found.masks:
+                yield Change(found.masks[_key(path)], None, "移走：它说的那张图不能用")
     for key, paths in found.captions.items():
         for path in paths if key in stems else ():  # 没有图的 .txt 不一定是描述，不碰
             if key in moved:

@@ -232,6 +232,9 @@ def read_caption(path: str | Path) -> str:
 def _encoding(path: Path, reason: str, encoding: str | None) -> Fault:
     mend = "用记事本或 VS Code 打开，看到的字没有错，就另存为 UTF-8"
     if encoding:
+        mend = (
+            "运行 lorakit check 文件夹 --fix 替你换成 UTF-8（原件留着，--undo 能还原）；或" + mend
+        )
         mend += f"；或在终端运行 iconv -f {encoding} -t UTF-8 '{path.name}' > 新文件"
     return Fault("caption_encoding", path, f"描述不是 UTF-8，{reason}", mend)
 

@@ -99,7 +99,11 @@ def caption_for(
 
 
 def _missing(picture: Path, told: Sequence[Said]) -> Problem:
-    longer = picture.with_name(picture.name + ".txt")
+    spellings = (f"{picture.name}.txt", f"{picture.stem}.txt.txt")  # 后缀被藏起来时常这样存错
+    longer = next(
+        (p for p in map(picture.with_name, spellings) if os.path.exists(p)),
+        picture.with_name(spellings[0]),
+    )
     mend = f"建一个 {picture.stem}.txt，写一句话说图里有什么；也可以先用 lorakit caption 写一遍"
     if os.path.exists(longer):
         mend = f"把 {longer.name} 改名为 {picture.stem}.txt"

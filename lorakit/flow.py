@@ -40,9 +40,19 @@ def velocity(x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise - x0
 
 
-def loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """每张图的均方误差，(B,)；用 fp32 算，免得 bf16 累加丢精度。"""
-    return (predicted.float() - target.float()).pow(2).flatten(1).mean(1)
+def loss(
+    predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """每张图的均方误差，(B,)；用 fp32 算，免得 bf16 累加丢精度。
+
+    Args:
+        weight: (B, 1, h, w)，每处算多少；按权重平均，所以主体大小不同的图，损失仍然可比。
+    """
+    error = (predicted.float() - target.float()).pow(2)
+    if weight is None:
+        return error.flatten(1).mean(1)
+    weight = weight.expand_as(error)
+    return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-6)
 
 
 def weight(t: torch.Tensor, kind: str) -> torch.Tensor:

@@ -22,9 +22,8 @@ from lorakit import lora
 from lorakit.checkpoint import write_tensors, write_whole
 from lorakit.errors import WeightsError
 
-Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]  # 层名 -> (A (r, 入), B (出, r)，含缩放)
-    str, tuple[torch.Tensor, torch.Tensor]
-]  # 层名 -> (A (r, 入), B (出, r))，缩放已折进 B
+# 层名 -> (A (r, 入), B (出, r))，缩放已折进 B
+Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]
 TENSOR = re.compile(r"(.+?)\.(?:lora[._](A|B|down|up)(?:\.\w+)?\.weight|(alpha))")
 PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "model.diffusion_model.")
 FLAT = ("lora_unet_", "lora_transformer_")  # kohya 一系：点换成了下划线

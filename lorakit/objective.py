@@ -18,6 +18,13 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
+def _any_view(item: Item, rng: torch.Generator) -> Item:
+    """几种样子里随机取一种；只有一种就不抽，免得打乱后面的随机数。"""
+    if not item.variants:
+        return item
+    return (item, *item.variants)[int(torch.randint(1 + len(item.variants), (), generator=rng))]
+
+
 class Objective:
     """一份数据上的训练目标；`model` 是 accelerate 准备好的 Transformer。"""
 
@@ -26,14 +33,32 @@ class Objective:
         self.model, self.device = model, device
         shapes = [item.shapes for item in dataset.train]
         train, side = config.train, config.data.resolution
-        self.batches = Batches(shapes, train.batch_size, train.seed, config.data.repeats)
+        repeats = [config.data.repeats * item.record.repeats for item in dataset.train]
+        self.batches = Batches(shapes, train.batch_size, train.seed, repeats)
         auto = train.timestep.shift == "auto"
+        # 换一个种子：同样多的图时，也不会总是同一张陪同一张
+        kin = [item.shapes for item in dataset.prior]
+        self.kin = Batches(kin, train.batch_size, train.seed + 1) if kin else None
         self.shift = family.shift(side, side) if auto else float(train.timestep.shift)
 
     def draw(self, number: int, *keys: int) -> tuple[torch.Tensor, torch.Tensor, list[Item]]:
-        """第 number 批的损失 (标量)、时间步 (B,)、用到的图；一切随机都由 (种子, *keys) 决定。"""
-        items = [self.dataset.train[i] for i in self.batches.batch(number)]
+        """第 number 批的损失 (标量)、时间步 (B,)、用到的图；一切随机都由 (种子, *keys) 决定。
+
+        有同类图片时另取一批，损失乘 data.class_weight 加上去（DreamBooth，Ruiz 等 2022 式 (2)）。
+        """
         rng = generator(self.config.train.seed, *keys)
+        items = [self.dataset.train[i] for i in self.batches.batch(number)]
+        losses, t = self._noisy(items, rng)
+        if self.kin is None:
+            return losses.mean(), t, items
+        kin = [self.dataset.prior[i] for i in self.kin.batch(number)]
+        prior, more = self._noisy(kin, rng)
+        loss = losses.mean() + self.config.data.class_weight * prior.mean()
+        return loss, torch.cat([t, more]), [*items, *kin]
+
+    def _noisy(self, items: list[Item], rng) -> tuple[torch.Tensor, torch.Tensor]:
+        """抽样子（翻转、裁切）、噪声与时间步，返回每张图的损失 (B,) 和 t (B,)。"""
+        items = [_any_view(item, rng) for item in items]
         mean = torch.stack([item.mean for item in items])
         std = torch.stack([item.std for item in items])
         x0 = mean + std * torch.randn(mean.shape, generator=rng)  # 每步从后验里重新取样
@@ -42,10 +67,18 @@ class Objective:
         dropped = torch.rand(len(items), generator=rng) < self.config.data.caption_dropout
         pairs = zip(dropped, items, strict=True)
         conds = [item.empty if drop else item.cond for drop, item in pairs]
-        weight = flow.weight(t, self.config.train.weighting).to(self.device)
-        return (self.loss(x0, noise, t, conds) * weight).mean(), t, items
+        losses = self.loss(x0, noise, t, conds, self._weight(items))
+        return losses * flow.weight(t, self.config.train.weighting).to(self.device), t
 
-    def loss(self, x0, noise, t, conds) -> torch.Tensor:
+    def _weight(self, items: list[Item]) -> torch.Tensor | None:
+        """遮罩 -> 损失的权重 (B, 1, h, w)；没有遮罩的图处处是 1，都没有就是 None。"""
+        if all(item.mask is None for item in items):
+            return None
+        floor, (_, *sides) = self.config.data.mask_floor, items[0].mean.shape
+        masks = [torch.ones(1, *sides) if i.mask is None else i.mask for i in items]
+        return floor + (1 - floor) * torch.stack(masks)
+
+    def loss(self, x0, noise, t, conds, weight=None) -> torch.Tensor:
         """加噪、预测速度、与真速度比；每张图一个损失，(B,)。"""
         x0, noise, t = (value.to(self.device) for value in (x0, noise, t))
         moved = [{k: v.to(self.device, non_blocking=True) for k, v in c.items()} for c in conds]
@@ -53,7 +86,8 @@ class Objective:
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             x_t, cond = flow.add_noise(x0, noise, t), self.family.collate(moved)
             v = self.family.predict_velocity(self.model, x_t, t, cond)
-        return flow.loss(v, flow.velocity(x0, noise))
+        weight = None if weight is None else weight.to(self.device)
+        return flow.loss(v, flow.velocity(x0, noise), weight)
 
     @torch.no_grad()
     def evaluate(self) -> list[list[float]] | None:
@@ -65,5 +99,6 @@ class Objective:
             for start in range(0, len(EVAL_T), size):
                 t = torch.tensor(EVAL_T[start : start + size])
                 x0, eps = (x.expand(len(t), *x.shape) for x in (item.mean, noise))
-                losses.append(self.loss(x0, eps, t, [item.cond] * len(t)))
+                weight = self._weight([item] * len(t))
+                losses.append(self.loss(x0, eps, t, [item.cond] * len(t), weight))
         return torch.cat(losses).view(-1, len(EVAL_T)).tolist() if losses else None

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from lorakit import cache, checkpoint, full, lora, memory, optim
 from lorakit.arithmetic import Plan
-from lorakit.config import Config, Lora
+from lorakit.config import Config, Data, Lora
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
 from lorakit.objective import Objective
@@ -74,9 +74,10 @@ class Trainer:
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""
         train, data = self.config.train, self.config.data
+        copies = sum(item.record.repeats for item in self.dataset.train)  # 各来源的重复次数
         return Plan(
             pictures=len(self.dataset.train),
-            repeats=data.repeats,
+            repeats=data.repeats * copies / len(self.dataset.train),
             batch_size=train.batch_size,
             grad_accum=train.grad_accum,
             processes=self.accelerator.num_processes,
@@ -188,6 +189,11 @@ class Trainer:
             lora.plan(self.family.skeleton(), self.family, self.config.lora)
         if self.config.train.guidance != 1 and not self.family.embedded_guidance:
             warnings.warn(f"train.guidance 对 {self.family.name} 不起作用。", stacklevel=3)
+        data, plain = self.config.data, Data()
+        if data.class_folder is None and data.class_weight != plain.class_weight:
+            warnings.warn("data.class_weight 不起作用：没有写 data.class_folder。", stacklevel=3)
+        if data.mask == "none" and data.mask_floor != plain.mask_floor:
+            warnings.warn("data.mask_floor 不起作用：data.mask 是 none。", stacklevel=3)
 
     def _check_full(self):
         """全量微调时不起作用的设置，和多半是抄错的学习率。"""

@@ -96,3 +96,12 @@ def test_missing_folder_and_wrong_resolution(config, family):
 
     with pytest.raises(ConfigError, match=r"data\.folder"):
         cache.prepare(load_config("tiny-qwen-image"), family)
+
+
+def test_why_looks_with_the_trigger_written_in(encode, config, family, folder):
+    from lorakit import cache_tools
+
+    encode("data.trigger=ohwx")
+    settings = config(f"data.folder={folder}", "data.trigger=ohwx")
+    said = cache_tools.why(settings, family, sorted(folder.glob("*.png"))[0])
+    assert said.count("会重用") == 2

@@ -180,3 +180,35 @@ def test_gbk_that_passes_for_utf8(tmp_path, caption):
 )
 def test_other_scripts_are_not_garbled(caption):
     assert "caption_garbled" not in said([caption])
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        (r"{\\rtf1\\ansi\\ansicpg936 \\'bc\\'f4}", "富文本（RTF）"),
+        ("<p>一只猫&nbsp;</p>", "网页的代码“<p>”"),
+        ("一只猫&nbsp;在草地", "网页的代码“&nbsp;”"),
+        ("A cat<br/>on grass", "“<br/>”"),
+    ],
+)
+def test_markup_in_a_caption_is_named(tmp_path, caption, said):
+    render(random_scene(np.random.default_rng(1))).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(caption.replace("\\\\", "\\"), encoding="utf-8")
+    found = [p for p in inspect(tmp_path)[1].warnings if p.code == "caption_markup"]
+    assert len(found) == 1 and said in found[0].reason
+
+
+@pytest.mark.parametrize("caption", ["<s0><s1> cat", "a & b; c", "<lora:x:1> 猫", "3 < 4 > 2"])
+def test_other_brackets_are_left_alone(tmp_path, caption):
+    render(random_scene(np.random.default_rng(1))).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(caption, encoding="utf-8")
+    assert not [p for p in inspect(tmp_path)[1].warnings if p.code == "caption_markup"]
+
+
+def test_a_blank_picture_is_named(tmp_path):
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    Image.new("L", (64, 64), 7).save(tmp_path / "b.png")
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"第{name}张", encoding="utf-8")
+    found = {p.path.name: p.reason for p in inspect(tmp_path)[1].warnings if p.path}
+    assert "整张都是透明的" in found["a.png"] and "只有一种颜色" in found["b.png"]

@@ -12,11 +12,13 @@ LAYER = {
     "errors": 0, "config_text": 0, "config_seed": 0, "config": 0, "flow": 0, "arithmetic": 0,
     "data": 1, "data_check": 1, "data_read": 1, "data_report": 1, "data_sources": 1,
     "data_lint": 1, "data_mend": 1, "data_fix": 1, "data_html": 1, "data_pairs": 1,
+    "data_mask": 1, "data_views": 1, "data_datasets": 1, "cache_lock": 1,
     "checkpoint": 1, "lora": 1, "full": 1, "optim": 1, "memory": 1, "hub": 1, "families": 1,
     "sampler": 1, "lora_files": 1,
-    "record": 2, "cache": 2, "cache_tools": 2, "objective": 2, "train": 2, "infer": 2, "report": 2,
-    "verdict": 2, "board": 2,
-    "tiny": 3, "cli_progress": 4, "cli_files": 4, "cli": 4, "lab": 4, "__main__": 5, "__init__": 5,
+    "record": 2, "cache": 2, "cache_masks": 2, "cache_tools": 2, "caption": 2,
+    "objective": 2, "train": 2, "infer": 2, "report": 2, "verdict": 2, "board": 2,
+    "tiny": 3, "cli_options": 4, "cli_progress": 4, "cli_files": 4, "cli": 4,
+    "lab": 4, "__main__": 5, "__init__": 5,
 }  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class Family(ABC):
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # 决定文字条件的文件夹
     controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
+    caption_tokenizer: str = "tokenizer"  # 管着描述长短的那个分词器的文件夹
+    caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
 
@@ -113,6 +115,14 @@ class Family(ABC):
             self.parts.pop(part, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def count_tokens(self, captions: list[str]) -> list[int]:
+        """每句描述占文字编码器几个词元（不算模板）；只读分词器，不载入模型。"""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / self.caption_tokenizer)
+        ids = tokenizer(captions, add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(row) for row in ids]
 
     @abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

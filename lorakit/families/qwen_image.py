@@ -20,6 +20,7 @@ class QwenImage(Family):
     name = "qwen-image"
     multiple = 16
     pipeline_class = "QwenImagePipeline"
+    caption_limit = 1024
     targets: ClassVar = {
         "image-attention": rf".*\.attn\.({IMAGE})",
         "attention": rf".*\.attn\.({IMAGE}|{TEXT})",

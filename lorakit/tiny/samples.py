@@ -20,13 +20,14 @@ from lorakit.tiny.world import (
 )
 
 COUNT = 24
+CHARACTERS = {"ohwx-cat": "ohwx", "cats": "cat"}  # cats：普通的猫，练 ohwx 猫时当同类图片
 EDITS = {  # 名字 -> (指令, 改动前的场景 -> 改动后的场景)
     "hat": ("给它戴上一顶红帽子", lambda s: change(s, hat=True)),
     "lineart": ("把它变成线稿", lambda s: replace(s, style="lineart")),
     "night": ("变成夜晚", lambda s: replace(s, background="night")),
     "blue": ("把它变成蓝色", lambda s: change(s, color="blue")),
 }
-NAMES = (*STYLES, "ohwx-cat", *(f"edit-{name}" for name in EDITS))
+NAMES = (*STYLES, "ohwx-cat", "cats", *(f"edit-{name}" for name in EDITS))
 
 
 def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
@@ -43,8 +44,8 @@ def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
     try:
         if name in STYLES:
             _write_style(name, folder, count, seed)
-        elif name == "ohwx-cat":
-            _write_character(folder, count, seed)
+        elif name in CHARACTERS:
+            _write_character(CHARACTERS[name], folder, count, seed)
         else:
             _write_edits(name.removeprefix("edit-"), folder, count, seed)
     except OSError as error:
@@ -66,17 +67,17 @@ def _write_style(style: str, folder: Path, count: int, seed: int):
         _save(folder, f"{i + 1:02d}_{scene.things[0].kind}", scene, style_caption(scene))
 
 
-def character_scene(rng: np.random.Generator) -> Scene:
-    """ohwx 猫在随机的背景、位置和大小里。"""
+def character_scene(rng: np.random.Generator, kind: str = "ohwx") -> Scene:
+    """ohwx 猫（或普通的猫）在随机的背景、位置和大小里。"""
     scene = random_scene(rng, two=0.0)
-    return replace(scene, things=(replace(scene.things[0], kind="ohwx"),))
+    return replace(scene, things=(replace(scene.things[0], kind=kind),))
 
 
-def _write_character(folder: Path, count: int, seed: int):
+def _write_character(kind: str, folder: Path, count: int, seed: int):
     rng = np.random.default_rng(seed)
     for i in range(count):
-        scene = character_scene(rng)
-        _save(folder, f"{i + 1:02d}_ohwx", scene, caption(scene))
+        scene = character_scene(rng, kind)
+        _save(folder, f"{i + 1:02d}_{kind}", scene, caption(scene))
 
 
 def _write_edits(edit: str, folder: Path, count: int, seed: int):

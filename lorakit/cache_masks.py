@@ -1,0 +1,78 @@
+"""遮罩缩到潜变量的大小，和图一样裁切、翻转；按遮罩的内容缓存。"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lorakit.data import Record
+from lorakit.data_mask import MASK, read_alpha, read_mask
+from lorakit.data_views import View, show
+from lorakit.errors import DataError
+
+
+def weigh(mask: Image.Image, size: tuple[int, int], view: View, digest: str) -> torch.Tensor:
+    """灰度遮罩 -> (1, h, w)、0 到 1：每个潜变量格子里白的比例（按面积平均）。
+
+    Args:
+        size: 潜变量的 (宽, 高)。
+        digest: 它所属的图的内容哈希，裁切由它决定，才和图裁在同一处。
+    """
+    small = show(mask.convert("F"), size, view, digest, Image.Resampling.BOX)
+    return torch.from_numpy(np.array(small, np.float32)[None] / 255)
+
+
+def plan(shown: Sequence[tuple[Record, View]], sizes: Sequence[tuple[int, int]], kind: str):
+    """要准备哪些遮罩：(有遮罩的下标, 各由什么算出, 函数 下标列表 -> [{"mask": (1, h, w)}])。
+
+    Args:
+        sizes: 每种样子的潜变量的 (宽, 高)。
+        kind: data.mask，alpha 或 file。
+
+    Raises:
+        DataError: 要用遮罩，可是一张也没有。
+    """
+    masks = _sources(shown, kind)
+    chosen = [i for i, (record, _) in enumerate(shown) if record.path in masks]
+    fields = []
+    for i in chosen:
+        record, view = shown[i]
+        facts = {"kind": kind, "picture": record.digest}
+        facts["mask"] = hashlib.sha256(masks[record.path].read_bytes()).hexdigest()
+        fields.append({**facts, "size": list(sizes[i]), **view.fields()})
+
+    def encode(batch: list[int]) -> list[dict]:
+        read = read_alpha if kind == "alpha" else read_mask
+        results = []
+        for j in batch:
+            record, view = shown[chosen[j]]
+            mask = read(masks[record.path])
+            results.append({"mask": weigh(mask, fields[j]["size"], view, record.digest)})
+        return results
+
+    return chosen, fields, encode
+
+
+def _sources(shown: Sequence[tuple[Record, View]], kind: str) -> dict[Path, Path]:
+    """图 -> 遮罩从哪个文件读；有的图没有就提醒，都没有就停下。"""
+    records = {record.path: record for record, _ in shown}
+    if kind == "alpha":
+        masks = {path: path for path in records if read_alpha(path) is not None}
+    else:
+        masks = {path: record.mask for path, record in records.items() if record.mask}
+    wanted = f"旁边有 {MASK} 图（例如 猫.png 旁边的 猫{MASK}.png）"
+    wanted = "带透明通道" if kind == "alpha" else wanted
+    if not masks:
+        raise DataError(
+            f"data.mask：写的是 {kind}，可是没有一张图{wanted}。准备好遮罩，或改回 none。"
+        )
+    without = [path.name for path in records if path not in masks]
+    if without:
+        warnings.warn(
+            f"{len(without)} 张图没有遮罩，整张都学：{'、'.join(without[:5])}", stacklevel=5
+        )
+    return masks

@@ -1,0 +1,190 @@
+"""命令行的样子：有哪些命令、各有什么选项、怎么说中文；做事的函数在 cli。"""
+
+import argparse
+import sys
+from pathlib import Path
+
+USAGE = 2  # 命令写错了的退出码
+_CHINESE = {
+    "usage: ": "用法：",
+    "positional arguments": "参数",
+    "options": "选项",
+    "show this help message and exit": "显示这份说明",
+    "the following arguments are required: %s": "还缺：%s",
+    "unrecognized arguments: %s": "不认识：%s",
+    "expected one argument": "后面要跟一个值",
+    "expected at least one argument": "后面至少要跟一个值",
+    "argument %(argument_name)s: %(message)s": "%(argument_name)s：%(message)s",
+    "invalid %(type)s value: %(value)r": "%(value)r 不是合适的值（要 %(type)s）",
+    "invalid choice: %(value)r (choose from %(choices)s)": "没有 %(value)r，可选：%(choices)s",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.print_usage(sys.stderr)
+        print(f"命令写错了：{message}。用 {self.prog} --help 看说明和例子。", file=sys.stderr)
+        sys.exit(USAGE)
+
+
+def parser() -> argparse.ArgumentParser:
+    """全部命令的解析器；argparse 自己的话也说中文。"""
+    argparse._ = lambda text: _CHINESE.get(text, text)
+    whole = _Parser(prog="lorakit", description="用中文学会图像模型的 LoRA 微调。先试 lorakit demo")
+    whole.add_argument("--debug", action="store_true", help="出错时打印完整的调用栈")
+    commands = whole.add_subparsers(
+        dest="command", metavar="命令", required=True, parser_class=_Parser
+    )
+    for name, (about, example, options) in COMMANDS.items():
+        sub = commands.add_parser(name, help=about, description=about, epilog=f"例子：{example}")
+        for flags, details in (*options, _DEBUG):
+            sub.add_argument(*flags, **details)
+    return whole
+
+
+def _option(*flags: str, **details):
+    return flags, details
+
+
+# 写在命令后面也认；默认不填，免得盖掉写在命令前面的
+_DEBUG = _option("--debug", action="store_true", default=argparse.SUPPRESS, help="打印调用栈")
+_SET = _option("--set", action="append", default=[], metavar="名字=值", help="改一项设置，可多次")
+_DRAW = (
+    _option("source", help="一次训练的结果文件夹，或 YAML 文件、预设名"),
+    _option("--prompt", action="append", required=True, help="提示词，可以写多次"),
+    _option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的"),
+    _SET,
+)
+_FILE = (
+    _option("file", type=Path, help="LoRA 文件，或一次训练的结果文件夹"),
+    _option("--model", help="底模：预设名或 YAML 文件；不写就用文件里记着的"),
+)
+_CAPTIONERS = "qwen2.5-vl（会中文）、florence-2（最快）、blip-2，或存着这种模型的本地文件夹"
+COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
+    "demo": (
+        "一分钟演示：画样例图、训练、比较前后",
+        "lorakit demo --out my-demo",
+        (
+            _option("--out", type=Path, default=Path("runs/demo"), help="结果文件夹（runs/demo）"),
+            _option("--style", default="papercut", help="papercut inkwash pixel lineart porcelain"),
+            _SET,
+        ),
+    ),
+    "sample-data": (
+        "写出一个样例数据集，看看训练数据该长什么样",
+        "lorakit sample-data papercut my-data",
+        (
+            _option("name", help="papercut、inkwash、ohwx-cat、cats、edit-hat 等；写错会列出全部"),
+            _option("folder", type=Path, help="写到哪个文件夹（要是空的）"),
+        ),
+    ),
+    "init": (
+        "打印一份带说明的配置模板",
+        "lorakit init qwen-image > my.yaml",
+        (_option("preset", help="预设名，例如 qwen-image、tiny-qwen-image"),),
+    ),
+    "check": (
+        "体检数据：哪张图、哪句描述有问题，怎么修",
+        "lorakit check my-data",
+        (
+            _option("folder", type=Path, help="图片文件夹"),
+            _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
+            _option(
+                "--control", type=Path, help="编辑数据：控制图的文件夹；images 旁的 control 不用写"
+            ),
+            _option("--config", help="YAML 或预设名；给了就看描述有没有超过文字编码器的上限"),
+            _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
+            _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
+            _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
+            _option("--resolution", type=int, metavar="边长", help="网页里的裁切框按它画"),
+        ),
+    ),
+    "caption": (
+        "用看图说话的模型替图片写描述；写一张存一张，断了再运行就接着写",
+        "lorakit caption my-data --model qwen2.5-vl --prefix 'ohwx 猫'",
+        (
+            _option("folder", type=Path, help="图片文件夹"),
+            _option("--model", default="qwen2.5-vl", help=_CAPTIONERS),
+            _option("--prefix", default="", help="写在每句最前面的话，例如触发词"),
+            _option("--language", help="zh 或 en；不写就用模型最拿手的"),
+            _option("--length", default="medium", help="short、medium（默认）或 long"),
+            _option("--overwrite", action="store_true", help="已经有 .txt 的也重写"),
+        ),
+    ),
+    "cache": (
+        "编码缓存：build 先编码好，why 看一张图会不会重编，clean 清理",
+        "lorakit cache why my-data/01_cat.png",
+        (
+            _option("action", choices=("build", "why", "clean"), help="build、why 或 clean"),
+            _option("picture", type=Path, nargs="?", help="why：哪张图"),
+            _option("--config", default="tiny-qwen-image", help="YAML 文件或预设名"),
+            _option("--days", type=float, default=0.0, help="clean：只删这么多天没用过的"),
+            _SET,
+        ),
+    ),
+    "train": (
+        "训练一个 LoRA；断了再运行同一条命令就接着练",
+        "lorakit train tiny-qwen-image --set data.folder=my-data --set run.output=runs/mine",
+        (_option("config", help="YAML 文件或预设名"), _SET),
+    ),
+    "generate": (
+        "用训练好的 LoRA 画图",
+        "lorakit generate runs/mine --prompt 剪纸风格，一只猫 --out cat.png",
+        (*_DRAW, _option("--out", type=Path, default=Path("generate.png"), help="图存到哪里")),
+    ),
+    "edit": (
+        "照一句话改一张图",
+        'lorakit edit cat.png "给它戴上一顶红帽子" --model runs/mine --out hat.png',
+        (
+            _option("image", type=Path, help="要改的图"),
+            _option("prompt", help="怎么改，一句话"),
+            _option(
+                "--model",
+                dest="source",
+                default="tiny-qwen-image-edit",
+                help="一次训练的结果文件夹，或 YAML 文件、预设名（tiny-qwen-image-edit）",
+            ),
+            _option(
+                "--also",
+                type=Path,
+                action="append",
+                default=[],
+                help="再看一张图，可写两次（2509）",
+            ),
+            *_DRAW[2:],
+            _option("--out", type=Path, default=Path("edit.png"), help="图存到哪里"),
+        ),
+    ),
+    "compare": (
+        "同样的提示词和种子，比较有没有 LoRA",
+        "lorakit compare runs/mine --prompt 剪纸风格，一只猫 --out both.png",
+        (
+            *_DRAW,
+            _option("--image", type=Path, action="append", help="编辑模型：要改的图，可写多次"),
+            _option("--out", type=Path, default=Path("compare.png"), help="图存到哪里"),
+        ),
+    ),
+    "export": (
+        "把 LoRA 换成别家的写法，或叠加、缩秩、合并进底模",
+        "lorakit export runs/mine --to kohya --out mine-kohya.safetensors",
+        (
+            *_FILE,
+            _option(
+                "--to",
+                choices=("diffusers", "comfyui", "kohya"),
+                default="diffusers",
+                help="写成谁的写法（diffusers）",
+            ),
+            _option("--out", type=Path, required=True, help="写到哪里；--merge 时是文件夹"),
+            _option("--also", type=Path, action="append", default=[], help="再叠一个 LoRA，可多次"),
+            _option("--weight", type=float, action="append", help="每个 LoRA 的份量，按次序写"),
+            _option("--rank", type=int, help="缩到这个秩"),
+            _option("--merge", action="store_true", help="合并进底模，写出 transformer 文件夹"),
+        ),
+    ),
+    "audit": (
+        "体检一个 LoRA 文件：对不对得上底模、改了多少、有没有坏数",
+        "lorakit audit runs/mine",
+        _FILE,
+    ),
+}
