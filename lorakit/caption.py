@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lorakit import memory
+from lorakit import data_pairs, memory
 from lorakit.checkpoint import write_text
 from lorakit.data import apply_trigger, read_image
 from lorakit.data_check import _key, _walk
@@ -212,10 +212,15 @@ def caption_folder(
         overwrite: 已经有 .txt 的也重写；不写就一个字也不动。
 
     Raises:
-        DataError: 没有这个文件夹，或里面没有图。
+        DataError: 没有这个文件夹，或里面没有图；是编辑训练的成对图片。
         LorakitError: 写不进。
     """
     folder = Path(os.path.expanduser(folder))
+    if data_pairs.locate(folder, None):
+        raise DataError(
+            f"“{folder}”里 images 和 control 并排，是编辑数据：描述要写“怎么改”，"
+            "看一张图写不出来。请自己写，每张目标图旁边放一个同名 .txt。"
+        )
     found = _walk(folder)
     if not found.pictures:
         problems = [p.line(folder) for p in found.problems if p.severity == "error"]

@@ -15,7 +15,9 @@ from lorakit.tiny import samples
 
 def draw(path: Path, color: str, size=(64, 48)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path)
+    image = Image.new("RGB", size, color)
+    image.paste("gray", (16, 16, 32, 32))  # 整张一种颜色会另报一条
+    image.save(path)
     return path
 
 

@@ -25,7 +25,10 @@ def rewrite(file, **changes):
 
 def test_text_length_is_read_from_the_tokenizer_and_capped(tmp_path):
     family = open_family("flux", random_flux.build(tmp_path))
-    assert family.text_length == 32
+    assert family.text_length == family.caption_limit == 32
+    short, long = family.count_tokens(["一只猫", "一只猫" * 9])
+    ids = family.load("text")[3](["一只猫"], add_special_tokens=False)["input_ids"]  # T5 的
+    assert short == len(ids[0]) < long
     assert family.encode_prompts([SHORT])[0]["text"].shape == (32, 96)
     assert family.sample_arguments(3.5, 1) == {"guidance_scale": 3.5, "max_sequence_length": 32}
     rewrite(tmp_path / "tokenizer_2" / "tokenizer_config.json", model_max_length=int(1e30))

@@ -33,6 +33,11 @@ class Flux(KLVae, Family):
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
     text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    caption_tokenizer = "tokenizer_2"  # CLIP 只给一个总的向量，内容都从 T5 来
+
+    @property
+    def caption_limit(self) -> int:
+        return self.text_length
 
     @cached_property
     def text_length(self) -> int:
