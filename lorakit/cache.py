@@ -27,7 +27,7 @@ from lorakit.data import (
     split_holdout,
 )
 from lorakit.data_views import View, cut, show, views
-from lorakit.errors import ConfigError, DataError
+from lorakit.errors import ConfigError, DataError, LorakitWarning
 from lorakit.families.base import Cond, Family
 from lorakit.sampler import to_pixels
 
@@ -113,7 +113,9 @@ def fit_controls(family: Family, records: Sequence[Record], where: str = "") -> 
     least, most = family.controls
     if not most:
         if any(record.controls for record in records):
-            warnings.warn(f"{where}{family.name} 不看控制图，它们没有起作用。", stacklevel=3)
+            warnings.warn(
+                f"{where}{family.name} 不看控制图，它们没有起作用。", LorakitWarning, stacklevel=3
+            )
         return [replace(r, controls=(), control_sizes=(), control_digests=()) for r in records]
     for record in records:
         count = len(record.controls)
@@ -145,6 +147,7 @@ def _shown(data, train, held, prior) -> list[tuple[Record, View]]:
         warnings.warn(
             f"data.flip 会左右翻转，可是 {len(marked)} 份描述里写了左右，翻过来就说反了，"
             f"例如“{marked[0].caption[:20]}”（{marked[0].path.name}）。关掉它，或删掉左右。",
+            LorakitWarning,
             stacklevel=4,
         )
     several = [(record, view) for record in train for view in views(data.flip, data.crops)]

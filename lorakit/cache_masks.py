@@ -12,7 +12,7 @@ from PIL import Image
 from lorakit.data import Record
 from lorakit.data_mask import MASK, read_alpha, read_mask
 from lorakit.data_views import View, show
-from lorakit.errors import DataError
+from lorakit.errors import DataError, LorakitWarning
 
 
 def weigh(mask: Image.Image, size: tuple[int, int], view: View, digest: str) -> torch.Tensor:
@@ -73,6 +73,8 @@ def _sources(shown: Sequence[tuple[Record, View]], kind: str) -> dict[Path, Path
     without = [path.name for path in records if path not in masks]
     if without:
         warnings.warn(
-            f"{len(without)} 张图没有遮罩，整张都学：{'、'.join(without[:5])}", stacklevel=5
+            f"{len(without)} 张图没有遮罩，整张都学：{'、'.join(without[:5])}",
+            LorakitWarning,
+            stacklevel=5,
         )
     return masks

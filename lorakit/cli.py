@@ -2,12 +2,13 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from lorakit.cli_files import audit, export
 from lorakit.cli_options import parser
 from lorakit.cli_progress import bar, interrupt, say_encoding
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, LorakitWarning
 
 DONE, WRONG_INPUT, INTERRUPTED = 0, 1, 130  # 2 是命令写错了，见 cli_options
 
@@ -235,11 +236,19 @@ _RUN = {
 }
 
 
+def _remind(message, category, filename, lineno, file=None, line=None):
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    ours = issubclass(category, LorakitWarning)
+    print(f"提醒：{message}" if ours else text.rstrip(), file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """入口；返回退出码：0 完成，1 输入有误，2 用法错，130 被打断但已存好。"""
     args = parser().parse_args(argv)
     try:
-        return _RUN[args.command](args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _remind
+            return _RUN[args.command](args)
     except LorakitError as error:
         if args.debug:
             raise

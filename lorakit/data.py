@@ -6,6 +6,7 @@
 import hashlib
 import math
 import shlex
+import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from lorakit.data_check import IMAGE_SUFFIXES, Record, has_trigger, inspect
 from lorakit.data_datasets import unpacked
 from lorakit.data_read import CJK, read_caption, read_image
 from lorakit.data_report import Problem, Report, names
-from lorakit.errors import DataError
+from lorakit.errors import DataError, LorakitWarning
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -58,6 +59,9 @@ def load_records(
         command = f"lorakit check {shlex.quote(str(folder))}{pair}"
         hint = f"先运行 {command} 看完整报告；改好之前没有开始训练。"
         raise DataError(f"{report.text(('error',))}\n\n{hint}")
+    if report.warnings:
+        said = f"体检有 {len(report.warnings)} 个警告，例如 {report.warnings[0].reason}；"
+        warnings.warn(f"{said}看全部：lorakit check {folder}", LorakitWarning, stacklevel=2)
     return [replace(r, caption=apply_trigger(r.caption, trigger)) for r in records]
 
 

@@ -21,6 +21,10 @@ def plain_reason(error: OSError) -> str:
     return REASONS.get(error.errno, error.strerror or str(error))
 
 
+class LorakitWarning(UserWarning):
+    """不妨碍运行、但多半不是用户想要的；命令行打印成一行“提醒”。"""
+
+
 class LorakitError(Exception):
     """用户能自己修好的问题；命令行只打印这句话，退出码 1。"""
 

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from lorakit import cache, checkpoint, full, lora, memory, optim
 from lorakit.arithmetic import Plan
 from lorakit.config import Config, Data, Lora
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, LorakitWarning
 from lorakit.families import open_family
 from lorakit.objective import Objective
 from lorakit.record import RunFolder
@@ -188,12 +188,20 @@ class Trainer:
         else:
             lora.plan(self.family.skeleton(), self.family, self.config.lora)
         if self.config.train.guidance != 1 and not self.family.embedded_guidance:
-            warnings.warn(f"train.guidance 对 {self.family.name} 不起作用。", stacklevel=3)
+            warnings.warn(
+                f"train.guidance 对 {self.family.name} 不起作用。", LorakitWarning, stacklevel=3
+            )
         data, plain = self.config.data, Data()
         if data.class_folder is None and data.class_weight != plain.class_weight:
-            warnings.warn("data.class_weight 不起作用：没有写 data.class_folder。", stacklevel=3)
+            warnings.warn(
+                "data.class_weight 不起作用：没有写 data.class_folder。",
+                LorakitWarning,
+                stacklevel=3,
+            )
         if data.mask == "none" and data.mask_floor != plain.mask_floor:
-            warnings.warn("data.mask_floor 不起作用：data.mask 是 none。", stacklevel=3)
+            warnings.warn(
+                "data.mask_floor 不起作用：data.mask 是 none。", LorakitWarning, stacklevel=3
+            )
 
     def _check_full(self):
         """全量微调时不起作用的设置，和多半是抄错的学习率。"""
@@ -201,10 +209,11 @@ class Trainer:
         idle = [f"lora.{key}" for key, value in plain if getattr(ours, key) != value]
         if idle:
             said = f"{'、'.join(idle)} 不起作用：lora.kind 是 full，每个权重都练。"
-            warnings.warn(said, stacklevel=4)
+            warnings.warn(said, LorakitWarning, stacklevel=4)
         if self.config.train.lr > full.HIGH_LR:
             warnings.warn(
                 f"train.lr 是 {self.config.train.lr:g}，全量微调多半会把底模练坏；常用 1e-5。",
+                LorakitWarning,
                 stacklevel=4,
             )
 

@@ -184,3 +184,19 @@ def test_sample_data_refuses_a_full_folder(capsys, tmp_path):
     )
     code, said = run(capsys, "sample-data", "papercutt", tmp_path / "new")
     assert code == 1 and "papercut" in said
+
+
+def test_training_passes_on_what_the_doctor_warns_of(capsys, papercut, tmp_path):
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(papercut, folder)
+    first = sorted(folder.glob("*.txt"))[0]
+    first.write_bytes("一只猫".encode("gbk"))  # 凑巧也是合法的 UTF-8，读出来是乱码
+    out = tmp_path / "run"
+    code, said = run(
+        capsys, "train", "tiny-qwen-image", "--set", f"data.folder={folder}",
+        "--set", f"run.output={out}", *SHORT,
+    )  # fmt: skip
+    assert code == 0
+    assert "提醒：体检有 1 个警告" in said and "乱码" in said and "UserWarning" not in said
