@@ -3,7 +3,13 @@
 用到哪个才载入哪个，所以 `import lorakit` 和命令行都不需要装 Jupyter。
 """
 
+import warnings
 from importlib import import_module
+
+from lorakit.errors import LorakitWarning
+
+# 练习册常故意拿有毛病的数据做对照，毛病在正文里讲；体检的提醒就不每次打在格子下面了
+warnings.filterwarnings("ignore", "体检有", LorakitWarning)
 
 _PUBLIC = {
     "Board": "board",
