@@ -43,13 +43,11 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> Path:
         os.replace(temporary, target)
         _flush(target.parent)
     except OSError as error:
-        _remove(temporary)
         raise LorakitError(
             f"写不进“{target}”：{plain_reason(error)}。请换个地方或腾出空间再来；已经存好的文件都还在。"
         ) from error
-    except BaseException:  # Ctrl-C 也不能留下半个文件夹；收拾完照原样抛出
-        _remove(temporary)
-        raise
+    finally:
+        _remove(temporary)  # 成了的已经改名；失败了，哪怕是 Ctrl-C，也不留下半个文件夹
     return target
 
 
