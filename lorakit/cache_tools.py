@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorakit import cache
-from lorakit.config import Data, Source, load_config
+from lorakit.config import load_config
+from lorakit.config_groups import Data, Source
 from lorakit.data import Record, apply_trigger, inspect, unpacked
 from lorakit.data_lint import over_limit
 from lorakit.data_report import Report

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lorakit.config import Source
+from lorakit.config_groups import Source
 from lorakit.data_check import IMAGE_SUFFIXES, Record, has_trigger, inspect
 from lorakit.data_datasets import unpacked
 from lorakit.data_read import CJK, read_caption, read_image

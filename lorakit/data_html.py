@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorakit.checkpoint import write_whole
-from lorakit.config import Data
+from lorakit.config_groups import Data
 from lorakit.data import bucket_for, fit
 from lorakit.data_check import Record, _key, _walk
 from lorakit.data_read import decode, in_threads

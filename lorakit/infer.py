@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lorakit import full, lora, sampler
-from lorakit.config import Config, Sample
+from lorakit.config import Config
+from lorakit.config_groups import Sample
 from lorakit.data import read_image
 from lorakit.errors import ConfigError, WeightsError
 

@@ -20,7 +20,8 @@ from accelerate import Accelerator
 
 from lorakit import cache, checkpoint, full, lora, memory, optim
 from lorakit.arithmetic import Plan
-from lorakit.config import Config, Data, Lora
+from lorakit.config import Config
+from lorakit.config_groups import Data, Lora
 from lorakit.errors import LorakitError, LorakitWarning
 from lorakit.families import open_family
 from lorakit.objective import Objective

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lorakit import data_html
 from lorakit.cli import main
-from lorakit.config import Data
+from lorakit.config_groups import Data
 from lorakit.data import bucket_for, fit, inspect
 from lorakit.families import REGISTRY, get
 

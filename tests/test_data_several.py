@@ -10,7 +10,8 @@ from PIL import Image
 
 from lorakit import cache, cli
 from lorakit.arithmetic import Plan
-from lorakit.config import Source, load_config
+from lorakit.config import load_config
+from lorakit.config_groups import Source
 from lorakit.data import Batches, inspect, load_records, load_sources, unpacked
 from lorakit.data_datasets import write_dataset
 from lorakit.errors import ConfigError, DataError

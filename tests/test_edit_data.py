@@ -11,7 +11,8 @@ from PIL import Image
 
 from lorakit import cache, cache_tools
 from lorakit.caption import caption_folder
-from lorakit.config import Source, load_config
+from lorakit.config import load_config
+from lorakit.config_groups import Source
 from lorakit.data import fit, load_sources, read_image
 from lorakit.data_views import SMALLEST, View, box_for, cut, show
 from lorakit.errors import ConfigError, DataError

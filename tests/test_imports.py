@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "lorakit"
 LAYER = {
-    "errors": 0, "config_text": 0, "config_seed": 0, "config": 0, "flow": 0, "arithmetic": 0,
+    "errors": 0, "config_text": 0, "config_seed": 0, "config_groups": 0,
+    "config": 0, "flow": 0, "arithmetic": 0,
     "data": 1, "data_check": 1, "data_read": 1, "data_report": 1, "data_sources": 1,
     "data_lint": 1, "data_mend": 1, "data_fix": 1, "data_html": 1, "data_pairs": 1,
     "data_mask": 1, "data_views": 1, "data_datasets": 1, "cache_lock": 1,
