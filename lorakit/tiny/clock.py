@@ -55,6 +55,8 @@ def checked_compile(step_loss, parameters: list, *batch):
 
     fast = torch.compile(step_loss, dynamic=False)
     plain, compiled = gradient(step_loss), gradient(fast)
+    if not plain.isfinite().all():
+        raise FloatingPointError("第一步的梯度就有 NaN 或无穷大，练下去只会更糟")
     error = float((compiled - plain).norm() / plain.norm())
     print(f"编译核对：梯度相对误差 {error:.4f}", flush=True)
     return fast if error < 0.15 else step_loss

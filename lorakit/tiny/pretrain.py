@@ -106,6 +106,8 @@ def main():
     if args.part and args.part not in known:
         parser.error(f"{args.name} 没有 {args.part} 这一步；它的步骤：{'、'.join(known)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # torch 2.11 起 cuDNN 的注意力遇到带偏置的输入（T5）会算出 NaN 的梯度：pytorch#196678
+    torch.backends.cuda.enable_cudnn_sdp(False)
     args.out.mkdir(parents=True, exist_ok=True)
     report = args.out / "training.json"
     facts = json.loads(report.read_text()) if report.exists() else {}

@@ -159,6 +159,8 @@ def fit(model, draw, clock: Clock, device, peak: float, save, label: str = "base
         if step % 200 == 0:
             seconds = time.time() - clock.start
             print(f"{label} {step} loss {float(recent):.4f} {seconds:.0f}s", flush=True)
+            if not recent.isfinite():
+                raise FloatingPointError(f"{label} 第 {step} 步之前损失成了 NaN 或无穷大")
         if step % 1000 == 999:
             with swapped(parameters, average):
                 save()
