@@ -54,8 +54,8 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> Path:
 def _remove(path: Path):
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def write_text(target: Path, text: str) -> Path:

@@ -15,25 +15,24 @@ DONE, WRONG_INPUT, INTERRUPTED = 0, 1, 130  # 2 是命令写错了，见 cli_opt
 
 def _demo(args) -> int:
     from lorakit.tiny import demo
-    from lorakit.tiny.styles import STYLES
 
-    if args.style not in STYLES:
-        raise LorakitError(f"没有叫“{args.style}”的画风。可选：{'、'.join(STYLES)}。")
     with bar() as show:
-        result = demo.run(args.out, args.style, args.set, show, say=print)
-    b, a = result.before, result.after
+        result = demo.run(args.out, args.lesson, args.set, show, say=print)
+    scores = "\n".join(
+        f"  {what}：训练前 {result.before[what]:.0%} -> 训练后 {share:.0%}"
+        for what, share in result.after.items()
+    )
     print(f"""
-考官打分（13 种训练时没画过的主体）：
-  是{STYLES[args.style][0]}的：训练前 {b.style:.0%} -> 训练后 {a.style:.0%}
-  认得出画的是什么：训练前 {b.content:.0%} -> 训练后 {a.content:.0%}
+考官打分（{result.exam}）：
+{scores}
 留出集损失：{result.held[0]:.3f} -> {result.held[-1]:.3f}；训练用了 {result.seconds:.0f} 秒。
 
 接下来打开：
-  {result.picture}   上排是训练前，下排是训练后
+  {result.picture}   同样的题目和种子，训练前与训练后
   {args.out / "loss.png"}   损失曲线
   {args.out / "data"}   训练图，照这个样子放你自己的图
   {args.out / "run"}   LoRA 与模型卡
-再试一种画风：lorakit demo --style inkwash --out runs/ink""")
+再上一课：lorakit demo --lesson ohwx-cat --out runs/cat，或 --lesson edit-lineart、inkwash""")
     return DONE
 
 
@@ -245,6 +244,7 @@ def _remind(message, category, filename, lineno, file=None, line=None):
 def main(argv: list[str] | None = None) -> int:
     """入口；返回退出码：0 完成，1 输入有误，2 用法错，130 被打断但已存好。"""
     args = parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # 它用英文提醒的事与学的人无关
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _remind

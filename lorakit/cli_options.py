@@ -66,7 +66,13 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
         "lorakit demo --out my-demo",
         (
             _option("--out", type=Path, default=Path("runs/demo"), help="结果文件夹（runs/demo）"),
-            _option("--style", default="papercut", help="papercut inkwash pixel lineart porcelain"),
+            _option(
+                "--lesson",
+                "--style",
+                default="papercut",
+                help="学什么：papercut inkwash pixel lineart porcelain（画风）、ohwx-cat（角色）、"
+                "edit-lineart edit-hat edit-night edit-blue（改图）",
+            ),
             _SET,
         ),
     ),

@@ -10,15 +10,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from lorakit.bundled import bundled, tiny_models
 from lorakit.errors import LorakitError
 
-ASSETS = Path(__file__).parent / "assets"
 PARTS = ["model_index.json", "*/config.json", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.jinja"]
-
-
-def tiny_models() -> list[str]:
-    """随包的微型模型名。"""
-    return sorted(path.parent.name for path in ASSETS.glob("*/model_index.json"))
 
 
 def locate(path: str) -> Path:
@@ -27,7 +22,7 @@ def locate(path: str) -> Path:
     Raises:
         LorakitError: 本地没有、站上没有、要先同意许可、或连不上。
     """
-    local = ASSETS / path if path in tiny_models() else Path(path).expanduser()
+    local = bundled(path) if path in tiny_models() else Path(path).expanduser()
     if (local / "model_index.json").is_file():
         return local
     if local.is_dir():

@@ -7,9 +7,9 @@ import diffusers
 import torch
 from PIL import Image
 
+from lorakit.bundled import ASSETS
 from lorakit.families.qwen_image import unpack
 from lorakit.families.qwen_image_edit import QwenImageEdit
-from lorakit.hub import ASSETS
 from lorakit.sampler import to_pixels
 from lorakit.tiny import shapes
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from lorakit.bundled import ASSETS
 from lorakit.families.qwen_image_edit import QwenImageEdit
-from lorakit.hub import ASSETS
 from lorakit.sampler import edit
 from lorakit.tiny.clock import Clock, to_device
 from lorakit.tiny.corpus import _parallel

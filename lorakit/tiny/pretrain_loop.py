@@ -1,5 +1,6 @@
 """各个微型底模共用的训练：一批批图与描述、说出内容的头、一个循环、bf16 存盘。"""
 
+import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,8 +189,11 @@ def save_part(part: nn.Module, folder: Path):
     with swapped(parameters, [p.data.bfloat16() for p in parameters]):
         part.save_pretrained(folder)
     # transformers 按 config 里的精度打开、diffusers 默认 fp32；写成 fp32，整条管线才一致
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config.pop("_name_or_path", None)  # 这台机器上的路径，不该随模型发布
+    config |= {"dtype": "float32"} if "dtype" in config else {}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def load_part(part: nn.Module, folder: Path):

@@ -24,6 +24,7 @@ CHARACTERS = {"ohwx-cat": "ohwx", "cats": "cat"}  # cats：普通的猫，练 oh
 EDITS = {  # 名字 -> (指令, 改动前的场景 -> 改动后的场景)
     "hat": ("给它戴上一顶红帽子", lambda s: change(s, hat=True)),
     "lineart": ("把它变成线稿", lambda s: replace(s, style="lineart")),
+    "papercut": ("把它变成剪纸", lambda s: replace(s, style="papercut")),
     "night": ("变成夜晚", lambda s: replace(s, background="night")),
     "blue": ("把它变成蓝色", lambda s: change(s, color="blue")),
 }
@@ -80,15 +81,20 @@ def _write_character(kind: str, folder: Path, count: int, seed: int):
         _save(folder, f"{i + 1:02d}_{kind}", scene, caption(scene))
 
 
+def edit_scene(rng: np.random.Generator, kind: str) -> Scene:
+    """改之前的场景：不是蓝的、不在夜里，不然“变蓝”“变成夜晚”就没什么可改。"""
+    before = random_scene(rng, two=0.0)
+    thing: Thing = replace(before.things[0], kind=kind)
+    color = "red" if thing.color == "blue" else thing.color
+    background = "meadow" if before.background == "night" else before.background
+    return replace(before, things=(replace(thing, color=color),), background=background)
+
+
 def _write_edits(edit: str, folder: Path, count: int, seed: int):
     instruction, altered = EDITS[edit]
     rng = np.random.default_rng(seed)
     for i in range(count):
-        before = random_scene(rng, two=0.0)
-        thing: Thing = replace(before.things[0], kind=TRAINED[i % len(TRAINED)])
-        color = "red" if thing.color == "blue" else thing.color  # 变蓝之前不能已经是蓝的
-        background = "meadow" if before.background == "night" else before.background
-        before = replace(before, things=(replace(thing, color=color),), background=background)
-        stem = f"{i + 1:02d}_{thing.kind}"
+        before = edit_scene(rng, TRAINED[i % len(TRAINED)])
+        stem = f"{i + 1:02d}_{before.things[0].kind}"
         _save(folder / "control", stem, before)
         _save(folder / "images", stem, altered(before), instruction)

@@ -1,0 +1,189 @@
+"""三种一分钟的课：画风、角色、改图。每种课写出自己的数据、出考题、请考官判卷。"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from lorakit import infer
+from lorakit.errors import LorakitError
+from lorakit.tiny import samples
+from lorakit.tiny.examiner import examine, share
+from lorakit.tiny.figures import FIGURES
+from lorakit.tiny.styles import STYLES
+from lorakit.tiny.world import (
+    COLORS,
+    HELD_OUT,
+    SIZE,
+    Scene,
+    caption,
+    render,
+    style_caption,
+    style_scenes,
+)
+
+SQUARE = (SIZE, SIZE)
+SHOWN = 8  # 对照图里画几列
+EDITED = 12  # 改图的课考几张
+
+
+def exam_scenes(style: str) -> list[Scene]:
+    """留出的 13 种主体各一个大的、居中的场景：训练图里从没出现过它们。"""
+    scenes = style_scenes(style, HELD_OUT, len(HELD_OUT), seed=77)
+    return [replace(s, things=(replace(s.things[0], size="big", side="center"),)) for s in scenes]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """画风的打分：有多少张是这个画风、有多少张认得出是要的东西。"""
+
+    style: float
+    content: float
+
+
+def score(images: Sequence[Image.Image], style: str) -> Scores:
+    """让考官看 exam_scenes 顺序画出的图。"""
+    verdicts = examine(images)
+    kinds = [scene.things[0].kind for scene in exam_scenes(style)]
+    return Scores(share(verdicts, style=style), share(verdicts, object=kinds))
+
+
+@dataclass(frozen=True)
+class StyleLesson:
+    """学一种画风，考 13 种训练时没画过的主体。"""
+
+    name: str
+    preset: ClassVar = "tiny-qwen-image"
+    exam: ClassVar = "13 种训练时没画过的主体"
+
+    @property
+    def data(self) -> dict[str, str]:
+        """哪项设置用哪个样例数据集。"""
+        return {"data.folder": self.name}
+
+    @property
+    def columns(self) -> list[str]:
+        """对照图每一列的名字。"""
+        return [FIGURES[scene.things[0].kind][2] for scene in exam_scenes(self.name)[:SHOWN]]
+
+    def draw(self, family, pipe, settings) -> list[Image.Image]:
+        """按考题各画一张。"""
+        prompts = [style_caption(scene) for scene in exam_scenes(self.name)]
+        return infer.generate(family, pipe, prompts, settings, SQUARE)
+
+    def judge(self, images) -> dict[str, float]:
+        """考官的打分：每一项是什么、对了多少。"""
+        judged = score(images, self.name)
+        return {f"是{STYLES[self.name][0]}的": judged.style, "认得出画的是什么": judged.content}
+
+    def rows(self, before, after) -> dict[str, list]:
+        """对照图的每一行。"""
+        return {"训练前": before[:SHOWN], "训练后": after[:SHOWN]}
+
+
+@dataclass(frozen=True)
+class CharacterLesson:
+    """学一只特定的猫：说了触发词要画它，没说就还画普通的猫。"""
+
+    name: ClassVar = "ohwx-cat"
+    preset: ClassVar = "tiny-character"
+    exam: ClassVar = "12 句带触发词的，12 句不带的"
+    data: ClassVar = {"data.folder": "ohwx-cat", "data.class_folder": "cats"}
+    columns: ClassVar = ["带触发词"] * 4 + ["不带触发词"] * 4
+
+    def draw(self, family, pipe, settings) -> list[Image.Image]:
+        """前一半说 ohwx 猫，后一半说某种颜色的普通的猫。"""
+        rng, colors = np.random.default_rng(3), list(COLORS)
+        scenes = [samples.character_scene(rng, kind) for kind in ("ohwx", "cat") for _ in range(12)]
+        for i in range(12, 24):
+            cat = replace(scenes[i].things[0], color=colors[i % len(colors)])
+            scenes[i] = replace(scenes[i], things=(cat,))
+        return infer.generate(family, pipe, [caption(s) for s in scenes], settings, SQUARE)
+
+    def judge(self, images) -> dict[str, float]:
+        """触发词灵不灵、忘没忘普通的猫。"""
+        verdicts = examine(images)
+        return {
+            "带触发词，画的是 ohwx 猫": share(verdicts[:12], character="ohwx"),
+            "不带触发词，还是普通的猫": share(verdicts[12:], object="cat", character=""),
+        }
+
+    def rows(self, before, after) -> dict[str, list]:
+        """前四列带触发词，后四列不带。"""
+        return {
+            "训练前": [*before[:4], *before[12:16]],
+            "训练后": [*after[:4], *after[12:16]],
+        }
+
+
+@dataclass(frozen=True)
+class EditLesson:
+    """学一种改法，考 12 张训练时没用过的图。"""
+
+    name: str
+    preset: ClassVar = "tiny-qwen-image-edit"
+    exam: ClassVar = "12 张训练时没用过的图"
+
+    @property
+    def data(self) -> dict[str, str]:
+        """哪项设置用哪个样例数据集。"""
+        return {"data.folder": self.name}
+
+    @property
+    def columns(self) -> list[str]:
+        """对照图每一列的名字。"""
+        return [FIGURES[before.things[0].kind][2] for before, _ in self._pairs()[:SHOWN]]
+
+    def _pairs(self) -> list[tuple[Scene, Scene]]:
+        """(改之前, 照指令改之后)；主体都是留出的。"""
+        rng, edit = np.random.default_rng(77), self.name.removeprefix("edit-")
+        chosen = [samples.edit_scene(rng, kind) for kind in HELD_OUT[:EDITED]]
+        return [(scene, samples.EDITS[edit][1](scene)) for scene in chosen]
+
+    def draw(self, family, pipe, settings) -> list[Image.Image]:
+        """同一句指令改 12 张图。"""
+        said = samples.EDITS[self.name.removeprefix("edit-")][0]
+        controls = [[render(before)] for before, _ in self._pairs()]
+        return infer.edit(family, pipe, [said] * len(controls), controls, settings, SQUARE)
+
+    def judge(self, images) -> dict[str, float]:
+        """改成了：离答案比离原图近得多，均方误差不到一半。"""
+        drawn, before, after = (
+            np.stack([np.asarray(image, np.float32) for image in group])
+            for group in (images, *zip(*self._rendered(), strict=True))
+        )
+        change = np.square(before - after).mean((1, 2, 3))
+        kinds = [before.things[0].kind for before, _ in self._pairs()]
+        return {
+            "改成了": float((np.square(drawn - after).mean((1, 2, 3)) < change / 2).mean()),
+            "认得出是什么": share(examine(images), object=kinds),
+        }
+
+    def _rendered(self) -> list[tuple[Image.Image, Image.Image]]:
+        return [(render(before), render(after)) for before, after in self._pairs()]
+
+    def rows(self, before, after) -> dict[str, list]:
+        """原图、前、后、答案。"""
+        originals, answers = zip(*self._rendered()[:SHOWN], strict=True)
+        shown = {"训练前": before[:SHOWN], "训练后": after[:SHOWN]}
+        return {"原图": list(originals), **shown, "答案": list(answers)}
+
+
+NAMES = (*STYLES, CharacterLesson.name, *(f"edit-{name}" for name in samples.EDITS))
+
+
+def lesson(name: str) -> StyleLesson | CharacterLesson | EditLesson:
+    """课的名字 -> 课；名字与样例数据集相同。
+
+    Raises:
+        LorakitError: 没有这门课。
+    """
+    if name in STYLES:
+        return StyleLesson(name)
+    if name == CharacterLesson.name:
+        return CharacterLesson()
+    if name in NAMES:
+        return EditLesson(name)
+    raise LorakitError(f"没有叫“{name}”的课。可选：{'、'.join(NAMES)}。")
