@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from lorakit import cache_masks
 from lorakit.cache_lock import shares
-from lorakit.checkpoint import write_whole
+from lorakit.checkpoint import write_text, write_whole
 from lorakit.data import (
     Record,
     bucket_for,
@@ -29,6 +29,7 @@ from lorakit.data import (
 from lorakit.data_views import View, cut, show, views
 from lorakit.errors import ConfigError, DataError, LorakitWarning
 from lorakit.families.base import Cond, Family
+from lorakit.hub import absent
 from lorakit.sampler import to_pixels
 
 FORMAT = 1  # 预处理或文件格式一变就加 1，旧缓存自然作废
@@ -184,6 +185,20 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()
 
 
+def identity(family: Family, part: str) -> str:
+    """一个编码器的身份；权重不在本地时用以前记下的，所以都编码过就不必再下载它。"""
+    mark = family.model.mark(part) if family.model else ""
+    note = root() / "encoders" / f"{mark}.txt"
+    if mark and absent(family.folder, [part]):
+        if note.is_file():
+            return note.read_text("utf-8")
+        family.model.fetch(part)
+    found = fingerprint(family.folder / part)
+    if mark and not note.is_file():
+        write_text(note, found)
+    return found
+
+
 def place(kind: str, fields: dict) -> Path:
     """这些东西算出来的缓存文件在哪里。"""
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
@@ -259,7 +274,7 @@ def image_fields(
 ) -> list[dict]:
     """每张图（的一种样子）的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
     common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
-    common["encoder"] = fingerprint(family.folder / "vae")
+    common["encoder"] = identity(family, "vae")
     sizes = [bucket_for(record.size, resolution, family.multiple) for record in records]
     rows = zip(records, sizes, shown or [PLAIN] * len(records), strict=True)
     return [
@@ -271,7 +286,7 @@ def image_fields(
 def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> list[dict]:
     """每句描述（编辑还看着控制图的一种样子）的条件由什么算出。"""
     common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
-    common["encoder"] = [fingerprint(family.folder / part) for part in family.text_parts]
+    common["encoder"] = [identity(family, part) for part in family.text_parts]
     rows = []
     for caption, record, view in queries:
         seen: dict = {"controls": list(record.control_digests)} if record.controls else {}

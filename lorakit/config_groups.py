@@ -42,6 +42,8 @@ class Model(_Group):
     """模型家族：决定怎么编码图片和文字，要和 path 指的模型一致，例如 qwen-image。"""
     path: str = setting("tiny-qwen-image", min_length=1)
     """底模在哪：自带的 tiny-qwen-image、本地文件夹，或模型站上的 Qwen/Qwen-Image。"""
+    source: Literal["auto", "modelscope", "huggingface"] = "auto"
+    """从哪个站下载：auto 先用下载过的，再试 ModelScope，再试 Hugging Face；也可以指定一个。"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """计算精度：auto 在支持的显卡上用 bf16，在 CPU 上用 fp32；fp16 容易溢出成黑图。"""
 

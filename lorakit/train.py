@@ -51,6 +51,7 @@ class Trainer:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.family = open_family(config, self.accelerator.device)
         self._check_choices()
+        self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)
         self.transformer = self.family.load("transformer")
         if config.lora.kind == "full":

@@ -34,6 +34,8 @@ def open_family(config, device: torch.device | None = None):
     """按设置打开家族（还不载入任何权重）。"""
     device = device or memory.pick_device()
     dtype = memory.pick_dtype(config.model.precision, device)
-    family = get(config.model.family)(hub.locate(config.model.path), device, dtype)
+    model = hub.find(config.model.path, config.model.source)
+    family = get(config.model.family)(model.folder, device, dtype)
+    family.model = model
     family.guidance = config.train.guidance
     return family

@@ -57,15 +57,25 @@ class Family(ABC):
         self.folder, self.device, self.dtype = folder, device, dtype
         self.parts: dict[str, object] = {}
         self.transformer_folder = folder / "transformer"  # 全量微调的结果可以换掉它
+        self.model = None  # hub.Model：缺的部分用到时从站上补；None 就只认文件夹里有的
         self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
 
     def load(self, part: str) -> object:
         """载入一个部分："vae"、"text" 或 "transformer"；直接以目标精度放到设备上，只载一次。"""
         if part not in self.parts:
+            self.fetch(part)
             size = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
             with _progress_bars(size > 1 << 30):  # 小模型一眨眼就好，进度条只是噪音
                 self.parts[part] = getattr(self, f"_load_{part}")()
         return self.parts[part]
+
+    def fetch(self, *parts: str):
+        """保证这些部分（"vae"、"text"、"transformer"）的文件都在本地，缺的下载。"""
+        folders = [f for part in parts for f in (self.text_parts if part == "text" else (part,))]
+        if self.transformer_folder != self.folder / "transformer":  # 用的是全量微调的那一份
+            folders = [folder for folder in folders if folder != "transformer"]
+        if self.model is not None and folders:
+            self.model.fetch(*folders)
 
     def _load_vae(self):
         vae = self._class_of("vae").from_pretrained(
