@@ -5,7 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from lorakit.cli_files import audit, export
+from lorakit.cli_files import audit, export, push
 from lorakit.cli_options import parser
 from lorakit.cli_progress import bar, interrupt, say_encoding
 from lorakit.errors import LorakitError, LorakitWarning
@@ -84,7 +84,7 @@ def _caption(args) -> int:
 
 
 def _train(args) -> int:
-    from lorakit import board, infer, report, verdict
+    from lorakit import board, card, infer, report, verdict
     from lorakit.config import load_config
     from lorakit.record import read
     from lorakit.train import Trainer
@@ -126,9 +126,8 @@ def _train(args) -> int:
         sample()
     report.plot_loss(run)
     report.write_run_card(run, config, trainer.dataset, seconds, str(trainer.accelerator.device))
-    report.write_model_card(
-        run, config, trainer.dataset, pictures[-len(config.sample.prompts) :] if pictures else []
-    )
+    last = pictures[-len(config.sample.prompts) :] if pictures else []
+    card.write(run, config, trainer.family, trainer.dataset, last)
     board.plot(run)
     judged = verdict.judge(read(run))
     print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
@@ -232,6 +231,7 @@ _RUN = {
     "compare": _compare,
     "export": export,
     "audit": audit,
+    "push": push,
 }
 
 

@@ -1,4 +1,4 @@
-"""与 LoRA 文件打交道的命令：export 转换、合并、缩秩，audit 体检。"""
+"""与 LoRA 文件打交道的命令：export 转换、合并、缩秩，audit 体检，push 发布。"""
 
 from pathlib import Path
 
@@ -69,3 +69,16 @@ def audit(args) -> int:
     result = lora_files.audit(file, _family(args, args.file).skeleton())
     print(result.text())
     return 0 if result.good else 1
+
+
+def push(args) -> int:
+    """列出要上传的；写了 --yes 才真的上传。"""
+    from lorakit import push as publish
+
+    wanted = publish.plan(args.source, args.to, args.repo, not args.public)
+    print(wanted.text())
+    if not args.yes:
+        print("\n这只是预演，什么也没有上传。看过没问题，再加上 --yes。")
+        return 0
+    print(f"\n传好了：{publish.upload(wanted)}")
+    return 0

@@ -193,4 +193,15 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
         "lorakit audit runs/mine",
         _FILE,
     ),
+    "push": (
+        "把 LoRA 连同模型卡、样张发布到模型站；不写 --yes 只预演",
+        "lorakit push runs/mine --to modelscope --repo zhangsan/papercut-lora",
+        (
+            _option("source", type=Path, help="一次训练的结果文件夹，或一个 LoRA 文件"),
+            _option("--to", choices=("modelscope", "huggingface"), required=True, help="哪个站"),
+            _option("--repo", required=True, metavar="用户名/模型名", help="仓库的名字"),
+            _option("--public", action="store_true", help="公开；不写就是私有的"),
+            _option("--yes", action="store_true", help="真的上传"),
+        ),
+    ),
 }

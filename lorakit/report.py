@@ -1,5 +1,6 @@
-"""报告：对照图、损失曲线、模型卡、运行卡；看一眼就知道学没学会。"""
+"""报告：对照图、损失曲线、运行卡；看一眼就知道学没学会。"""
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -15,10 +16,6 @@ from lorakit.checkpoint import write_text, write_whole
 from lorakit.config import Config
 
 FONT = Path(__file__).parent / "assets" / "fonts" / "NotoSansSC-subset.otf"
-LICENCES = {
-    "qwen-image": "Apache-2.0（Qwen/Qwen-Image）",
-    "qwen-image-edit": "Apache-2.0（Qwen/Qwen-Image-Edit）",
-}
 
 
 @lru_cache
@@ -100,7 +97,9 @@ def write_run_card(run: Path, config: Config, dataset, seconds: float, device: s
     """写 run.json：版本、设备、用时、数据的指纹。"""
     packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
     items = (*dataset.train, *dataset.held)
+    seen = sorted((i.record.digest, i.record.caption, *i.record.control_digests) for i in items)
     facts = {
+        "data": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in packages},
@@ -115,54 +114,3 @@ def write_run_card(run: Path, config: Config, dataset, seconds: float, device: s
         "seed": config.train.seed,
     }
     return write_text(run / "run.json", json.dumps(facts, ensure_ascii=False, indent=1))
-
-
-def write_model_card(run: Path, config: Config, dataset, pictures: Sequence[str] = ()) -> Path:
-    """写 README.md：触发词、底模、样张、许可、怎么加载。"""
-    held = [m["held"] for m in record.read(run) if m.get("held") is not None]
-    trigger = config.data.trigger or "（没有触发词；用训练描述里的说法即可）"
-    learned = f"留出集损失从 {held[0]:.4f} 到 {held[-1]:.4f}。" if len(held) > 1 else "没有留出集。"
-    shots = "\n".join(f"![样张]({name})" for name in pictures)
-    captions = "\n".join(f"- {item.record.caption}" for item in dataset.train[:3])
-    train = config.train
-    licence = LICENCES.get(config.model.family, "请查看底模的主页")
-    first = dataset.train[0].record
-    command = f'lorakit generate {run} --prompt "{first.caption}"'
-    if first.controls:
-        command = f'lorakit edit 要改的图.png "{first.caption}" --model {run}'
-    folder, whole = f"{run.name}/checkpoint-{train.steps}", config.lora.kind == "full"
-    kind = "全量微调" if whole else f"LoRA，秩 {config.lora.rank}"
-    load = f'pipe.load_lora_weights("{folder}")  # 任何 stock diffusers 管线'
-    more = "其中的 `pytorch_lora_weights.safetensors` 也可以直接放进 ComfyUI 的 models/loras。"
-    if whole:
-        load = (
-            "from diffusers import AutoModel, DiffusionPipeline\n"
-            f'transformer = AutoModel.from_pretrained("{folder}/transformer")\n'
-            f'DiffusionPipeline.from_pretrained("{config.model.path}", transformer=transformer)'
-        )
-        more = "`transformer` 文件夹是完整的权重，替换底模里的那一个。"
-    text = f"""# {run.name}
-
-用 lorakit 训练（{kind}）。
-
-{shots}
-
-- 底模：{config.model.path}（家族 {config.model.family}），许可：{licence}
-- 触发词：{trigger}
-- 数据：训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张
-- 学习率 {train.lr}，{train.steps} 步，每步 {train.batch_size} 张
-- {learned}
-
-## 训练描述的例子
-{captions}
-
-## 怎么用
-```bash
-{command}
-```
-```python
-{load}
-```
-{more}
-"""
-    return write_text(run / "README.md", text)

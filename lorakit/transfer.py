@@ -60,8 +60,11 @@ class _Stopped(Exception):
 
 
 def gigabytes(size: int) -> str:
-    """字节数给人看：1.2 GB、35 MB。"""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size, 1e5) / 1e6:.1f} MB"
+    """字节数给人看：1.2 GB、35.0 MB、4 KB。"""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit / 10:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.0f} KB"
 
 
 def partial(remote: Remote, target: Path) -> Path:

@@ -6,6 +6,7 @@
 `python tests/stand_in_hub.py 文件夹 名字` 单独开一台，好在命令行上试。
 """
 
+import base64
 import hashlib
 import json
 import sys
@@ -33,6 +34,10 @@ class StandIn:
         self.stall = 5.0
         self.tokens = {"good-token"}
         self.seen_tokens: set[str] = set()
+        self.made: dict[tuple[str, str], dict] = {}  # (站, 仓库) -> 建它时说的
+        self.uploaded: dict[tuple[str, str], dict[str, bytes]] = defaultdict(dict)
+        self.blobs: dict[str, bytes] = {}
+        self.refuse: dict[str, int] = {}  # "create"、"blob"、"commit" -> 用这个状态拒绝
         self.server = ThreadingHTTPServer(
             ("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self})
         )
@@ -82,6 +87,83 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.seen_tokens.add(token)
         self.allowed = token in self.hub.tokens
 
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def do_PUT(self):
+        """收一个大文件；地址的最后一段是它该有的指纹。"""
+        data, oid = self.body(), self.path.rsplit("/", 1)[-1]
+        if "blob" in self.hub.refuse:
+            return self.answer(self.hub.refuse["blob"], {})
+        assert hashlib.sha256(data).hexdigest() == oid
+        self.hub.blobs[oid] = data
+        return self.answer(200, {})
+
+    def do_POST(self):
+        site, _, path = urlparse(self.path).path.strip("/").partition("/")
+        path, data = unquote(path), self.body()
+        self.note_token()
+        if not self.allowed:
+            return self.answer(401, {"error": "Invalid token", "Message": "token"})
+        kind = {"batch": "blob", "create": "create", "models": "create"}.get(path.split("/")[-1])
+        kind = "commit" if "/commit/" in path else kind
+        if kind in self.hub.refuse:
+            return self.answer(self.hub.refuse[kind], {"error": "refused", "Message": "refused"})
+        return (self.post_hugging_face if site == "hf" else self.post_model_scope)(path, data)
+
+    def batch(self, data: bytes) -> list[dict]:
+        """LFS：每个大文件传到哪里；已经有的不用传。"""
+        rows = json.loads(data)["objects"]
+        for row in rows:
+            if row["oid"] not in self.hub.blobs:
+                row["actions"] = {"upload": {"href": f"{self.hub.address}/blob/{row['oid']}"}}
+        return rows
+
+    def post_hugging_face(self, path: str, data: bytes):
+        if path == "api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if path == "api/repos/create":
+            said = json.loads(data)
+            repo = f"{said['organization']}/{said['name']}" if "organization" in said else ""
+            known = ("hf", repo) in self.hub.made
+            self.hub.made["hf", repo] = said
+            return self.answer(409 if known else 200, {"url": f"{self.hub.address}/hf/{repo}"})
+        if path.endswith("/objects/batch"):
+            return self.answer(200, {"transfer": "basic", "objects": self.batch(data)})
+        repo = path.removeprefix("api/models/").split("/preupload/")[0].split("/commit/")[0]
+        if "/preupload/" in path:
+            rows = [
+                {**row, "uploadMode": "lfs" if row["path"].endswith("safetensors") else "regular"}
+                for row in json.loads(data)["files"]
+            ]
+            return self.answer(200, {"files": [{**row, "shouldIgnore": False} for row in rows]})
+        for line in map(json.loads, data.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                content = base64.b64decode(value["content"])
+                self.hub.uploaded["hf", repo][value["path"]] = content
+            elif line["key"] == "lfsFile":
+                self.hub.uploaded["hf", repo][value["path"]] = self.hub.blobs[value["oid"]]
+        url = f"{self.hub.address}/hf/{repo}/commit/{COMMIT}"
+        return self.answer(200, {"success": True, "commitUrl": url, "commitOid": COMMIT})
+
+    def post_model_scope(self, path: str, data: bytes):
+        said = json.loads(data)
+        if path == "api/v1/models":
+            repo = f"{said['Path']}/{said['Name']}"
+            if ("ms", repo) in self.hub.made:
+                return self.answer(400, {"Code": 400, "Message": "already exists"})
+            self.hub.made["ms", repo] = said
+            return self.answer(200, {"Code": 200, "Data": {"Path": said["Path"]}})
+        if path.endswith("/objects/batch"):
+            return self.answer(200, {"Code": 200, "Data": {"objects": self.batch(data)}})
+        repo = path.removeprefix("api/v1/repos/models/").split("/commit/")[0]
+        for row in said["actions"]:
+            content = self.hub.blobs[row["sha256"]] if row["type"] == "lfs" else None
+            inline = base64.b64decode(row["content"]) if content is None else content
+            self.hub.uploaded["ms", repo][row["path"]] = inline
+        return self.answer(200, {"Code": 200, "Success": True, "Data": {}})
+
     def hugging_face(self, path: str):
         if path.startswith("api/models/"):
             repo = path.removeprefix("api/models/")
@@ -92,6 +174,8 @@ class Handler(BaseHTTPRequestHandler):
             gated = "manual" if repo in self.hub.gated else False
             return self.answer(200, {"sha": COMMIT, "gated": gated, "siblings": siblings})
         repo, _, name = path.partition(f"/resolve/{COMMIT}/")
+        if name not in self.hub.repos.get(repo, {}):
+            return self.answer(404, {})
         if repo in self.hub.gated and not self.allowed:
             return self.answer(401 if not self.headers.get("Authorization") else 403, {})
         return self.redirect(f"{self.hub.address}/cdn/{repo}/-/{name}")

@@ -19,6 +19,7 @@ LAYER = {
     "sampler": 1, "lora_files": 1,
     "record": 2, "cache": 2, "cache_masks": 2, "cache_tools": 2, "caption": 2,
     "objective": 2, "train": 2, "infer": 2, "report": 2, "verdict": 2, "board": 2,
+    "card": 2, "push": 2,
     "tiny": 3, "cli_options": 4, "cli_progress": 4, "cli_files": 4, "cli": 4,
     "lab": 4, "__main__": 5, "__init__": 5,
 }  # fmt: skip

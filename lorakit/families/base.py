@@ -52,6 +52,8 @@ class Family(ABC):
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
+    licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
+    output: str = "images"  # stock 管线把画好的图叫什么
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self.device, self.dtype = folder, device, dtype

@@ -23,6 +23,7 @@ class Flux(KLVae, Family):
     """
 
     name = "flux"
+    licences: ClassVar = {"": "flux-1-dev-non-commercial-license"}
     multiple = 16
     embedded_guidance = True
     targets: ClassVar = {

@@ -25,6 +25,7 @@ class Flux2Klein(Family):
     """
 
     name = "flux2-klein"
+    licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
     multiple = 16
     compression = 16
     targets: ClassVar = {

@@ -19,7 +19,9 @@ class Kandinsky5(KLVae, Family):
     """Kandinsky 5.0 T2I Lite（6 B）；时间参数是 1000 t，输出就是 v，没有内嵌引导。"""
 
     name = "kandinsky5"
+    licences: ClassVar = {"": "mit"}
     multiple = 16
+    output = "image"
     subtract_shift = False  # VAE 的配置里有 shift_factor（它本是 FLUX 的），但 stock 管线只乘不减
     targets: ClassVar = {
         "attention": rf"(text|visual)_transformer_blocks\.\d+\.{ATTENTION}",

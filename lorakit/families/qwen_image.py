@@ -18,6 +18,7 @@ class QwenImage(Family):
     """Qwen/Qwen-Image（20 B）与同结构的微型模型；时间参数是 t，输出就是 v，没有内嵌引导。"""
 
     name = "qwen-image"
+    licences: ClassVar = {"": "apache-2.0"}
     multiple = 16
     pipeline_class = "QwenImagePipeline"
     caption_limit = 1024

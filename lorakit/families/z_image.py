@@ -17,6 +17,7 @@ class ZImage(KLVae, Family):
     """Tongyi-MAI/Z-Image（6 B）；时间参数是 1 - t，输出是 -v，没有内嵌引导。"""
 
     name = "z-image"
+    licences: ClassVar = {"": "apache-2.0"}
     multiple = 16
     targets: ClassVar = {
         "attention": rf"{BLOCKS}\.{ATTENTION}",

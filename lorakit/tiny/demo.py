@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit import infer, record, report
+from lorakit import card, infer, record, report
 from lorakit.config import Config, load_config
 from lorakit.tiny import samples
 from lorakit.tiny.lessons import lesson
@@ -67,6 +67,8 @@ def run(out: Path, name: str, overrides: list[str], on_step=None, say=print) -> 
     report.write_run_card(
         config.run.output, config, trainer.dataset, seconds, str(trainer.accelerator.device)
     )
-    report.write_model_card(config.run.output, config, trainer.dataset, ["../before_after.png"])
+    shot = report.save_image(sheet, config.run.output / "samples" / "before_after.png")
+    named = [str(shot.relative_to(config.run.output))]
+    card.write(config.run.output, config, trainer.family, trainer.dataset, named)
     judged = chosen.judge(before), chosen.judge(after)
     return Result(chosen.exam, *judged, tuple(held), picture, seconds)

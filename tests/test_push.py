@@ -1,0 +1,238 @@
+"""发布与模型卡：预演不联网；真传走 HTTP 到本地的假模型站；卡里的代码真能运行。"""
+
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from stand_in_hub import StandIn
+
+from lorakit import card, infer, push
+from lorakit.cli import main
+from lorakit.config import load_config
+from lorakit.errors import LorakitError, WeightsError
+from lorakit.families import REGISTRY, get, open_family
+from lorakit.lora import FILE
+
+REPO = "zhang/papercut"
+
+
+@pytest.fixture(scope="module")
+def trained(papercut, tmp_path_factory):
+    """从命令行练几步，连同样张与模型卡。"""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("push")
+        patch.setenv("LORAKIT_CACHE", str(folder / "cache"))
+        run = folder / "我的 run"
+        sets = (f"data.folder={papercut}", f"run.output={run}", "train.steps=3",
+                "train.batch_size=2", "eval.every=3", "sample.steps=2", "data.trigger=zjian",
+                "sample.prompts=[一只猫, 一条鱼]")  # fmt: skip
+        assert main(["train", "tiny-qwen-image", *(w for s in sets for w in ("--set", s))]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    with StandIn({}) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"{server.address}/hf")
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(
+            constants, "HF_HUB_DISABLE_XET", True
+        )  # Xet 的传法不是 HTTP 上的公开约定
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", f"{server.address}/ms")
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "ms-home"))
+        monkeypatch.setenv("HF_TOKEN", "good-token")
+        monkeypatch.setenv("MODELSCOPE_API_TOKEN", "good-token")
+        yield server
+
+
+def front(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_snippet_of_the_card_runs(trained, tmp_path, monkeypatch):
+    text = (trained / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    picture = Image.open(tmp_path / "picture.png").convert("RGB")
+    config = load_config(trained / "config.yaml")
+    family = open_family(config, torch.device("cpu"))
+    pipe = infer.open_pipeline(family, trained)
+    said = re.search(r'prompt="(.*)"', code)[1]
+    (ours,) = infer.generate(family, pipe, [said], config.sample, (128, 128))
+    # 与 lorakit generate 一样；VAE 我们换成了等价的 2-D 卷积，舍入可以差一点点
+    assert np.abs(np.int16(ours) - np.int16(picture)).max() <= 2
+
+
+def test_the_card_says_what_one_needs(trained):
+    text = (trained / "README.md").read_text("utf-8")
+    head = front(text)
+    assert head["license"] == "apache-2.0" and head["pipeline_tag"] == "text-to-image"
+    assert head["instance_prompt"] == "zjian" and "lora" in head["tags"]
+    shown = ["samples/3_0.png", "samples/3_1.png"]
+    assert [(row["text"], row["output"]["url"]) for row in head["widget"]] == list(
+        zip(["一只猫", "一条鱼"], shown, strict=True)
+    )
+    assert all(f"]({name})" in text and (trained / name).is_file() for name in shown)
+    facts = yaml.safe_load((trained / "run.json").read_text("utf-8"))
+    assert facts["data"][:16] in text and "zjian" in text and "学习率" in text
+
+
+def test_a_real_base_is_named_with_its_licence(family, tmp_path):
+    for name in REGISTRY:
+        for path in (
+            "tiny-qwen-image",
+            "Qwen/Qwen-Image",
+            "black-forest-labs/FLUX.2-klein-base-9B",
+        ):
+            assert card.licence(get(name), path) in card.TERMS
+    flux = get("flux")
+    config = load_config("qwen-image", ["model.path=black-forest-labs/FLUX.1-dev",
+                                        "model.family=flux"])  # fmt: skip
+    head = yaml.safe_load(card.front(config, flux, [], "x"))
+    assert head["base_model"] == "black-forest-labs/FLUX.1-dev" and head["license"] == "other"
+    assert head["license_name"] == "flux-1-dev-non-commercial-license"
+    assert "不能商用" in card.terms(flux, config.model.path)
+    klein = get("flux2-klein")
+    assert card.licence(klein, "black-forest-labs/FLUX.2-klein-base-4B") == "apache-2.0"
+    assert "non-commercial" in card.licence(klein, "black-forest-labs/FLUX.2-klein-base-9B")
+    assert card.licence(get("kandinsky5"), "kandinskylab/x") == "mit"
+    local = load_config("qwen-image", [f"model.path={family.folder}"])
+    assert "base_model" not in yaml.safe_load(card.front(local, family, [], "x"))
+    assert str(family.folder.parent) not in card.base_link(str(family.folder))
+    code = card.snippet(tmp_path, load_config("qwen-image"), family, '他说"好"')
+    compile(code, "snippet", "exec")
+    assert 'base = "Qwen/Qwen-Image"' in code and "lorakit" not in code
+
+
+def test_the_plan_takes_only_what_belongs(run, capsys):
+    (run / "bad.pt").write_bytes(b"x")
+    (run / "checkpoint-3" / "optimizer.bin").write_bytes(b"x")
+    (run / "私事.txt").write_text("x")
+    (run / "samples" / "other.png").write_bytes(b"x")
+    assert main(["push", str(run), "--to", "huggingface", "--repo", REPO]) == 0
+    said = capsys.readouterr().out
+    assert "什么也没有上传" in said and "bad.pt（pickle" in said and "optimizer.bin（pickle" in said
+    wanted = push.plan(run, "huggingface", REPO)
+    assert set(wanted.files) == {"README.md", FILE, "config.yaml", "samples/3_0.png",
+                                 "samples/3_1.png"}  # fmt: skip
+    assert "私事.txt" in said and "私事.txt" not in wanted.files
+    assert "base_model" in said  # 微型模型不在站上
+    config = wanted.files["config.yaml"].decode()
+    assert str(run.parent) not in config and "/" not in config and "papercut" in config
+    text = wanted.files["README.md"].decode()
+    assert f'lora = "{REPO}"' in text and "```bash" not in text and str(run.parent) not in text
+    assert front(text) == front((run / "README.md").read_text("utf-8"))
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    compile(code, "README.md", "exec")
+    text = push.plan(run, "modelscope", REPO).files["README.md"].decode()
+    assert f'snapshot_download("{REPO}")' in text
+
+
+def test_one_file_and_a_card_that_points_outside(run, tmp_path):
+    wanted = push.plan(run / "checkpoint-3" / FILE, "huggingface", REPO)
+    assert {"README.md", FILE, "samples/3_0.png"} <= set(wanted.files)
+    alone = shutil.copy(run / "checkpoint-3" / FILE, tmp_path / "猫.safetensors")
+    wanted = push.plan(alone, "huggingface", REPO)
+    assert set(wanted.files) == {"猫.safetensors"} and "模型卡" in wanted.missing[0]
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (run / "link.png").symlink_to(tmp_path / "secret.png")
+    card_file = run / "README.md"
+    old = card_file.read_text("utf-8")
+    card_file.write_text(old + "![a](../secret.png) ![b](link.png) ![c](run.json)\n", "utf-8")
+    wanted = push.plan(run, "huggingface", REPO)
+    assert not {"../secret.png", "link.png", "run.json"} & set(wanted.files)
+    assert sum("没有这个图" in line for line in wanted.missing) == 3
+
+
+def test_bad_sources_are_refused(run, tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"x")
+    (tmp_path / "broken.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "empty").mkdir()
+    tensors = load_file(run / "checkpoint-3" / FILE)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] * float("nan")}, tmp_path / "nan.safetensors")
+    for source, word in (
+        ("x.pt", "pickle"), ("broken.safetensors", "打不开"), ("empty", f"没有 {FILE}"),
+        ("nan.safetensors", "NaN"), ("nothing", "没有这个文件"),
+    ):  # fmt: skip
+        with pytest.raises((LorakitError, WeightsError), match=word):
+            push.plan(tmp_path / source, "huggingface", REPO)
+    for repo in ("zhang", "a/b/c", "张三/猫 lora", "../x"):
+        with pytest.raises(LorakitError, match="用户名/模型名"):
+            push.plan(run, "huggingface", repo)
+    (run / "README.md").write_text("---\nbad: [\n---\n", "utf-8")
+    with pytest.raises(LorakitError, match="YAML 写错了"):
+        push.plan(run, "huggingface", REPO)
+
+
+@pytest.mark.parametrize(("site", "key"), [("huggingface", "hf"), ("modelscope", "ms")])
+def test_it_really_uploads(served, run, site, key, capsys):
+    argv = ["push", str(run), "--to", site, "--repo", REPO, "--yes"]
+    assert main(argv) == 0
+    assert f"传好了：{served.address}/{key}" in capsys.readouterr().out
+    wanted = push.plan(run, site, REPO)
+    for name, content in wanted.files.items():
+        local = content if isinstance(content, bytes) else content.read_bytes()
+        assert served.uploaded[key, REPO][name] == local, name
+    made = served.made[key, REPO]
+    assert (
+        made.get("private") is True
+        or made.get("visibility") == "private"
+        or (made.get("Visibility") == 1)
+    )
+    assert FILE in served.uploaded[key, REPO] and served.seen_tokens == {"good-token"}
+    assert main([*argv, "--public"]) == 0  # 再传一次是更新
+
+
+@pytest.mark.parametrize("site", ["huggingface", "modelscope"])
+@pytest.mark.parametrize(
+    ("step", "status", "word"),
+    [("create", 403, "不让你写"), ("commit", 403, "不让你写"), ("blob", 403, "不让你写"),
+     ("commit", 400, "回答 400"), ("create", 404, "看看 --repo")],
+)  # fmt: skip
+def test_refusals_are_explained(served, run, site, step, status, word, capsys):
+    served.refuse[step] = status
+    assert main(["push", str(run), "--to", site, "--repo", REPO, "--yes"]) == 1
+    assert word in capsys.readouterr().err
+
+
+def test_xet_errors_are_explained_too(served, run, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    assert main(["push", str(run), "--to", "huggingface", "--repo", REPO, "--yes"]) == 1
+    said = capsys.readouterr().err
+    assert "Hugging Face" in said and "Traceback" not in said
+    assert served.uploaded == {}
+
+
+@pytest.mark.parametrize(("site", "login"), [("huggingface", "hf auth login"),
+                                             ("modelscope", "modelscope login")])  # fmt: skip
+def test_tokens_and_network(served, run, site, login, monkeypatch, capsys):
+    argv = ["push", str(run), "--to", site, "--repo", REPO, "--yes"]
+    for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.setenv(name, "stolen")
+    assert main(argv) == 1 and login in capsys.readouterr().err
+    for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.delenv(name)
+    assert main(argv) == 1 and login in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "good-token")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "good-token")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9/hf")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9/ms")
+    assert main(argv) == 1 and "网络" in capsys.readouterr().err
+    if site == "modelscope":
+        monkeypatch.setitem(sys.modules, "modelscope_hub", None)
+        assert main(argv) == 1 and "pip install modelscope-hub" in capsys.readouterr().err
