@@ -27,6 +27,10 @@ WEIGHTS = re.compile(r"\w+(?:-\d{5}-of-\d{5})?\.safetensors")
 PLAIN = ("tokenizer", "scheduler", "processor", "feature_extractor", "image_processor")
 
 
+class Gated(LorakitError):
+    """要先同意许可，或要登录。"""
+
+
 def absent(folder: Path, parts: Sequence[str] = ()) -> list[str]:
     """diffusers 布局的文件夹里缺什么：parts 里各部分（不写就是全部）的文件夹或权重。"""
     index = _json(folder / INDEX)
@@ -140,7 +144,16 @@ class Model:
                 f"{self.folder} 所在的盘只剩 {gigabytes(free)}。"
                 f"腾出 {gigabytes(need - free)}，或用环境变量 {self.site.home} 换一个盘。"
             )
-        if parts:
+        if not parts:
+            sizes = {part: 0 for file in self.listing.files if (part := _part(file.path))}
+            for part in sizes:
+                sizes[part] = sum(f.size for f in self.needed([part]) if _part(f.path) == part)
+            each = "、".join(f"{part} {gigabytes(size)}" for part, size in sizes.items())
+            print(
+                f"“{self.path}”在 {self.site.title} 上：{each}。用到哪部分才下哪部分。",
+                file=sys.stderr,
+            )
+        else:
             what = "、".join(sorted({file.path.split("/")[0] for file in missing}))
             print(
                 f"下载“{self.path}”的 {what}：{len(missing)} 个文件，还要 {gigabytes(need)}，"
@@ -151,8 +164,13 @@ class Model:
 
 
 def _needed(path: str, parts: Sequence[str]) -> bool:
+    return bool(SMALL.fullmatch(path)) or _part(path) in set(parts) - {""}
+
+
+def _part(path: str) -> str:
+    """权重在哪个部分；不是要用的权重就是空的。"""
     part, _, name = path.rpartition("/")
-    return bool(SMALL.fullmatch(path) or (part in parts and WEIGHTS.fullmatch(name)))
+    return part if "/" not in part and part and WEIGHTS.fullmatch(name) else ""
 
 
 def _whole(path: Path, size: int) -> bool:
@@ -206,7 +224,7 @@ def _offline(path: str, copies, why: str) -> Model:
 
 
 def _online(path: str, sites, copies) -> Model:
-    said = []
+    said, gates = [], []
     for site in sites:
         try:
             listing = site.listing(path)
@@ -215,9 +233,13 @@ def _online(path: str, sites, copies) -> Model:
                 continue
             model = Model(path, site.folder(path, listing), site, listing)
             _check_gate(model)
+            model.fetch()
+        except Gated as error:
+            gates.append(error)
+            said.append(f"{site.title} 上的要先同意许可")
         except Refused as error:
             lost = error.status not in (403, 451)  # Hugging Face 对没有的模型回答 401
-            said.append(f"{site.title} " + ("上没有它，或它是私有的" if lost else "不让下"))
+            said.append(f"{site.title} " + ("上没有它，或它是私有的" if lost else "不让看"))
         except Unreachable as error:
             said.append(f"{site.title}（{site.endpoint}）{error}")
         else:
@@ -227,8 +249,9 @@ def _online(path: str, sites, copies) -> Model:
                     LorakitWarning,
                     stacklevel=3,
                 )
-            model.fetch()
             return model
+    if gates:
+        raise gates[0]
     why = f"{'；'.join(said)}。"
     if any(site.endpoint in one for site in sites for one in said):
         why += "请检查网络和代理，或设 HF_ENDPOINT 用镜像。"
@@ -255,10 +278,10 @@ def refused(model: Model, status: int) -> LorakitError:
             f"从 {site.title} 下载“{model.path}”：服务器回答 {status}，文件不在了或地址不对。"
             "模型也许刚更新过，过一会儿再运行同一条命令；还不行就换来源（model.source）。"
         )
-    parts = {f.path.split("/")[0] for f in model.listing.files if "/" in f.path}
+    parts = {_part(file.path) for file in model.listing.files}
     size = gigabytes(sum(file.size for file in model.needed(sorted(parts))))
     who = "登录了，但这个账号还没有被允许" if site.headers() else "还没有登录"
-    return LorakitError(
+    return Gated(
         f"“{model.path}”要先同意许可才能从 {site.title} 下载（共 {size}），现在{who}。\n"
         f"  1. 打开 {site.page(model.path)} ，登录，读过许可后点同意；\n"
         f"  2. {site.login}；\n"

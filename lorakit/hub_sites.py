@@ -149,7 +149,7 @@ class ModelScope:
     """modelscope.cn（MODELSCOPE_ENDPOINT、MODELSCOPE_DOMAIN 可换）；放进它的库也认得的缓存。"""
 
     name, title = "modelscope", "ModelScope"
-    login = "在网页上登录并申请，再设环境变量 MODELSCOPE_API_TOKEN"
+    login = "把网页上的“访问令牌”设成环境变量 MODELSCOPE_API_TOKEN"
     home = "MODELSCOPE_CACHE"
 
     def __init__(self):

@@ -21,6 +21,7 @@ TRIES = 5  # 连着这么多次一个字节也没收到，就不再试
 SPOILT = 2  # 内容对不上，最多从头重下几次
 WORKERS = 4  # 同时下几个文件
 CHUNK = 1 << 20
+QUICK = 5_000_000  # 不到这么多字节，一眨眼就好，不画进度条
 LATER = {408, 425, 429, 500, 502, 503, 504}  # 等一等再试也许就好的状态
 
 
@@ -124,7 +125,7 @@ def _bar(total: int, start: int):
     lock = threading.Lock()
     with tqdm(
         total=total, initial=start, bar_format=form, unit="B", unit_scale=True,
-        mininterval=0.5, file=sys.stderr,
+        mininterval=0.5, file=sys.stderr, disable=total < QUICK,
     ) as shown:  # fmt: skip
 
         def show(count: int):

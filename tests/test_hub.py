@@ -216,8 +216,20 @@ def test_gated_is_explained_before_anything_is_downloaded(served, monkeypatch):
     hub.find(REPO, "huggingface").fetch("vae")
     with pytest.raises(LorakitError, match="MODELSCOPE_API_TOKEN"):
         hub.find(REPO, "modelscope")
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    with pytest.warns(LorakitWarning, match=r"ModelScope 上的要先同意许可.*改用 Hugging Face"):
+        assert hub.find(REPO).site.name == "huggingface"
+    monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "good-token")
     hub.find(REPO, "modelscope").fetch("vae")
+
+
+def test_the_bar_shows_size_and_time_left(served, monkeypatch, capsys):
+    monkeypatch.setattr(transfer, "QUICK", 0)
+    hub.find(REPO).fetch("transformer")
+    said = capsys.readouterr().err
+    assert "transformer 0.4 MB、vae 0.2 MB、text_encoder 0.2 MB" in said
+    assert "下载 100%" in said and "400kB/400kB" in said and "还要 00:00" in said
 
 
 def test_offline(served, monkeypatch):

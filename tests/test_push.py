@@ -230,6 +230,7 @@ def test_tokens_and_network(served, run, site, login, monkeypatch, capsys):
     assert main(argv) == 1 and login in capsys.readouterr().err
     monkeypatch.setenv("HF_TOKEN", "good-token")
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "good-token")
+    monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *_: None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9/hf")
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9/ms")
     assert main(argv) == 1 and "网络" in capsys.readouterr().err
