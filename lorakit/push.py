@@ -37,7 +37,7 @@ class Plan:
 
     def text(self) -> str:
         """给人看的清单。"""
-        seen = "私有，只有你看得到；要公开加 --public" if self.private else "公开"
+        seen = "新建成私有的，只有你看得到；要公开加 --public" if self.private else "新建成公开的"
         total = sum(_size(content) for content in self.files.values())
         lines = [f"上传到 {SITES[self.site]} 的 {self.repo}（{seen}），共 {gigabytes(total)}："]
         lines += [f"  {name}（{gigabytes(_size(c))}）" for name, c in self.files.items()]
@@ -192,6 +192,8 @@ def upload(wanted: Plan) -> str:
     Raises:
         LorakitError: 没有登录、没有权限、网络断了、缺库。
     """
+    if constants.HF_HUB_OFFLINE:
+        raise LorakitError("现在是离线模式（HF_HUB_OFFLINE=1），不能上传。去掉它再运行。")
     send = {"huggingface": _to_hugging_face, "modelscope": _to_modelscope}[wanted.site]
     try:
         return send(wanted)
@@ -217,6 +219,8 @@ def _explain(wanted: Plan, status: int | None, said: str) -> LorakitError:
         "huggingface": "运行 hf auth login，或设 HF_TOKEN；令牌要有写（write）的权限",
         "modelscope": "运行 modelscope login，或设 MODELSCOPE_API_TOKEN（网页上“访问令牌”里）",
     }[wanted.site]
+    if status is None:
+        return LorakitError(f"还没有登录 {site}。{login}。")
     if status == 401:
         return LorakitError(f"{site} 不认识你：令牌不对或过期了。{login}。")
     if status == 403:
@@ -235,7 +239,7 @@ def _to_hugging_face(wanted: Plan) -> str:
     from huggingface_hub import CommitOperationAdd
 
     if not get_token():
-        raise _explain(wanted, 401, "")
+        raise _explain(wanted, None, "")
     api = HfApi(endpoint=constants.ENDPOINT)
     api.create_repo(wanted.repo, private=wanted.private, exist_ok=True)
     operations = [
@@ -260,7 +264,7 @@ def _to_modelscope(wanted: Plan) -> str:
     try:
         token = HubConfig(endpoint=address).token  # 环境变量，或登录过的
         if not token:
-            raise _explain(wanted, 401, "")
+            raise _explain(wanted, None, "")
         logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
         api = HubApi(endpoint=address, token=token)
         try:

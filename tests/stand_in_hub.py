@@ -30,6 +30,7 @@ class StandIn:
         self.gated: set[str] = set()
         self.down: set[str] = set()  # "hf"、"ms"：整个站回答 503
         self.absent: set[str] = set()  # "hf"、"ms"：站上没有任何模型
+        self.portal = False  # 像酒店的上网登录页：什么都回答一页 HTML
         self.fingerprints = True
         self.stall = 5.0
         self.tokens = {"good-token"}
@@ -69,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         site, _, rest = url.path.strip("/").partition("/")
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         self.note_token()
+        if self.hub.portal:
+            return self.send(200, "text/html", b"<html>please log in</html>")
         if site in self.hub.down:
             return self.answer(503, {"error": "busy"})
         if site == "hf":
@@ -242,9 +245,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(self, status: int, body: dict):
-        text = json.dumps(body).encode()
+        self.send(status, "application/json", json.dumps(body).encode())
+
+    def send(self, status: int, kind: str, text: bytes):
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         if self.command != "HEAD":

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 from stand_in_hub import StandIn, files_of
 
-from lorakit import hub, transfer
+from lorakit import hub, hub_sites, transfer
 from lorakit.bundled import ASSETS
 from lorakit.config import load_config
 from lorakit.errors import LorakitError, LorakitWarning
@@ -269,6 +269,42 @@ def test_names_that_are_no_model(served, tmp_path):
         with pytest.raises(LorakitError, match=word):
             hub.find(path)
     assert served.asked == []
+
+
+def test_a_login_page_is_not_a_model_site(served):
+    served.portal = True
+    with pytest.raises(LorakitError, match="多半不是模型站"):
+        hub.find(REPO)
+
+
+def test_a_disk_without_links(served, monkeypatch):
+    def refuse(*_):
+        raise OSError("no symlinks here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    model = hub.find(REPO, "huggingface")
+    model.fetch("transformer", "vae", "text_encoder")
+    whole(model.folder)
+    assert hub.absent(model.folder) == [] and hub.find(REPO).folder == model.folder
+
+
+def test_what_the_modelscope_library_downloaded_is_found(tmp_path, monkeypatch):
+    monkeypatch.delenv("MODELSCOPE_ENDPOINT", raising=False)
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", "www.modelscope.ai/")
+    assert hub_sites.ModelScope().endpoint == "https://www.modelscope.ai"
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://localhost:1")
+    assert hub_sites.ModelScope().endpoint == "http://localhost:1"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, place in (
+        ("", ".cache/modelscope/hub/models/me/a___b"), ("", ".cache/modelscope/hub/me/a___b"),
+        ("", ".cache/modelscope/models/me--a.b/snapshots/master"), ("x", "x/models/me/a___b"),
+    ):  # fmt: skip
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / given) if given else "")
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / hub.INDEX).write_text("{}")
+        assert hub_sites.ModelScope().copy("me/a.b") == folder
+        shutil.rmtree(folder)
 
 
 def test_a_hostile_listing_writes_nowhere_else(served, tmp_path):
