@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ class HuggingFace:
         return self.root(repo) / "blobs" / (file.sha256 or file.git)
 
     def settle(self, repo: str, listing: Listing, file: Remote):
-        """让快照里的路径指向 blobs 里的内容；不许建链接的系统就搬过去。"""
+        """让快照里的路径指向 blobs 里的内容；不许建链接的系统就放一份真的。"""
         blob, pointer = self.target(repo, listing, file), self.folder(repo, listing) / file.path
         if blob == pointer or pointer.exists() or not blob.is_file():
             return
@@ -136,7 +137,8 @@ class HuggingFace:
         try:
             pointer.symlink_to(os.path.relpath(blob, pointer.parent))
         except OSError:
-            blob.replace(pointer)
+            # 小文件可能有几个内容一样（例如空的设置），复制；权重太大，搬过去
+            (shutil.copyfile if file.git else os.replace)(blob, pointer)
 
     def remember(self, repo: str, listing: Listing):
         """main 现在是哪个版本。"""
