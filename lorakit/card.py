@@ -174,7 +174,8 @@ def snippet(run: Path, config: Config, family, prompt: str) -> str:
     ]
     if whole:
         lines += [
-            'transformer = AutoModel.from_pretrained(lora + "/transformer", torch_dtype=dtype)',
+            "transformer = AutoModel.from_pretrained("
+            'lora, subfolder="transformer", torch_dtype=dtype)',
             "pipe = DiffusionPipeline.from_pretrained("
             "base, transformer=transformer, torch_dtype=dtype)",
         ]

@@ -68,7 +68,7 @@ class Model:
     folder: Path
     site: object = None
     listing: Listing | None = None
-    why: str = "请把缺的补齐，或重新下载。"
+    why: str = "这里只认 safetensors；请把缺的补齐，或重新下载。"
 
     def needed(self, parts: Sequence[str]) -> list[Remote]:
         """站上的哪些文件是这些部分要用的；设置和词表很小，总是都要。"""

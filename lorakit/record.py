@@ -13,6 +13,7 @@ from lorakit.errors import ConfigError
 # 续训时可以改的设置：它们不影响已经练过的那些步
 CHANGEABLE = (
     "train.steps", "train.save_every", "train.keep", "sample.", "eval.every", "memory.", "run.",
+    "model.source",
 )  # fmt: skip
 
 

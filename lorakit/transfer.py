@@ -65,7 +65,7 @@ def gigabytes(size: int) -> str:
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if size >= unit / 10:
             return f"{size / unit:.1f} {name}"
-    return f"{size / 1e3:.0f} KB"
+    return f"{max(size, 1000) / 1e3:.0f} KB"
 
 
 def partial(remote: Remote, target: Path) -> Path:
