@@ -182,11 +182,23 @@ def _edit(args) -> int:
 
 
 def _compare(args) -> int:
-    from lorakit import infer, report
+    from lorakit import infer, report, xy
     from lorakit.data import read_image
 
+    axes = xy.axes(Path(args.source), args.strengths, args.seeds, args.checkpoints)
+    if axes and len(args.prompt) > 1:
+        raise LorakitError(f"网格一次只画一句提示词，得到 {len(args.prompt)} 句。")
     config, family, pipe = _open(args, need_lora=True)
     side = config.sample.size or config.data.resolution
+    if axes:
+        control = args.image and [read_image(path) for path in args.image]
+        drawing = (family, pipe, args.prompt[0], config.sample, (side, side))
+        sheet = xy.xy_grid(*drawing, *axes, control=control)
+        named = "，".join(
+            f"{way}是{axis.name}" for way, axis in zip(("横", "纵"), axes, strict=False)
+        )
+        print(f"画好了：{report.save_image(sheet, args.out)}（{named}）")
+        return DONE
     controls = args.image and [[read_image(path) for path in args.image]] * len(args.prompt)
     rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])

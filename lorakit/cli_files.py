@@ -26,11 +26,61 @@ def _family(args, file: Path):
     return open_family(config)
 
 
+def _workflow(args) -> int:
+    """写一份填好的 ComfyUI 工作流，说清楚文件放在哪里。"""
+    from lorakit import comfyui, lora
+    from lorakit.config import load_config
+
+    file = lora.find(args.file)
+    card = lora.read(file)[1]
+    family = args.family or card.get("family")
+    if not family:
+        raise LorakitError(
+            f"“{file}”里没有写是给哪个家族的。请用 --family 写一个：{'、'.join(comfyui.names())}。"
+        )
+    base = card.get("base", "")
+    name = comfyui.choose(family, base)
+    sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(name).items()]
+    sample = load_config(None, [*sets, *args.set]).sample
+    trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
+    if trigger and trigger not in prompt:
+        prompt = f"{trigger}，{prompt}"
+    folder = args.file if args.file.is_dir() else file.parent
+    called = args.out.with_suffix(".safetensors").name if args.out else file.name
+    if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
+        called = f"{folder.resolve().name}.safetensors"
+    plain = {key: getattr(sample, key) for key in ("steps", "guidance", "size", "seed")}
+    nodes = comfyui.fill(name, comfyui.Fill(called, prompt, **plain))
+    print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{name}，提示词：{prompt}）")
+    mine = args.out.with_suffix(".safetensors") if args.out else file
+    print(f"1. 把 {mine} 复制成 ComfyUI/models/loras/{called}")
+    print("2. ComfyUI 里还要有这些底模文件（没有就去它们的主页下载）：")
+    for needed in comfyui.files(nodes):
+        if "/loras/" not in needed:
+            print(f"   ComfyUI/{needed}")
+    print("3. 把工作流文件拖进 ComfyUI 的网页，点运行。")
+    if "tiny" in base:
+        print(f"提醒：它是给微型模型 {base} 练的，ComfyUI 里没有这个模型；换真模型练出来的才能用。")
+    return 0
+
+
 def export(args) -> int:
-    """转换写法；可以先叠几个、缩秩，也可以直接合并进底模。"""
+    """转换写法；可以先叠几个、缩秩，也可以直接合并进底模；另可写一份 ComfyUI 工作流。"""
+    if args.out is None and args.workflow is None:
+        raise LorakitError("写到哪里？加上 --out 文件名，或 --workflow 工作流.json。")
+    if args.workflow and args.merge:
+        raise LorakitError("--workflow 用的是 LoRA 文件，不能和 --merge 一起写；去掉其中一个。")
+    if args.workflow and args.workflow.suffix != ".json":
+        raise LorakitError(f"--workflow 的文件名要以 .json 结尾，得到“{args.workflow.name}”。")
+    if args.out is not None:
+        _convert(args)
+    return _workflow(args) if args.workflow else 0
+
+
+def _convert(args):
     from torch import nn
 
-    from lorakit import full, lora, lora_files
+    from lorakit import full, lora, lora_files, lora_fused
 
     files = [lora.find(path) for path in (args.file, *args.also)]
     weights = args.weight or [1.0] * len(files)
@@ -40,11 +90,12 @@ def export(args) -> int:
         )
     family = _family(args, args.file)
     shell = family.skeleton()
+    places = lora_fused.slots(family.original, shell)
     modules = [name for name, module in shell.named_modules() if isinstance(module, nn.Linear)]
     several = []
     for file, weight in zip(files, weights, strict=True):
-        lora_files.refuse(lora_files.audit(file, shell), file)
-        several.append((lora_files.read(file, modules)[0], weight))
+        lora_files.refuse(lora_files.audit(file, shell, places), file)
+        several.append((lora_files.read(file, modules, places)[0], weight))
     layers = lora_files.combine(several) if len(several) > 1 or weights != [1.0] else several[0][0]
     if args.rank:
         layers, kept = lora_files.resize(layers, args.rank)
@@ -53,20 +104,20 @@ def export(args) -> int:
         transformer = family.load("transformer")
         lora_files.merge(layers, transformer)
         print(f"合并好了：{full.save(args.out, transformer, family)}")
-        return 0
+        return
     card = lora.read(files[0])[1] | {"alpha": "folded"}
     card["rank"] = str(max(len(a) for a, _ in layers.values()))
-    made = lora_files.write(layers, args.to, args.out, card)
+    made = lora_files.write(layers, args.to, args.out, card, places)
     print(f"写好了：{made}（{args.to}，{len(layers)} 层；重读核对过，每层的 ΔW 都没有变）")
-    return 0
 
 
 def audit(args) -> int:
     """体检一个 LoRA 文件：多少层放得上、改了多少、有没有坏数。"""
-    from lorakit import lora, lora_files
+    from lorakit import lora, lora_files, lora_fused
 
-    file = lora.find(args.file)
-    result = lora_files.audit(file, _family(args, args.file).skeleton())
+    file, family = lora.find(args.file), _family(args, args.file)
+    shell = family.skeleton()
+    result = lora_files.audit(file, shell, lora_fused.slots(family.original, shell))
     print(result.text())
     return 0 if result.good else 1
 

@@ -6,6 +6,7 @@
   DiffSynth   <路径>.lora_A.default.weight
   ComfyUI     diffusion_model.<路径>.lora_A.weight
   kohya       lora_unet_<路径，点换成下划线>.lora_down / lora_up.weight 加 .alpha
+FLUX 在后两家里用原作者的路径，q、k、v 并在一起（lora_fused.py）。
 """
 
 import json
@@ -14,11 +15,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
-from lorakit import lora
+from lorakit import lora, lora_fused
 from lorakit.checkpoint import write_tensors, write_whole
 from lorakit.errors import WeightsError
 
@@ -31,14 +33,18 @@ FORMATS = ("diffusers", "comfyui", "kohya")
 SAME = 1e-6  # 转换前后 ΔW 的相对误差不能超过它
 
 
-def read(file: Path, modules: Iterable[str]) -> tuple[Layers, list[str]]:
+def read(
+    file: Path, modules: Iterable[str], places: lora_fused.Slots = MappingProxyType({})
+) -> tuple[Layers, list[str]]:
     """任何一种写法的文件 -> (层, 没有地方放的张量名)；modules 是底模里线性层的全名。
+
+    places 是原作者的层名（见 lora_fused.slots），没有就只认 diffusers 的。
 
     Raises:
         WeightsError: 不是 LoRA、成对的缺一个、是 DoRA 或 LoKr 等只能由原来的工具读的变体。
     """
     tensors, _ = lora.read(file)
-    known = {name: name for name in modules}
+    known = {name: name for name in (*modules, *places)}
     flat = {name.replace(".", "_"): name for name in known}
     parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     unknown = []
@@ -61,7 +67,8 @@ def read(file: Path, modules: Iterable[str]) -> tuple[Layers, list[str]]:
             raise WeightsError(f"“{file}”里 {path} 只有一半（{'、'.join(part)}），文件不完整。")
         rank = part["A"].shape[0]
         scale = float(part["alpha"]) / rank if "alpha" in part else 1.0
-        layers[path] = (part["A"], part["B"] * scale)
+        pair = (part["A"], part["B"] * scale)
+        layers |= lora_fused.split(*pair, places[path]) if path in places else {path: pair}
     return layers, unknown
 
 
@@ -75,25 +82,34 @@ def _path(name: str, known: Mapping[str, str], flat: Mapping[str, str]) -> str |
     return None
 
 
-def write(layers: Layers, form: str, file: Path, card: Mapping[str, str]) -> Path:
+def write(
+    layers: Layers,
+    form: str,
+    file: Path,
+    card: Mapping[str, str],
+    places: lora_fused.Slots = MappingProxyType({}),
+) -> Path:
     """按 form 的写法写一个文件，写完重读一遍，核对每一层的 ΔW 没有变。"""
     tensors = {}
-    for path, (a, b) in layers.items():
+    theirs = layers if form == "diffusers" else lora_fused.join(layers, places)
+    for path, (a, b) in theirs.items():
+        prefix = {"diffusers": "transformer.", "comfyui": "diffusion_model."}
+        stem = f"lora_unet_{path.replace('.', '_')}" if form == "kohya" else prefix[form] + path
+        # diffusers 只在见到 lora_down 时才认得原作者的层名；ComfyUI 两种都认
+        old = form == "kohya" or path in places
+        down, up = ("lora_down", "lora_up") if old else ("lora_A", "lora_B")
+        tensors |= {f"{stem}.{down}.weight": a, f"{stem}.{up}.weight": b}
         if form == "kohya":
-            stem = f"lora_unet_{path.replace('.', '_')}"
-            tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
             tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))  # 等于秩：乘 1
-        else:
-            stem = {"diffusers": "transformer.", "comfyui": "diffusion_model."}[form] + path
-            tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
     facts = {"format": "pt", "lorakit": json.dumps(dict(card), ensure_ascii=False)}
 
     def checked(temporary: Path):
         write_tensors(temporary, tensors, facts)
-        again, unknown = read(temporary, layers)
-        assert not unknown and again.keys() == layers.keys()
-        for path in layers:
-            assert _distance(layers[path], again[path]) <= SAME, path
+        again, unknown = read(temporary, layers, places)
+        assert not unknown and again.keys() <= layers.keys()
+        for path, pair in layers.items():  # 全是零的层，并了再拆就不在了
+            same = not pair[1].any() if path not in again else _distance(pair, again[path]) <= SAME
+            assert same, path
 
     return write_whole(file.with_suffix(".safetensors"), checked)
 
@@ -137,10 +153,12 @@ class Audit:
         return "\n".join(lines)
 
 
-def audit(file: Path, transformer: nn.Module) -> Audit:
+def audit(
+    file: Path, transformer: nn.Module, places: lora_fused.Slots = MappingProxyType({})
+) -> Audit:
     """LoRA 文件与底模（骨架就够）逐层核对；只对上一半的文件也会在这里现形。"""
     shapes = {n: m.weight.shape for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
-    layers, unknown = read(file, shapes)
+    layers, unknown = read(file, shapes, places)
     misfit = [p for p, (a, b) in layers.items() if (len(b), a.shape[1]) != tuple(shapes[p])]
     silent = [path for path, (_, b) in layers.items() if not b.any()]
     groups = defaultdict(list)

@@ -54,6 +54,8 @@ class Family(ABC):
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
     output: str = "images"  # stock 管线把画好的图叫什么
+    # 原作者给层起的名字 -> diffusers 里是哪一层，或按次序并成它的哪几层；{} 是块号
+    original: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self.device, self.dtype = folder, device, dtype

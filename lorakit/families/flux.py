@@ -14,6 +14,8 @@ QKV = r"to_q|to_k|to_v"
 TEXT = r"add_q_proj|add_k_proj|add_v_proj|to_add_out"
 SINGLE = rf"single_transformer_blocks\.\d+\.attn\.({QKV})"
 BASE = "black-forest-labs/FLUX.1-dev"
+DOUBLE, ALONE = "transformer_blocks.{}.", "single_transformer_blocks.{}."
+TIME = "time_text_embed."
 
 
 class Flux(KLVae, Family):
@@ -30,6 +32,33 @@ class Flux(KLVae, Family):
         "attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0|{TEXT})|{SINGLE}",
         "image-attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0)|{SINGLE}",
         "all-linear": r"(single_)?transformer_blocks\..*",
+    }
+    original: ClassVar = {
+        "double_blocks.{}.img_attn.qkv": tuple(f"{DOUBLE}attn.to_{x}" for x in "qkv"),
+        "double_blocks.{}.txt_attn.qkv": tuple(f"{DOUBLE}attn.add_{x}_proj" for x in "qkv"),
+        "double_blocks.{}.img_attn.proj": (f"{DOUBLE}attn.to_out.0",),
+        "double_blocks.{}.txt_attn.proj": (f"{DOUBLE}attn.to_add_out",),
+        "double_blocks.{}.img_mlp.0": (f"{DOUBLE}ff.net.0.proj",),
+        "double_blocks.{}.img_mlp.2": (f"{DOUBLE}ff.net.2",),
+        "double_blocks.{}.txt_mlp.0": (f"{DOUBLE}ff_context.net.0.proj",),
+        "double_blocks.{}.txt_mlp.2": (f"{DOUBLE}ff_context.net.2",),
+        "double_blocks.{}.img_mod.lin": (f"{DOUBLE}norm1.linear",),
+        "double_blocks.{}.txt_mod.lin": (f"{DOUBLE}norm1_context.linear",),
+        "single_blocks.{}.linear1": (
+            *(f"{ALONE}attn.to_{x}" for x in "qkv"),
+            f"{ALONE}proj_mlp",
+        ),
+        "single_blocks.{}.linear2": (f"{ALONE}proj_out",),
+        "single_blocks.{}.modulation.lin": (f"{ALONE}norm.linear",),
+        "img_in": ("x_embedder",),
+        "txt_in": ("context_embedder",),
+        "time_in.in_layer": (f"{TIME}timestep_embedder.linear_1",),
+        "time_in.out_layer": (f"{TIME}timestep_embedder.linear_2",),
+        "guidance_in.in_layer": (f"{TIME}guidance_embedder.linear_1",),
+        "guidance_in.out_layer": (f"{TIME}guidance_embedder.linear_2",),
+        "vector_in.in_layer": (f"{TIME}text_embedder.linear_1",),
+        "vector_in.out_layer": (f"{TIME}text_embedder.linear_2",),
+        "final_layer.linear": ("proj_out",),
     }
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
