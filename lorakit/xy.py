@@ -87,10 +87,10 @@ def xy_grid(
     """
     y = y or Axis("", (None,), (" ",))
     files = next((axis.values for axis in (x, y) if axis.name == "检查点"), ())
-    for file in files:
-        lora.check_fits(file, pipe.transformer)  # 全都对得上才动手
     if files:
-        pipe.unload_lora_weights()
+        pipe.unload_lora_weights()  # 只卸下 LoRA，底模不动
+    for file in files:
+        lora.check_fits(file, pipe.transformer)
     for file in files:
         pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_adapter(file))
 

@@ -1,0 +1,164 @@
+"""ComfyUI 工作流：每个节点都照 ComfyUI 的签名核对；两种写法说的是同一件事；export 填得对。"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lorakit import comfyui
+from lorakit.cli import main
+
+TABLE = comfyui.signatures()
+PYTHON = {"INT": int, "FLOAT": (int, float), "STRING": str, "COMBO": str, "FILE": str}
+
+
+def check_nodes(nodes):
+    for node in nodes.values():
+        spec = TABLE[node["class_type"]]["inputs"]
+        assert set(node["inputs"]) <= set(spec)
+        needed = {key for key, one in spec.items() if not one.get("optional")}
+        assert needed <= set(node["inputs"]), node["class_type"]
+        for key, value in node["inputs"].items():
+            check_value(nodes, spec[key], value, f"{node['class_type']}.{key}")
+
+
+def check_value(nodes, spec, value, where):
+    if spec["type"] not in comfyui.WIDGETS:
+        source, slot = value
+        assert TABLE[nodes[source]["class_type"]]["outputs"][slot] == spec["type"], where
+        return
+    assert isinstance(value, PYTHON[spec["type"]]) and not isinstance(value, bool), where
+    if spec["type"] == "COMBO":
+        assert value in spec["options"], where
+    if "min" in spec:
+        assert spec["min"] <= value <= spec["max"], where
+    if spec["type"] == "INT" and "step" in spec:
+        assert value % spec["step"] == 0, where
+    if spec["type"] == "FILE" and spec["folder"] != "input":
+        assert value.endswith(".safetensors"), where
+
+
+def back_to_api(drawn):
+    """画布写法 -> API 写法，另写一遍，不借用 comfyui.graph 的代码。"""
+    links = {link[0]: link for link in drawn["links"]}
+    nodes = {}
+    for node in drawn["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        values, inputs = list(node["widgets_values"]), {}
+        slots = {entry["name"]: (i, entry) for i, entry in enumerate(node["inputs"])}
+        for key, spec in TABLE[node["type"]]["inputs"].items():
+            if spec["type"] in comfyui.WIDGETS:
+                inputs[key] = values.pop(0)
+                if "then" in spec:
+                    assert values.pop(0) == spec["then"]
+            elif slots[key][1]["link"] is not None:
+                number, source, slot, target, place, kind = links[slots[key][1]["link"]]
+                assert (target, place, kind) == (node["id"], slots[key][0], spec["type"])
+                origin = next(one for one in drawn["nodes"] if one["id"] == source)
+                assert number in origin["outputs"][slot]["links"]
+                assert origin["outputs"][slot]["type"] == kind
+                inputs[key] = [str(source), slot]
+        assert values == []
+        nodes[str(node["id"])] = {
+            "class_type": node["type"],
+            "inputs": inputs,
+            "_meta": {"title": node["title"]},
+        }
+    return nodes
+
+
+@pytest.mark.parametrize("name", comfyui.names())
+def test_every_node_matches_its_signature(name):
+    check_nodes(comfyui.template(name))
+    big = comfyui.Fill("a.safetensors", "一只狗", steps=1000, guidance=100, size=4096, seed=2**32)
+    check_nodes(comfyui.fill(name, big))
+
+
+@pytest.mark.parametrize("name", comfyui.names())
+def test_both_shipped_forms_agree(name):
+    shipped = json.loads((comfyui.FOLDER / f"{name}.json").read_text("utf-8"))
+    assert shipped == comfyui.graph(comfyui.template(name))
+    assert back_to_api(shipped) == comfyui.template(name)
+    assert len({node["id"] for node in shipped["nodes"]}) == len(shipped["nodes"])
+    classes = [node["type"] for node in shipped["nodes"]]
+    assert classes.count("LoraLoaderModelOnly") == classes.count("KSampler") == 1
+
+
+def test_five_workflows_and_a_version():
+    want = {"qwen-image", "qwen-image-edit", "qwen-image-edit-2509", "flux", "z-image"}
+    assert set(comfyui.names()) == want
+    read = json.loads((comfyui.FOLDER / "nodes.json").read_text("utf-8"))
+    assert {node["file"] for node in TABLE.values()} == set(read["commits"])
+
+
+@pytest.mark.parametrize("size", [1024, 1328])
+def test_qwen_shift_is_the_pipelines(size):
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+
+    mu = calculate_shift((size // 16) ** 2, 256, 8192, 0.5, 0.9)
+    nodes = comfyui.fill("qwen-image", comfyui.Fill("a", "b", 20, 4, size, 0))
+    shift = nodes["5"]["inputs"]["shift"]
+    assert shift == pytest.approx(torch.tensor(mu).exp().item(), abs=0.005)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    def make(**card):
+        file = tmp_path / "mine.safetensors"
+        tensors = {f"transformer.x.lora_{k}.weight": torch.ones(1, 1) for k in "AB"}
+        save_file(tensors, file, {"lorakit": json.dumps(card)} if card else None)
+        return file
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "flux", "z-image"])
+def test_export_fills_everything(mine, tmp_path, capsys, family):
+    out, file = tmp_path / "w.api.json", mine(family=family, base="x/y", trigger="ohwx")
+    sets = ["steps=12", "guidance=2.5", "size=768", "seed=7"]
+    argv = [word for one in sets for word in ("--set", f"sample.{one}")]
+    argv += ["--workflow", str(out), "--prompt", "雨中的城市"]
+    assert main(["export", str(file), *argv]) == 0
+    said = capsys.readouterr().out
+    assert "ComfyUI/models/loras/mine.safetensors" in said and "models/vae/" in said
+    nodes = json.loads(out.read_text("utf-8"))
+    check_nodes(nodes)
+    by = {node["class_type"]: node["inputs"] for node in nodes.values()}
+    assert by["LoraLoaderModelOnly"]["lora_name"] == "mine.safetensors"
+    assert nodes["8"]["inputs"]["text"] == "ohwx，雨中的城市"
+    sampler = by["KSampler"]
+    assert (sampler["steps"], sampler["seed"]) == (12, 7)
+    assert by["EmptySD3LatentImage"]["width"] == by["EmptySD3LatentImage"]["height"] == 768
+    guidance = by["FluxGuidance"]["guidance"] if family == "flux" else sampler["cfg"]
+    assert guidance == 2.5 and (family != "flux" or sampler["cfg"] == 1)
+    drawn = tmp_path / "w.json"
+    assert main(["export", str(file), *argv, "--workflow", str(drawn)]) == 0
+    assert back_to_api(json.loads(drawn.read_text("utf-8"))) == nodes
+
+
+def test_edit_2509_is_chosen_by_the_base(mine, tmp_path):
+    out = tmp_path / "e.api.json"
+    file = mine(family="qwen-image-edit", base="Qwen/Qwen-Image-Edit-2509")
+    assert main(["export", str(file), "--workflow", str(out), "--prompt", "戴上帽子"]) == 0
+    nodes = json.loads(out.read_text("utf-8"))
+    assert nodes["8"]["class_type"] == "TextEncodeQwenImageEditPlus"
+    assert nodes["8"]["inputs"]["prompt"] == "戴上帽子" and nodes["9"]["inputs"]["prompt"] == " "
+
+
+@pytest.mark.parametrize(
+    ("card", "words", "said"),
+    [
+        ({}, ["--workflow", "w.json"], "--family"),
+        ({"family": "kandinsky5"}, ["--workflow", "w.json"], "没有“kandinsky5”的 ComfyUI 工作流"),
+        ({"family": "flux"}, ["--workflow", "w.txt"], "以 .json 结尾"),
+        ({"family": "flux"}, [], "写到哪里"),
+        ({"family": "flux"}, ["--workflow", "w.json", "--set", "sample.size=777"], "sample.size"),
+    ],
+)
+def test_bad_input_says_what_to_do(mine, tmp_path, monkeypatch, capsys, card, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(mine(**card)), *words]) == 1
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("w.*"))
