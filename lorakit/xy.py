@@ -1,5 +1,6 @@
 """XY 网格：强度、种子、检查点任选一两样作横轴与纵轴，画成一张带标签的图；底模只载入一次。"""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -92,7 +93,9 @@ def xy_grid(
     for file in files:
         lora.check_fits(file, pipe.transformer)
     for file in files:
-        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_adapter(file))
+        with warnings.catch_warnings():  # PEFT 提醒“挂了不止一个”：这里正是要挂好几个
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_adapter(file))
 
     def draw(row, column) -> Image.Image:
         chosen = {y.name: row, x.name: column}
