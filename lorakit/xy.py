@@ -112,8 +112,7 @@ def xy_grid(
     cells = [draw(row, column) for row, column in product(y.values, x.values)]
     wide = len(x.values)
     rows: Sequence = [cells[i : i + wide] for i in range(0, len(cells), wide)]
-    # 左边窄，“强度 0.5”分两行；“第 30 步”放得下
-    names = [label if label.startswith("第") else label.replace(" ", "\n") for label in y.labels]
+    names = ["\n".join(label.rsplit(" ", 1)) for label in y.labels]  # 左边窄，分两行
     return report.grid(rows, names, x.labels)
 
 
