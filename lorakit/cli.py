@@ -122,7 +122,8 @@ def _open(args, need_lora: bool):
     if need_lora and weights is None:
         raise LorakitError("没有 LoRA 可比较：请给一次训练的结果文件夹，或用 --lora 指定文件。")
     path = inside if inside.is_file() else (source if source.is_file() else args.source)
-    config = load_config(path, args.set)
+    more = [f"model.quantize={args.quantization}"] if args.quantization else []
+    config = load_config(path, [*args.set, *more])
     family = open_family(config)
     return config, family, infer.open_pipeline(family, weights)
 

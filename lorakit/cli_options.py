@@ -50,10 +50,16 @@ def _option(*flags: str, **details):
 # 写在命令后面也认；默认不填，免得盖掉写在命令前面的
 _DEBUG = _option("--debug", action="store_true", default=argparse.SUPPRESS, help="打印调用栈")
 _SET = _option("--set", action="append", default=[], metavar="名字=值", help="改一项设置，可多次")
+_QUANTIZE = _option(
+    "--quantization",
+    choices=("none", "fp8", "int8", "nf4", "fp8-matmul"),
+    help="量化底模，省显存（同 --set model.quantize=）",
+)
 _DRAW = (
     _option("source", help="一次训练的结果文件夹，或 YAML 文件、预设名"),
     _option("--prompt", action="append", required=True, help="提示词，可以写多次"),
     _option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的"),
+    _QUANTIZE,
     _SET,
 )
 _FILE = (

@@ -154,7 +154,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
     """核对 LoRA 与底模：每一对矩阵都要有地方放、形状对得上；返回它的卡片。"""
     tensors, card = read(path)
-    shapes = {n: m.weight.shape for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    linear = {n: m for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    # 4 位的权重是打包过的，形状要问层自己
+    shapes = {n: (m.out_features, m.in_features) for n, m in linear.items()}
     wrong = []
     for name, value in tensors.items():
         layer, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")

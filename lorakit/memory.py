@@ -3,6 +3,39 @@
 import torch
 from torch import nn
 
+from lorakit.errors import ConfigError
+
+
+def refuse(config, processes: int = 1):
+    """合不来的选择，载入之前就说清楚为什么。
+
+    Raises:
+        ConfigError: 两项设置合不来。
+    """
+    model, how, lora = config.model, config.memory, config.lora
+    off = how.checkpointing in (False, "off", "selective")
+    clashes = {  # 为什么不行、怎么改 -> 是不是这样
+        f"model.quantize：{model.quantize} 的底模只能冻住，不能全量微调：一小步的改动比量化的一格"
+        "还小，加上去等于没加。请写 lora.kind=lora，或 model.quantize=none。": (
+            model.quantize != "none" and lora.kind == "full"
+        ),
+        f"lora.variant：dora 要随时算出底模每一行的长度，{model.quantize} 的底模做不到。"
+        "请写 lora.variant=plain 或 rslora，或 model.quantize=none。": (
+            model.quantize != "none" and lora.variant == "dora"
+        ),
+        "memory.offload：blocks 只能搬冻住的权重，全量微调的权重每步都在变。"
+        "请写 memory.offload=none，或 lora.kind=lora。": (
+            how.offload == "blocks" and lora.kind == "full"
+        ),
+        "memory.offload：blocks 训练时，反向传播要把每一块再搬来一次，所以每块都得重算。"
+        "请写 memory.checkpointing=full。": how.offload == "blocks" and off,
+        f"memory.offload：blocks 只能在一个进程里用，现在有 {processes} 个。": (
+            how.offload == "blocks" and processes > 1
+        ),
+    }
+    if said := [why for why, wrong in clashes.items() if wrong]:
+        raise ConfigError("\n".join(said))
+
 
 def prepare(transformer: nn.Module, settings) -> nn.Module:
     """按 memory 一组设置改造 Transformer，就地修改并返回。"""

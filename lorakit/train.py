@@ -177,6 +177,7 @@ class Trainer:
     def _check_choices(self):
         """编码和载入之前能发现的都先说：不能练的底模、对不上的目标层、不起作用的设置。"""
         self.family.refuse_distilled(self.config.model.path)
+        memory.refuse(self.config, self.accelerator.num_processes)
         if self.config.lora.kind == "full":
             self._check_full()
         else:

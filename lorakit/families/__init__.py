@@ -5,7 +5,7 @@ from importlib import import_module
 
 import torch
 
-from lorakit import hub, memory
+from lorakit import hub, memory, quantize
 from lorakit.errors import ConfigError
 
 REGISTRY = {
@@ -37,5 +37,6 @@ def open_family(config, device: torch.device | None = None):
     model = hub.find(config.model.path, config.model.source)
     family = get(config.model.family)(model.folder, device, dtype)
     family.model = model
-    family.guidance = config.train.guidance
+    quantize.check(config.model.quantize, device)
+    family.quantize, family.guidance = config.model.quantize, config.train.guidance
     return family

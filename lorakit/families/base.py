@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lorakit import flow
+from lorakit import flow, quantize
 from lorakit.errors import LorakitError
 
 Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
@@ -62,6 +62,8 @@ class Family(ABC):
         self.parts: dict[str, object] = {}
         self.transformer_folder = folder / "transformer"  # 全量微调的结果可以换掉它
         self.model = None  # hub.Model：缺的部分用到时从站上补；None 就只认文件夹里有的
+        self.quantize = "none"  # model.quantize
+        self.random_weights = False  # 不读权重、现造随机的：只为测速度与显存
         self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
 
     def load(self, part: str) -> object:
@@ -91,10 +93,15 @@ class Family(ABC):
     def _load_text(self): ...
 
     def _load_transformer(self):
-        transformer = self._class_of("transformer").from_pretrained(
-            self.transformer_folder, torch_dtype=self.dtype, device_map={"": self.device}
-        )
-        return transformer.requires_grad_(False)
+        cls, folder = self._class_of("transformer"), self.transformer_folder
+        if self.quantize == "none" and not self.random_weights:
+            transformer = cls.from_pretrained(
+                folder, torch_dtype=self.dtype, device_map={"": self.device}
+            )
+            return transformer.requires_grad_(False)
+        model, place = quantize.empty(cls, cls.load_config(folder)), (self.device, self.dtype)
+        read = quantize.random_weights(*place) if self.random_weights else quantize.Shards(folder)
+        return quantize.build(model, read, self.quantize, *place)
 
     def config_of(self, part: str) -> dict:
         """一个部分的 config.json。"""
