@@ -198,15 +198,25 @@ def empty(cls: type, config: dict) -> nn.Module:
         return cls.from_config(config)
 
 
-def build(model: nn.Module, read: Read, kind: str, device, dtype: torch.dtype) -> nn.Module:
-    """一层层读进没有权重的模型：放到设备上、换成目标精度，块里的线性层随即量化。"""
+def build(
+    model: nn.Module, read: Read, kind: str, device, dtype: torch.dtype, finished=None
+) -> nn.Module:
+    """一层层读进没有权重的模型：放到设备上、换成目标精度，块里的线性层随即量化。
+
+    Args:
+        finished: 函数 (块) -> None，一块读完就调用；streaming 靠它把块收进内存。
+    """
     from tqdm import tqdm
 
     makers = {"nf4": _nf4_class, "fp8-matmul": lambda: Fp8Linear, "none": lambda: None}
     make = makers.get(kind, lambda: FrozenLinear)()
     precise = set(model._keep_in_fp32_modules or ())  # diffusers 规定一直用 fp32 的模块
-    inside = tuple(f"{name}." for name in blocks(model))
+    whole = blocks(model)
+    inside = tuple(f"{name}." for name in whole)
     modules = list(model.named_modules())
+    last = {}  # 块里最后一个模块 -> 块
+    for name, block in whole.items():
+        last[[path for path, _ in modules if path.startswith(f"{name}.")][-1]] = block
     big = sum(p.numel() for p in model.parameters()) > 1e8  # 小模型一眨眼就好
     for path, module in tqdm(modules, desc="载入底模", unit="层", disable=not big):
         keep = not precise.isdisjoint(path.split("."))
@@ -220,6 +230,8 @@ def build(model: nn.Module, read: Read, kind: str, device, dtype: torch.dtype) -
             else:
                 small = make(module.weight.data, module.bias, kind)
             model.set_submodule(path, small)
+        if finished and path in last:
+            finished(last[path])
     if kind == "nf4":
         model.is_loaded_in_4bit = True  # PEFT 靠它认出 4 位的层
     return model.eval()

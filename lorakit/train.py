@@ -59,7 +59,7 @@ class Trainer:
         else:
             args = (self.transformer, self.family, config.lora, config.train.seed)
             self.parameters = lora.attach(*args)
-        memory.prepare(self.transformer, config.memory)
+        memory.prepare(self.transformer, config.memory, self.family)
         self.optimizer = optim.build(self.parameters.values(), config.train)
         self.average = optim.Average(self.parameters, config.train.ema)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, self.optimizer)

@@ -38,5 +38,6 @@ def open_family(config, device: torch.device | None = None):
     family = get(config.model.family)(model.folder, device, dtype)
     family.model = model
     quantize.check(config.model.quantize, device)
-    family.quantize, family.guidance = config.model.quantize, config.train.guidance
+    family.quantize, family.offload = config.model.quantize, config.memory.offload
+    family.guidance = config.train.guidance
     return family

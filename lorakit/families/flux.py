@@ -28,6 +28,8 @@ class Flux(KLVae, Family):
     licences: ClassVar = {"": "flux-1-dev-non-commercial-license"}
     multiple = 16
     embedded_guidance = True
+    masks_text = False
+    attention = "flash"  # torch 2.11 的 cuDNN 注意力在 4608 个词元上会崩溃，native 又会挑中它
     targets: ClassVar = {
         "attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0|{TEXT})|{SINGLE}",
         "image-attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0)|{SINGLE}",
@@ -81,7 +83,7 @@ class Flux(KLVae, Family):
     def _load_text(self):
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        place = {"dtype": self.dtype, "device_map": {"": self.device}}
+        place = {"dtype": self.dtype, "device_map": {"": self.home}}
         clip = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", **place)
         t5 = T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place)
         for encoder in (clip, t5):

@@ -27,6 +27,7 @@ class Flux2Klein(Family):
     name = "flux2-klein"
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
     multiple = 16
+    masks_text = False
     compression = 16
     targets: ClassVar = {
         "attention": rf"transformer_blocks\.\d+\.attn\.({IMAGE}|{TEXT})|{SINGLE}",
@@ -51,7 +52,7 @@ class Flux2Klein(Family):
         from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
         encoder = Qwen3ForCausalLM.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
         )
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer

@@ -22,6 +22,7 @@ class Kandinsky5(KLVae, Family):
     licences: ClassVar = {"": "mit"}
     multiple = 16
     output = "image"
+    masks_text = False
     subtract_shift = False  # VAE 的配置里有 shift_factor（它本是 FLUX 的），但 stock 管线只乘不减
     targets: ClassVar = {
         "attention": rf"(text|visual)_transformer_blocks\.\d+\.{ATTENTION}",
@@ -35,7 +36,7 @@ class Kandinsky5(KLVae, Family):
         from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer
         from transformers import Qwen2_5_VLForConditionalGeneration as QwenVL
 
-        place = {"dtype": self.dtype, "device_map": {"": self.device}}
+        place = {"dtype": self.dtype, "device_map": {"": self.home}}
         encoders = (
             QwenVL.from_pretrained(self.folder, subfolder="text_encoder", **place),
             CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place),

@@ -35,7 +35,7 @@ class QwenImage(Family):
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
         encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
         )
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer

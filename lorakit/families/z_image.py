@@ -30,7 +30,7 @@ class ZImage(KLVae, Family):
         from transformers import Qwen2Tokenizer, Qwen3Model
 
         encoder = Qwen3Model.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
         )
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer
