@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorakit.cli_data import cache, caption, check
 from lorakit.cli_files import audit, export, push
+from lorakit.cli_machine import bench, doctor
 from lorakit.cli_options import parser
 from lorakit.cli_progress import bar, interrupt, say_encoding
 from lorakit.errors import LorakitError, LorakitWarning
@@ -192,6 +193,8 @@ _RUN = {
     "export": export,
     "audit": audit,
     "push": push,
+    "doctor": doctor,
+    "bench": bench,
 }
 
 

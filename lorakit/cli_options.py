@@ -233,4 +233,28 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
             _option("--yes", action="store_true", help="真的上传"),
         ),
     ),
+    "doctor": (
+        "开练前的体检：机器行不行，设置放不放得下、要下载多少、要多久",
+        "lorakit doctor qwen-image-24gb",
+        (
+            _option("config", nargs="?", help="YAML 文件或预设名；不写就只看机器"),
+            _option("--tier", type=float, metavar="GB", help="当作有一块这么大的显卡"),
+            _option("--offline", action="store_true", help="不试着连模型站"),
+            _SET,
+        ),
+    ),
+    "bench": (
+        "测速：真模型的尺寸、随机的权重，不用下载就知道练一步要多久、占多少显存",
+        "lorakit bench qwen-image-24gb --tier 24 --baseline seed",
+        (
+            _option("config", nargs="?", help="YAML 文件或预设名；不写就用 Qwen-Image"),
+            _option("--baseline", choices=("seed",), help="seed：再测每步现编码的常见写法"),
+            _option("--plain", action="store_true", help="再测只用 diffusers + PEFT 的循环"),
+            _option("--tier", type=float, metavar="GB", help="只许用这么多显存，假装是小一点的卡"),
+            _option("--steps", type=int, default=10, help="计时的步数（10）"),
+            _option("--warm", type=int, default=3, help="先走几步热身，不计时（3）"),
+            _option("--out", type=Path, default=Path("bench.json"), help="结果存到哪里"),
+            _SET,
+        ),
+    ),
 }

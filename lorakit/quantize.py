@@ -199,12 +199,13 @@ def empty(cls: type, config: dict) -> nn.Module:
 
 
 def build(
-    model: nn.Module, read: Read, kind: str, device, dtype: torch.dtype, finished=None
+    model: nn.Module, read: Read, kind: str, device, dtype, finished=None, shown: bool = True
 ) -> nn.Module:
     """一层层读进没有权重的模型：放到设备上、换成目标精度，块里的线性层随即量化。
 
     Args:
         finished: 函数 (块) -> None，一块读完就调用；streaming 靠它把块收进内存。
+        shown: 模型大时要不要进度条。
     """
     from tqdm import tqdm
 
@@ -217,8 +218,8 @@ def build(
     last = {}  # 块里最后一个模块 -> 块
     for name, block in whole.items():
         last[[path for path, _ in modules if path.startswith(f"{name}.")][-1]] = block
-    big = sum(p.numel() for p in model.parameters()) > 1e8  # 小模型一眨眼就好
-    for path, module in tqdm(modules, desc="载入底模", unit="层", disable=not big):
+    shown = shown and sum(p.numel() for p in model.parameters()) > 1e8  # 小模型一眨眼就好
+    for path, module in tqdm(modules, desc="载入底模", unit="层", disable=not shown):
         keep = not precise.isdisjoint(path.split("."))
         for name, shape in list(module.named_parameters(recurse=False)):
             value = read(f"{path}.{name}".strip("."), shape)

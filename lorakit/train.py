@@ -45,11 +45,13 @@ class Step:
 class Trainer:
     """准备好一切之后，迭代它就是训练；每个 Step 产出时，那一步的权重已经更新完。"""
 
-    def __init__(self, config: Config, dataset: cache.Dataset | None = None, progress=None):
+    def __init__(
+        self, config: Config, dataset: cache.Dataset | None = None, progress=None, family=None
+    ):
         self.config, self.run = config, config.run.output
         self.record = RunFolder(config)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.family = open_family(config, self.accelerator.device)
+        self.family = family or open_family(config, self.accelerator.device)
         self._check_choices()
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)

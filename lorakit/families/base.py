@@ -53,6 +53,8 @@ class Family(ABC):
     attention: str = "native"  # memory.attention: auto 用的内核（显卡上）
     masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
+    # 真模型的尺寸：文件夹 -> 它的 config.json（只写与 diffusers 默认值不同的）；不下载也能测速
+    full_size: ClassVar[dict[str, dict]] = {}
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
     output: str = "images"  # stock 管线把画好的图叫什么
@@ -127,6 +129,16 @@ class Family(ABC):
     def config_of(self, part: str) -> dict:
         """一个部分的 config.json。"""
         return json.loads((self.folder / part / "config.json").read_text("utf-8"))
+
+    @property
+    def latent_channels(self) -> int:
+        """潜变量 x 有几个通道。"""
+        vae = self.config_of("vae")
+        return vae.get("z_dim") or vae["latent_channels"]
+
+    @abstractmethod
+    def cond_shapes(self, tokens: int, side: int) -> dict[str, tuple[int, ...]]:
+        """tokens 个词元的描述、边长 side 的图：条件里每个张量的形状；测速时照着造假的。"""
 
     def _class_of(self, part: str) -> type:
         """diffusers 里的类，由文件夹里的 config.json 说了算。"""
