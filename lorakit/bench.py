@@ -4,6 +4,7 @@
 只用 diffusers 与 PEFT、别的什么也不做的循环（plain）。
 """
 
+import gc
 import json
 import statistics
 import tempfile
@@ -205,6 +206,8 @@ def _between(start, end) -> float:
 def _measured(way: str, config: Config, family, steps: int, warm: int) -> Row:
     """走 warm + steps 步，只计后面的；显存的峰值两段都算。"""
     gpu = family.device.type == "cuda"
+    gc.collect()  # 上一种走法的模型与编译好的代码都放掉，峰值才只是自己的
+    torch.compiler.reset()
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -246,7 +249,7 @@ def made_up(family, config: Config, count: int = 4) -> Dataset:
     items = []
     for _ in range(count):
         cond = {
-            name: torch.randn(shape, generator=rng)
+            name: torch.randn(shape, generator=rng).to(family.dtype)
             for name, shape in family.cond_shapes(TOKENS, side).items()
         }
         mean = torch.randn(family.latent_channels, small, small, generator=rng)

@@ -160,6 +160,10 @@ def explain_full(config, step: int) -> str:
             f"中间结果省到 1/{train.batch_size}，结果一样",
             train.batch_size > 1,
         ),
+        "model.quantize=fp8": (
+            "底模的权重省一半；还不够写 nf4，再不够加 memory.offload=blocks",
+            config.model.quantize == "none" and config.lora.kind == "lora",
+        ),
         f"data.resolution={side // 128 * 64}": ("中间结果省到四分之一", side >= 128),
         "lora.targets=image-attention": (
             "LoRA 和优化器的状态省一半左右",

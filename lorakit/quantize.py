@@ -33,7 +33,7 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 def encode(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(出, 入) -> 一个字节的编码 (出, 入) 与每行的缩放 (出, 1)：每行最大的数正好用满。"""
     most = INT8_MOST if kind == "int8" else FP8_MOST
-    weight = weight.float()
+    weight = weight.float().contiguous()  # 转置来的也要按行排好，fp8 的内核只认这种
     scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / most
     scaled = weight / scale
     if kind == "int8":
@@ -64,7 +64,7 @@ class _Decoded(torch.autograd.Function):
 def rows_to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(M, K) -> fp8 的 (M, K) 与每行的缩放 (M, 1)。"""
     scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / FP8_MOST
-    return (x / scale).to(FP8), scale
+    return (x / scale).to(FP8).contiguous(), scale
 
 
 def matmul_fp8(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -235,6 +235,8 @@ def build(
             finished(last[path])
     if kind == "nf4":
         model.is_loaded_in_4bit = True  # PEFT 靠它认出 4 位的层
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # 量化途中的临时张量还给显卡，免得碎片留到训练里
     return model.eval()
 
 

@@ -5,6 +5,8 @@
 没轮到的块，权重指向一个全是 NaN 的占位张量：形状、设备都对，不占显存，误用了立刻看得见。
 """
 
+import weakref
+
 import torch
 from torch import nn
 
@@ -35,12 +37,24 @@ class _Block:
         for value in self.tensors:
             self.layout.append((self.size, value.dtype, value.shape))
             self.size += -(-value.nbytes // ALIGN) * ALIGN
-        self.host = torch.empty(self.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.host = torch.empty(self.size, dtype=torch.uint8)
+        if device.type == "cuda":
+            self._pin()
         for view, value in zip(self.views(self.host), self.tensors, strict=True):
             view.copy_(value.data)
         self.away = [_empty_like(value, device) for value in self.tensors]
         self.here: dict[int, list[torch.Tensor]] = {}  # 格子 -> 权重在里面的样子
         self.point(self.away)
+
+    def _pin(self):
+        """锁住这段内存，显卡才能一边算一边自己来取。
+
+        不用 pin_memory=True：它总把大小凑到二的幂，几十块加起来要多占一半内存。
+        锁不住（系统有上限）也能用，只是搬的时候不能同时算。
+        """
+        driver, place = torch.cuda.cudart(), self.host.data_ptr()
+        if int(driver.cudaHostRegister(place, self.size, 0)) == 0:
+            weakref.finalize(self, driver.cudaHostUnregister, place)
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """一段字节 -> 各个权重的样子，不复制。"""

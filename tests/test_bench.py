@@ -13,6 +13,7 @@ from lorakit.config import load_config, presets
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import REGISTRY, get, open_blank
 from lorakit.families.qwen_image import pack
+from lorakit.hub import ASSETS
 
 META = torch.device("meta")
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -127,6 +128,16 @@ def test_bench_measures_three_ways(tmp_path, capsys):
     assert rows["seed"]["step"] > rows["ours"]["step"]  # 每步现编码要慢得多
     assert "秒/步" in said and "倍" in said and "TFLOP" in said
     assert not list(Path.cwd().glob("runs/*bench*"))
+
+
+def test_models_that_are_not_here_need_no_download(monkeypatch):
+    """站上的模型只用它的尺寸：把尺寸缩小，照样从头测到尾。"""
+    small = json.loads((ASSETS / "tiny-qwen-image" / "transformer" / "config.json").read_text())
+    parts = get("qwen-image").full_size | {"transformer": small}
+    monkeypatch.setattr(get("qwen-image"), "full_size", parts)
+    config = load_config("qwen-image-24gb", ["data.resolution=64", "memory.compile=false"])
+    row = bench.run(config, steps=1, warm=1).rows[0]
+    assert row.step > 0 and not row.error
 
 
 def test_out_of_memory_is_a_row_not_a_crash(monkeypatch):

@@ -272,3 +272,25 @@ def test_bad_input_is_explained(capsys):
         main(["generate", "tiny-qwen-image", "--prompt", "猫", "--set", "model.quantize=fp9"]) == 1
     )
     assert "model.quantize：得到 “fp9”" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "fp8-matmul"])
+def test_compiles_without_a_break(kind):
+    """regional compile 把一块编成一张图；量化的层不能把它打断。"""
+    _, made = small(kind)
+    x = torch.randn(20, 64, requires_grad=True)
+    whole = torch.compile(made, backend="aot_eager", fullgraph=True)
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            one, other = made(x), whole(x)
+        assert torch.equal(one, other)
+        grads = [torch.autograd.grad(y.float().sum(), x)[0] for y in (one, other)]
+        torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-6)  # bf16 差一格
+
+
+def test_fp8_codes_lie_the_way_the_kernel_wants():
+    _, made = small("fp8-matmul")
+    assert made.weight.is_contiguous() and made.back.is_contiguous()
+    assert (made.weight.shape, made.back.shape) == ((48, 64), (64, 48))
+    left, scale = quantize.rows_to_fp8(torch.randn(64, 20).t())
+    assert left.is_contiguous() and scale.shape == (20, 1)
