@@ -15,7 +15,8 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
-from lorakit import bench, estimate, hub, memory
+from lorakit import bench, estimate, memory
+from lorakit.bundled import tiny_models
 from lorakit.cache import root
 from lorakit.config import Config, load_config, presets
 from lorakit.errors import ConfigError
@@ -187,8 +188,8 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 def _download(config: Config, asked: Estimate, text: int, vae: int, online: bool) -> list[Check]:
-    local = (hub.ASSETS / config.model.path, Path(config.model.path).expanduser())
-    if any((place / "model_index.json").is_file() for place in local):
+    path = config.model.path
+    if path in tiny_models() or (Path(path).expanduser() / "model_index.json").is_file():
         return [Check(GOOD, "下载", "不用，模型就在本地")]
     size = (2 * asked.parameters + text + vae) / 1e9
     checks = [Check(GOOD, "下载", f"第一次用要下载约 {size:.0f} GB（下载过就不用再下）")]

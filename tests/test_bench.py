@@ -8,12 +8,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lorakit import bench, doctor, estimate, lora
+from lorakit.bundled import ASSETS
 from lorakit.cli import main
 from lorakit.config import load_config, presets
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import REGISTRY, get, open_blank
 from lorakit.families.qwen_image import pack
-from lorakit.hub import ASSETS
 
 META = torch.device("meta")
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from lorakit import infer, lora, lora_files, quantize
+from lorakit.bundled import ASSETS
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, WeightsError
 from lorakit.families import open_family
-from lorakit.hub import ASSETS
 from lorakit.train import Trainer
 
 KINDS = {"fp8": 0.97, "int8": 0.99, "nf4": 0.93, "fp8-matmul": 0.96}  # 20 步之后 ΔW 方向的余弦
