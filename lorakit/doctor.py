@@ -15,7 +15,7 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
-from lorakit import bench, estimate, memory
+from lorakit import bench, estimate, memory, quantize
 from lorakit.bundled import tiny_models
 from lorakit.cache import root
 from lorakit.config import Config, load_config, presets
@@ -153,6 +153,11 @@ def _source(name: str, address: str) -> Check:
 def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     """这份设置：许可、下载、显存、内存、时间。"""
     memory.refuse(config)
+    try:
+        quantize.check(config.model.quantize, memory.pick_device())
+        able = []
+    except ConfigError as error:  # 要的库没装、显卡太旧：照样往下算，只记一笔
+        able = [Check(BAD, "量化", str(error))]
     with tempfile.TemporaryDirectory() as folder:
         family = open_blank(config, Path(folder), torch.device("meta"))
         family.dtype = torch.bfloat16
@@ -162,7 +167,7 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     trains = "全部" if config.lora.kind == "full" else "LoRA"
     size = f"{asked.parameters / 1e9:.3g}B 参数，练 {trains} {asked.trained / 1e6:.3g}M"
     said = f"{config.model.path}，{size}"
-    checks = [Check(GOOD, "模型", said), *_download(config, asked, text, vae, online)]
+    checks = [*able, Check(GOOD, "模型", said), *_download(config, asked, text, vae, online)]
     capacity = _capacity(tier)
     if capacity is None:
         return [*checks, *_on_cpu(config, asked)]

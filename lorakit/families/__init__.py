@@ -60,6 +60,7 @@ def open_family(config, device: torch.device | None = None):
     cls = get(config.model.family)
     model = hub.find(config.model.path, config.model.source)
     family = _configured(cls, model.folder, config, device)
+    quantize.check(family.quantize, family.device)
     family.model = model
     return family
 
@@ -67,7 +68,6 @@ def open_family(config, device: torch.device | None = None):
 def _configured(cls: type, folder: Path, config, device: torch.device | None):
     device = device or memory.pick_device()
     family = cls(folder, device, memory.pick_dtype(config.model.precision, device))
-    quantize.check(config.model.quantize, device)
     family.quantize, family.offload = config.model.quantize, config.memory.offload
     family.guidance = config.train.guidance
     return family
