@@ -92,6 +92,11 @@ def by_first(accelerator: Accelerator, work: Callable):
     return broadcast_object_list([result])[0]
 
 
+def by_local_first(accelerator: Accelerator, work: Callable):
+    """每台机器只让一个进程做 work，别的等它做完；有一个失败，大家一起停。"""
+    together(accelerator, work if accelerator.is_local_main_process else lambda: None)
+
+
 def anyone(accelerator: Accelerator, asked: bool) -> bool:
     """有一个进程被要求停下，大家就都停在同一步。"""
     if accelerator.num_processes == 1:

@@ -51,6 +51,10 @@ class Trainer:
         self.accelerator = processes.start(self.run, config.run.tracker)
         count = self.accelerator.num_processes
         self.record = processes.by_first(self.accelerator, lambda: RunFolder(config, count))
+        if count > 1 and family is None:  # 每台机器只下载一遍，别的进程等它
+            parts = ("vae", "text", "transformer")
+            fetch = lambda: open_family(config, self.accelerator.device).fetch(*parts)  # noqa: E731
+            processes.by_local_first(self.accelerator, fetch)
         processes.together(self.accelerator, lambda: self._open(dataset, progress, family))
         pair = (self.transformer, self.optimizer)
         self.model, self.optimizer = processes.prepare(self.accelerator, *pair)
