@@ -29,14 +29,17 @@ def start(run, tracker: str) -> Accelerator:
     """按启动的方式（一个进程、DDP、FSDP2）造 Accelerator；精度由我们自己的 autocast 管。"""
     # Qwen 最后一块的文字一侧没有输出，得不到梯度；全家族都让 DDP 自己找出这样的参数
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no",
-        fsdp_plugin=shard_plugin() if asks_to_shard() else None,
-        log_with=None if tracker == "none" else tracker,
-        project_dir=run,
-        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    with warnings.catch_warnings():
+        # 没装的记录工具，稍后 choices 会用中文说
+        warnings.filterwarnings("ignore", "`log_with=", UserWarning)
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            fsdp_plugin=shard_plugin() if asks_to_shard() else None,
+            log_with=None if tracker == "none" else tracker,
+            project_dir=run,
+            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
     if accelerator.is_fsdp2:  # 我们从不就地改模型的输出
         warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     if asks_to_shard() and not accelerator.is_fsdp2:
