@@ -15,28 +15,11 @@ from PIL import Image
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
-from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz, runner
+from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
 from lorakit.tiny.world import Scene, Thing, render
 from lorakit.train import Trainer
 
 SCENE = Scene((Thing("cat", "red", "center", "big"),), "meadow")
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """摆出来的每一份输出。"""
-    bundles = []
-    import IPython.display
-
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: bundles.append(data))
-    return bundles
-
-
-@pytest.fixture
-def watched(monkeypatch):
-    """假装有人在看：不是自动运行。"""
-    for module in (explorer, mine, runner):
-        monkeypatch.setattr(module, "headless", lambda: False)
 
 
 def open_static(bundle) -> Image.Image:
@@ -84,10 +67,11 @@ def test_fingerprint_knows_content():
     other = render(Scene((Thing("boat", "blue", "left", "small"),), "night"))
 
     def distance(a, b):
-        return bin(int(picture.fingerprint(a), 16) ^ int(picture.fingerprint(b), 16)).count("1")
+        return picture.distance(picture.fingerprint(a), picture.fingerprint(b))
 
     assert distance(image, image.resize((96, 96))) <= 3
-    assert distance(image, other) > 10
+    assert distance(image, other) > picture.SAME + 2
+    assert picture.distance("ffff", "fffc") == 2
 
 
 def test_headless_sweep_finds_the_crash(shown):
@@ -323,7 +307,7 @@ def test_stop_and_continue_equal_an_unbroken_run(shown, watched, config):
     run.start()
     assert first.wait(60)
     run.result()
-    assert run.trainer.step == 2 and not run.board.continue_button.disabled
+    assert run.step == 2 and not run.board.continue_button.disabled
     run.board.show = show
     run.board.continue_button.click()
     run.result()

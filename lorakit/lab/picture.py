@@ -15,6 +15,7 @@ from lorakit.report import FONT, grid
 
 BLUE, RED, GRAY, GREEN, ORANGE = "#3f6fb5", "#c4382c", "#9aa4b2", "#3c8c5a", "#d98a1f"
 Picture = Image.Image | Figure | torch.Tensor
+SAME = 8  # 指纹差这么多位以内，还是同一张图
 
 
 def _style() -> dict:
@@ -115,3 +116,8 @@ def fingerprint(picture: Picture) -> str:
     """按内容认图：缩到 8x8，比平均亮的记 1，共 16 个十六进制字；差几位说明几乎一样。"""
     small = np.asarray(render(picture).convert("L").resize((8, 8), Image.Resampling.BOX), float)
     return np.packbits(small > small.mean()).tobytes().hex()
+
+
+def distance(one: str, other: str) -> int:
+    """两个指纹差几位（一共 64 位）；不超过 SAME 就当作同一张图。"""
+    return (int(one, 16) ^ int(other, 16)).bit_count()
