@@ -27,15 +27,16 @@ def prose(notebook) -> str:
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def execute(book: Path, cache: Path):
-    """从头到尾跑一遍，没人看的方式；任何一格出错就抛出。"""
+def execute(book: Path, cache: Path, package: Path | None = ROOT):
+    """从头到尾跑一遍，没人看的方式；任何一格出错就抛出。用 package 里的 lorakit，None 是不借用。"""
     from nbclient import NotebookClient
 
     notebook = read(book)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     env = {**os.environ, "LORAKIT_HEADLESS": "1", "LORAKIT_CACHE": str(cache)}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+    paths = [str(package), env.get("PYTHONPATH", "")] if package else []
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     client = NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": book.parent}}
     )

@@ -72,7 +72,7 @@ def to_image(x: torch.Tensor) -> Image.Image:
     return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
 
 
-def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 96):
+def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 88):
     """一墙带行名、列名的图；每格可以是 PIL 图或张量。"""
     pictures = [[p if isinstance(p, Image.Image) else to_image(p) for p in row] for row in rows]
     return grid(pictures, row_names, column_names, cell)
@@ -97,7 +97,7 @@ def encode(picture: Picture) -> tuple[str, bytes]:
     if plain:
         image.quantize(20, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         return "image/png", file.getvalue()
-    image.save(file, "JPEG", quality=50, optimize=True)
+    image.save(file, "JPEG", quality=45, optimize=True)
     return "image/jpeg", file.getvalue()
 
 
