@@ -74,6 +74,22 @@ def test_fingerprint_knows_content():
     assert picture.distance("ffff", "fffc") == 2
 
 
+def test_wall_wastes_no_room():
+    cats = [render(SCENE)] * 2
+    named, bare = (lab.wall([cats], rows, ["甲", "乙"], cell=50) for rows in (["猫"], [""]))
+    assert bare.width == 2 * 56 and named.width > bare.width
+    assert bare.tobytes() == named.crop((named.width - bare.width, 0, *named.size)).tobytes()
+
+
+def test_charts_keep_their_colours(shown):
+    figure, axes = lab.chart()
+    axes.scatter(range(9), range(9), color=picture.BLUE)
+    axes.scatter([4], [4], color=picture.RED, s=60)
+    lab.show(figure)
+    colours = {c for _, c in open_static(shown[0]).convert("RGB").getcolors()}
+    assert (0xC4, 0x38, 0x2C) in colours and (255, 255, 255) in colours and len(colours) <= 20
+
+
 def test_headless_sweep_finds_the_crash(shown):
     def draw(t):
         assert t < 1, "最大值会崩"

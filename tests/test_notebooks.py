@@ -116,6 +116,7 @@ def test_static_page_has_no_blank_widget(book, committed, tmp_path):
     from nbconvert import HTMLExporter
 
     page, _ = HTMLExporter().from_notebook_node(committed)
+    assert len(page.encode()) < 1_200_000, "手机上打开要快"
     assert "widget-view" not in page and "Error displaying widget" not in page
     shown = sum(pictures(cell) for cell in code_cells(committed))
     assert page.count("data:image/") >= shown >= 10

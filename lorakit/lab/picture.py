@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from lorakit.report import FONT, grid
+from lorakit.report import FONT, GAP, grid
 
 BLUE, RED, GRAY, GREEN, ORANGE = "#3f6fb5", "#c4382c", "#9aa4b2", "#3c8c5a", "#d98a1f"
 Picture = Image.Image | Figure | torch.Tensor
@@ -73,9 +73,12 @@ def to_image(x: torch.Tensor) -> Image.Image:
 
 
 def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 88):
-    """一墙带行名、列名的图；每格可以是 PIL 图或张量。"""
+    """一墙带行名、列名的图；每格可以是 PIL 图或张量。没有行名（[""]）就不留左边的空。"""
     pictures = [[p if isinstance(p, Image.Image) else to_image(p) for p in row] for row in rows]
-    return grid(pictures, row_names, column_names, cell)
+    whole = grid(pictures, row_names, column_names, cell)
+    if any(row_names):
+        return whole
+    return whole.crop((whole.width - len(column_names) * (cell + GAP), 0, *whole.size))
 
 
 def render(picture: Picture) -> Image.Image:
@@ -95,7 +98,8 @@ def encode(picture: Picture) -> tuple[str, bytes]:
     image, file = render(picture), io.BytesIO()
     plain = isinstance(picture, Figure) and not any(a.images for a in picture.axes)
     if plain:
-        image.quantize(20, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        few = image.quantize(20, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(file, "PNG", optimize=True)
         return "image/png", file.getvalue()
     image.save(file, "JPEG", quality=45, optimize=True)
     return "image/jpeg", file.getvalue()
