@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from lorakit import checkpoint, hub, infer, record
+from lorakit import checkpoint, infer, record
+from lorakit.bundled import tiny_models
 from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
@@ -31,7 +32,7 @@ class Run:
             process: 要不要另起一个进程；不写就由底模定：随包的微型模型不用，真模型要。
         """
         self.config, self.trainer, self._family = config, None, None
-        apart = config.model.path not in hub.tiny_models() if process is None else process
+        apart = config.model.path not in tiny_models() if process is None else process
         self.process = Process(config) if apart else None
         self.board = Board(config.train.steps, config.sample.prompts)
         self.board.names = names or self.board.names
@@ -162,10 +163,7 @@ class Run:
             each = trainer.examine()["held_each"]
             self.board.show_by_t(step, np.mean(each, axis=0).tolist())
         if config.sample.prompts:
-            side = config.sample.size or config.data.resolution
             pipe = trainer.family.pipeline(trainer.transformer)
             pipe.set_progress_bar_config(disable=True)
-            images = infer.generate(
-                trainer.family, pipe, config.sample.prompts, config.sample, (side, side)
-            )
+            images = infer.preview(trainer.family, pipe, config, trainer.dataset)
             self.board.show_samples(step, images)
