@@ -16,6 +16,7 @@ from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
 from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
+from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
 from lorakit.train import Trainer
 
@@ -357,3 +358,12 @@ def test_busy_run_refuses_a_second_start(shown, watched, config):
         run.start()
     run.stop()
     assert run.result().step < 50
+
+
+def test_board_previews_edits(shown, tmp_path):
+    data = samples.write("edit-hat", tmp_path / "data", count=8)
+    chosen = [f"data.folder={data}", f"run.output={tmp_path / 'run'}", "train.steps=1"]
+    chosen += ["train.batch_size=1", "sample.steps=2", "sample.prompts=[给它戴上一顶红帽子]"]
+    run = lab.Run(load_config("tiny-qwen-image-edit", chosen)).start()
+    assert [step for step, _ in run.board.samples] == [0, 1]
+    assert run.board.samples[0][1][0].size == (128, 128)
