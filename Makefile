@@ -1,4 +1,4 @@
-.PHONY: check test notebooks
+.PHONY: check test notebooks colab
 
 check:  ## 格式与静态检查
 	ruff check .
@@ -8,4 +8,7 @@ test:  ## 全部测试
 	pytest
 
 notebooks:  ## 从头到尾运行每一本练习册
-	pytest tests/test_notebooks.py tests/test_jupyterlab.py
+	pytest notebooks tests/test_notebooks.py tests/test_jupyterlab.py
+
+colab:  ## 用 Colab 的那组版本运行每一本练习册（三分钟）
+	LORAKIT_COLAB=1 pytest tests/test_colab.py

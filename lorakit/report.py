@@ -16,6 +16,7 @@ from lorakit.checkpoint import write_text, write_whole
 from lorakit.config import Config
 
 FONT = Path(__file__).parent / "assets" / "fonts" / "NotoSansSC-subset.otf"
+GAP = 6  # 像素；对照图里格子之间的空
 
 
 @lru_cache
@@ -31,7 +32,7 @@ def grid(
     cell: int = 160,
 ) -> Image.Image:
     """带行名、列名的对照图；每格等大，放大用最近邻以外的平滑方式。"""
-    left, top, gap = 76, 34, 6
+    left, top, gap = 76, 34, GAP
     width = left + len(column_names) * (cell + gap)
     image = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
     draw = ImageDraw.Draw(image)

@@ -38,3 +38,22 @@ def family():
     from lorakit.families import open_family
 
     return open_family(load_config("tiny-qwen-image"), torch.device("cpu"))
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """摆出来的每一份输出。"""
+    bundles = []
+    import IPython.display
+
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: bundles.append(data))
+    return bundles
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """假装有人在看：不是自动运行。"""
+    from lorakit.lab import explorer, mine, runner
+
+    for module in (explorer, mine, runner):
+        monkeypatch.setattr(module, "headless", lambda: False)

@@ -15,28 +15,12 @@ from PIL import Image
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
-from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz, runner
+from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
+from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
 from lorakit.train import Trainer
 
 SCENE = Scene((Thing("cat", "red", "center", "big"),), "meadow")
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """摆出来的每一份输出。"""
-    bundles = []
-    import IPython.display
-
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: bundles.append(data))
-    return bundles
-
-
-@pytest.fixture
-def watched(monkeypatch):
-    """假装有人在看：不是自动运行。"""
-    for module in (explorer, mine, runner):
-        monkeypatch.setattr(module, "headless", lambda: False)
 
 
 def open_static(bundle) -> Image.Image:
@@ -84,10 +68,27 @@ def test_fingerprint_knows_content():
     other = render(Scene((Thing("boat", "blue", "left", "small"),), "night"))
 
     def distance(a, b):
-        return bin(int(picture.fingerprint(a), 16) ^ int(picture.fingerprint(b), 16)).count("1")
+        return picture.distance(picture.fingerprint(a), picture.fingerprint(b))
 
     assert distance(image, image.resize((96, 96))) <= 3
-    assert distance(image, other) > 10
+    assert distance(image, other) > picture.SAME + 2
+    assert picture.distance("ffff", "fffc") == 2
+
+
+def test_wall_wastes_no_room():
+    cats = [render(SCENE)] * 2
+    named, bare = (lab.wall([cats], rows, ["甲", "乙"], cell=50) for rows in (["猫"], [""]))
+    assert bare.width == 2 * 56 and named.width > bare.width
+    assert bare.tobytes() == named.crop((named.width - bare.width, 0, *named.size)).tobytes()
+
+
+def test_charts_keep_their_colours(shown):
+    figure, axes = lab.chart()
+    axes.scatter(range(9), range(9), color=picture.BLUE)
+    axes.scatter([4], [4], color=picture.RED, s=60)
+    lab.show(figure)
+    colours = {c for _, c in open_static(shown[0]).convert("RGB").getcolors()}
+    assert (0xC4, 0x38, 0x2C) in colours and (255, 255, 255) in colours and len(colours) <= 20
 
 
 def test_headless_sweep_finds_the_crash(shown):
@@ -323,7 +324,7 @@ def test_stop_and_continue_equal_an_unbroken_run(shown, watched, config):
     run.start()
     assert first.wait(60)
     run.result()
-    assert run.trainer.step == 2 and not run.board.continue_button.disabled
+    assert run.step == 2 and not run.board.continue_button.disabled
     run.board.show = show
     run.board.continue_button.click()
     run.result()
@@ -357,3 +358,12 @@ def test_busy_run_refuses_a_second_start(shown, watched, config):
         run.start()
     run.stop()
     assert run.result().step < 50
+
+
+def test_board_previews_edits(shown, tmp_path):
+    data = samples.write("edit-hat", tmp_path / "data", count=8)
+    chosen = [f"data.folder={data}", f"run.output={tmp_path / 'run'}", "train.steps=1"]
+    chosen += ["train.batch_size=1", "sample.steps=2", "sample.prompts=[给它戴上一顶红帽子]"]
+    run = lab.Run(load_config("tiny-qwen-image-edit", chosen)).start()
+    assert [step for step, _ in run.board.samples] == [0, 1]
+    assert run.board.samples[0][1][0].size == (128, 128)

@@ -1,24 +1,12 @@
-"""练习册：从头到尾跑得通，提交的输出就是现在的输出，读者看得懂、手机上也看得见。"""
+"""练习册的样子：短、干净、术语先解释、手机上也看得见；跑得通、输出没有过时由 nbval 管。"""
 
 import ast
 import re
 import statistics
-import time
 import tomllib
 
 import pytest
-from notebook_tools import (
-    BOOKS,
-    ROOT,
-    VIEW,
-    code_cells,
-    differences,
-    execute,
-    pictures,
-    prose,
-    read,
-    said,
-)
+from notebook_tools import BOOKS, ROOT, VIEW, code_cells, pictures, prose, read, said
 
 from lorakit.lab import exercises, picture
 from lorakit.lab.glossary import TERMS, sentence
@@ -37,48 +25,10 @@ def committed(book):
     return read(book)
 
 
-@pytest.fixture(scope="module")
-def fresh(book, tmp_path_factory):
-    start = time.monotonic()
-    notebook = execute(book, tmp_path_factory.mktemp("cache"))
-    print(f"\n{book.stem}：{time.monotonic() - start:.0f} 秒")
-    return notebook
-
-
-def test_outputs_are_what_the_code_gives_today(committed, fresh):
-    wrong = []
-    for old, new in zip(code_cells(committed), code_cells(fresh), strict=True):
-        number, found = old.execution_count, differences(said(old), said(new))
-        wrong += [f"第 {number} 格：{why}" for why in found]
-        if pictures(old) != pictures(new):
-            wrong.append(f"第 {number} 格：图的张数不同")
-    assert not wrong, "\n".join(wrong)
-
-
-def test_nothing_is_said_on_stderr(committed, fresh):
-    for notebook in (committed, fresh):
-        for cell in code_cells(notebook):
-            for output in cell.outputs:
-                assert output.get("name") != "stderr", (cell.execution_count, output.text)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "word"),
-    [
-        ("损失 0.52\n", "损失 0.53\n", ""),
-        ("损失 0.52\n", "损失 0.61\n", "数变了"),
-        ("形状 (1, 16)\n", "形状 (1, 17)\n", "数变了"),
-        ("对了 100%\n", "对了 92%\n", ""),
-        ("对了 100%\n", "对了 12%\n", "数变了"),
-        ("一样吗？True\n", "一样吗？False\n", "文字不同"),
-        ("指纹 ffff000000000000", "指纹 ffff000000000003", ""),
-        ("指纹 ffff000000000000", "指纹 0000ffff00000000", "图变了"),
-        ("图 740x260，指纹 ffff000000000000", "图 740x270，指纹 ffff000000000000", "数变了"),
-    ],
-)
-def test_a_stale_output_is_noticed(old, new, word):
-    found = differences(old, new)
-    assert bool(found) == bool(word) and word in "".join(found)
+def test_nothing_is_said_on_stderr(committed):
+    for cell in code_cells(committed):
+        for output in cell.outputs:
+            assert output.get("name") != "stderr", (cell.execution_count, output.text)
 
 
 def test_small_enough_and_clean(book, committed):
@@ -166,6 +116,7 @@ def test_static_page_has_no_blank_widget(book, committed, tmp_path):
     from nbconvert import HTMLExporter
 
     page, _ = HTMLExporter().from_notebook_node(committed)
+    assert len(page.encode()) < 1_200_000, "手机上打开要快"
     assert "widget-view" not in page and "Error displaying widget" not in page
     shown = sum(pictures(cell) for cell in code_cells(committed))
     assert page.count("data:image/") >= shown >= 10

@@ -24,6 +24,7 @@ _PUBLIC = {
     "open_model": "mine",
     "predict": "quiz",
     "pretest": "quiz",
+    "ready": "setup",
     "reveal": "quiz",
     "show": "display",
     "slider": "explorer",

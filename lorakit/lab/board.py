@@ -89,6 +89,13 @@ class Board:
         self._put(self.shots, self.samples_wall())
         self.shots.layout.display = ""
 
+    def rewind(self, step: int):
+        """从第 step 步的检查点接着练：它之后的记录作废，免得同一步记两次。"""
+        kept = sum(done <= step for done in self.steps)
+        del self.steps[kept:], self.losses[kept:]
+        for log in (self.held, self.by_t, self.samples):
+            log[:] = [entry for entry in log if entry[0] <= step]
+
     def say(self, text: str, bad: bool = False):
         """状态那一行；bad 用红字。"""
         color = RED if bad else "inherit"

@@ -9,6 +9,8 @@ from lorakit.config import Config, Field, fields, load_config
 from lorakit.errors import ConfigError
 from lorakit.lab.display import both, widgets
 
+LEFT = 'style="text-align:left"'  # JupyterLab 的表格默认靠右
+
 
 def form(config: Config | None = None, groups: tuple[str, ...] = ()) -> "Form":
     """摆出表单；`form(...).config` 是现在的设置。groups 只显示这几组，例如 ("data", "train")。"""
@@ -70,7 +72,8 @@ class Form:
         rows = [(f.name, self._text(f.name), f.sentence) for f in self.fields.values()]
         lines = [f"{name} = {value}　{said}" for name, value, said in rows]
         cells = "".join(
-            f"<tr><td><code>{name}</code></td><td>{escape(value)}</td><td>{escape(said)}</td></tr>"
+            f"<tr><td {LEFT}><code>{name}</code></td><td {LEFT}>{escape(value)}</td>"
+            f"<td {LEFT}>{escape(said)}</td></tr>"
             for name, value, said in rows
         )
         both(self.box, {"text/html": f"<table>{cells}</table>", "text/plain": "\n".join(lines)})

@@ -17,6 +17,7 @@ from lorakit.tiny.world import Scene, Thing, render
 
 SIDE = 256  # 存下来的边长；再大对微型模型没有用
 TINY = "tiny-"
+SPEED = 20  # MB/s；估计下载时间用
 NEEDS = {  # 真模型：下载多少 GB、至少要多少 GB 显存（bf16 的权重本身）
     "Qwen/Qwen-Image": ("qwen-image", 57, 40),
 }
@@ -96,7 +97,11 @@ def open_model(name: str) -> Config:
         raise LorakitError(f"练习册还不认识模型“{name}”。可以写：{known}。")
     preset, download, memory = NEEDS[name]
     has = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
-    print(f"{name}：要下载约 {download} GB，显存至少 {memory} GB；你的显存是 {has:.0f} GB。")
+    minutes = download * 1000 / SPEED / 60
+    print(
+        f"{name}：要下载约 {download} GB（每秒 {SPEED} MB 时约 {minutes:.0f} 分钟），"
+        f"显存至少 {memory} GB；你的显存是 {has:.0f} GB。"
+    )
     if has < memory:
         raise LorakitError(
             f"放不下，没有开始。请把 模型 改回 tiny-qwen-image，或换 {memory} GB 的卡。"

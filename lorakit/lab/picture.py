@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from lorakit.report import FONT, grid
+from lorakit.report import FONT, GAP, grid
 
 BLUE, RED, GRAY, GREEN, ORANGE = "#3f6fb5", "#c4382c", "#9aa4b2", "#3c8c5a", "#d98a1f"
 Picture = Image.Image | Figure | torch.Tensor
+SAME = 8  # 指纹差这么多位以内，还是同一张图
 
 
 def _style() -> dict:
@@ -71,10 +72,13 @@ def to_image(x: torch.Tensor) -> Image.Image:
     return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
 
 
-def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 96):
-    """一墙带行名、列名的图；每格可以是 PIL 图或张量。"""
+def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 88):
+    """一墙带行名、列名的图；每格可以是 PIL 图或张量。没有行名（[""]）就不留左边的空。"""
     pictures = [[p if isinstance(p, Image.Image) else to_image(p) for p in row] for row in rows]
-    return grid(pictures, row_names, column_names, cell)
+    whole = grid(pictures, row_names, column_names, cell)
+    if any(row_names):
+        return whole
+    return whole.crop((whole.width - len(column_names) * (cell + GAP), 0, *whole.size))
 
 
 def render(picture: Picture) -> Image.Image:
@@ -94,9 +98,10 @@ def encode(picture: Picture) -> tuple[str, bytes]:
     image, file = render(picture), io.BytesIO()
     plain = isinstance(picture, Figure) and not any(a.images for a in picture.axes)
     if plain:
-        image.quantize(20, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        few = image.quantize(20, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(file, "PNG", optimize=True)
         return "image/png", file.getvalue()
-    image.save(file, "JPEG", quality=50, optimize=True)
+    image.save(file, "JPEG", quality=45, optimize=True)
     return "image/jpeg", file.getvalue()
 
 
@@ -115,3 +120,8 @@ def fingerprint(picture: Picture) -> str:
     """按内容认图：缩到 8x8，比平均亮的记 1，共 16 个十六进制字；差几位说明几乎一样。"""
     small = np.asarray(render(picture).convert("L").resize((8, 8), Image.Resampling.BOX), float)
     return np.packbits(small > small.mean()).tobytes().hex()
+
+
+def distance(one: str, other: str) -> int:
+    """两个指纹差几位（一共 64 位）；不超过 SAME 就当作同一张图。"""
+    return (int(one, 16) ^ int(other, 16)).bit_count()

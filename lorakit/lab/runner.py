@@ -1,15 +1,21 @@
-"""在后台训练，面板实时更新：格子马上返回，停止键才按得动；出了错由 `result()` 交给你。"""
+"""在后台训练，面板实时更新：格子马上返回，停止键才按得动；出了错由 `result()` 交给你。
+
+随包的微型模型在一个线程里练，真模型另起一个进程（process.py）；用法一样。
+"""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from lorakit import infer, record
+from lorakit import checkpoint, infer, record
+from lorakit.bundled import tiny_models
 from lorakit.config import Config
 from lorakit.errors import LorakitError
+from lorakit.families import open_family
 from lorakit.lab.board import Board
 from lorakit.lab.display import headless
+from lorakit.lab.process import Process
 from lorakit.train import Trainer
 
 
@@ -19,9 +25,15 @@ class Run:
     没人看时（测试、自动运行）start 会一直练到完。后台线程从不打印。
     """
 
-    def __init__(self, config: Config, names: list[str] | None = None):
-        """names 是样张墙的列名，一句提示词一个。"""
-        self.config, self.trainer = config, None
+    def __init__(self, config: Config, names: list[str] | None = None, process: bool | None = None):
+        """
+        Args:
+            names: 样张墙的列名，一句提示词一个。
+            process: 要不要另起一个进程；不写就由底模定：随包的微型模型不用，真模型要。
+        """
+        self.config, self.trainer, self._family = config, None, None
+        apart = config.model.path not in tiny_models() if process is None else process
+        self.process = Process(config) if apart else None
         self.board = Board(config.train.steps, config.sample.prompts)
         self.board.names = names or self.board.names
         self.board.stop_button.on_click(lambda button: self.stop())
@@ -51,11 +63,18 @@ class Run:
     def running(self) -> bool:
         return self._job is not None and not self._job.done()
 
+    @property
+    def step(self) -> int:
+        """练完了几步。"""
+        worker = self.process or self.trainer
+        return worker.step if worker else 0
+
     def stop(self):
         """练完手头这一步、存好，然后停下。"""
         self._halt.set()
-        if self.trainer:
-            self.trainer.stop()
+        worker = self.process if self.process and self.running else self.trainer
+        if worker:
+            worker.stop()
         if self.running:
             self.board.say("正在停下：先把这一步存好……")
 
@@ -66,8 +85,8 @@ class Run:
         self._go()
         return self
 
-    def result(self) -> Trainer:
-        """等它练完，返回 Trainer；训练里出的错在这里抛出。中断（Ctrl-C、方块键）等于停止。"""
+    def result(self) -> "Run":
+        """等它练完；训练里出的错在这里抛出。中断（Ctrl-C、方块键）等于停止。"""
         if self._job is None:
             raise LorakitError("还没有开始训练：先运行 run.start()。")
         try:
@@ -75,18 +94,36 @@ class Run:
         except KeyboardInterrupt:
             self.stop()
             self._job.result()
-        return self.trainer
+        return self
+
+    @property
+    def family(self):
+        """模型家族：读图、读字、还原成图都用它。"""
+        if self._family is None:
+            self._family = self.trainer.family if self.trainer else open_family(self.config)
+        return self._family
+
+    def pipeline(self):
+        """练好的模型，一条 stock 管线：在 `lorakit.generate`、`lorakit.compare` 里用。"""
+        self.result()
+        if self.process:
+            return infer.open_pipeline(self.family, self.config.run.output)
+        pipe = self.family.pipeline(self.trainer.transformer.eval())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     def _go(self):
         self._halt.clear()
+        found = checkpoint.latest(self.config.run.output)
+        self.board.rewind(int(found.name.split("-")[1]) if found else 0)
         self.board.running(True)
         pool = ThreadPoolExecutor(1, thread_name_prefix="train")
-        self._job = pool.submit(self._train)
+        self._job = pool.submit(self._follow if self.process else self._train)
         self._job.add_done_callback(self._ended)
         pool.shutdown(wait=False)
 
     def _ended(self, job: Future):
-        error, step = job.exception(), self.trainer.step if self.trainer else 0
+        error, step = job.exception(), self.step
         if error:
             kind = "" if isinstance(error, LorakitError) else f"{type(error).__name__}："
             self.board.say(f"训练停在第 {step} 步：{kind}{error}", bad=True)
@@ -95,6 +132,11 @@ class Run:
         else:
             self.board.say(f"练完了，一共 {step} 步。结果在 {self.config.run.output.name}。")
         self.board.running(False)
+
+    def _follow(self):
+        self.board.say("另起了一个进程，正在载入模型、编码数据……")
+        self.process.follow(self.board)
+        self.board.bar.value = self.step
 
     def _train(self):
         board, sample = self.board, self.config.sample
@@ -121,10 +163,7 @@ class Run:
             each = trainer.examine()["held_each"]
             self.board.show_by_t(step, np.mean(each, axis=0).tolist())
         if config.sample.prompts:
-            side = config.sample.size or config.data.resolution
             pipe = trainer.family.pipeline(trainer.transformer)
             pipe.set_progress_bar_config(disable=True)
-            images = infer.generate(
-                trainer.family, pipe, config.sample.prompts, config.sample, (side, side)
-            )
+            images = infer.preview(trainer.family, pipe, config, trainer.dataset)
             self.board.show_samples(step, images)

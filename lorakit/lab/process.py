@@ -1,0 +1,123 @@
+"""真模型另起一个进程训练：显存不够、甚至被系统杀掉，练习册的内核也不会跟着没了。
+
+进程就是 `python -m lorakit train`，面板读它写下的 metrics.jsonl 与 samples；
+停下是放一个 STOP 文件，它练完手头那一步、存好再走。关掉网页或重启内核，训练都还在。
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lorakit import record
+from lorakit.checkpoint import write_text
+from lorakit.config import Config
+from lorakit.errors import LorakitError
+from lorakit.lab.board import Board
+from lorakit.train import Step
+
+POLL = 0.5  # 秒；隔多久看一眼它写了什么
+TAIL = 2000  # 出错时最多引用它最后说的这么多字
+REMINDER = "提醒："
+INTERRUPTED = 130  # 被打断但已经存好
+
+
+class Process:
+    """一次训练的进程；follow 跟着它更新面板，直到它结束。"""
+
+    def __init__(self, config: Config):
+        self.config, self.folder = config, config.run.output
+        self.worker: subprocess.Popen | None = None
+        self.step = 0
+
+    def stop(self):
+        """请它练完手头这一步、存好，然后停下。"""
+        write_text(self.folder / "STOP", "")
+
+    def follow(self, board: Board):
+        """开始训练，把它写下的每一步和样张搬到面板上，直到它结束。
+
+        Raises:
+            LorakitError: 它因为出错而结束；消息就是它自己说的那句。
+        """
+        with tempfile.TemporaryDirectory(prefix="lorakit-run-") as place:
+            file, log = Path(place) / "config.yaml", Path(place) / "log.txt"
+            file.write_text(self.config.to_yaml(), encoding="utf-8")
+            (self.folder / "STOP").unlink(missing_ok=True)  # 上一次留下的不算
+            since = time.time_ns()
+            with log.open("wb") as out:
+                self.worker = subprocess.Popen(
+                    [sys.executable, "-m", "lorakit", "train", str(file)],
+                    stdout=subprocess.DEVNULL,
+                    stderr=out,
+                    start_new_session=True,  # 按中断键时由 STOP 来停，免得它没存好就没了
+                    env={**os.environ, "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"},
+                )
+            seen = _Seen(self.folder, board, len(self.config.sample.prompts), since)
+            while self.worker.poll() is None:
+                seen.look()
+                self.step = seen.step
+                time.sleep(POLL)
+            seen.look()
+            self.step = seen.step
+            self._check_end(log.read_text(encoding="utf-8", errors="replace"))
+
+    def _check_end(self, said: str):
+        code = self.worker.returncode
+        if code in (0, INTERRUPTED):
+            return
+        if code < 0:
+            name = signal.Signals(-code).name
+            raise LorakitError(
+                f"训练进程在第 {self.step} 步被系统结束了（{name}），多半是内存不够；"
+                "练习册的内核没有事。换小一点的 train.batch_size 或 data.resolution，"
+                "再按“继续”从最后的检查点接着练。"
+            )
+        lines = [line.split("\r")[-1] for line in said.splitlines()]
+        kept = [line for line in lines if line.strip() and not line.startswith(REMINDER)]
+        raise LorakitError(
+            "\n".join(kept)[-TAIL:] or f"训练进程出错了（退出码 {code}），什么也没有说。"
+        )
+
+
+class _Seen:
+    """运行文件夹里已经搬到面板上的步与样张。"""
+
+    def __init__(self, folder: Path, board: Board, prompts: int, since: int):
+        self.folder, self.board, self.prompts, self.since = folder, board, prompts, since
+        self.step = board.steps[-1] if board.steps else 0
+        self.started = bool(board.held or board.by_t)
+        self.shown = {step for step, _ in board.samples}
+
+    def look(self):
+        """搬来新的记录与样张；早先那一次留下的文件不看（续训会先重写一遍记录）。"""
+        metrics = self.folder / "metrics.jsonl"
+        for row in record.read(self.folder) if self._fresh(metrics) else ():
+            if row["step"] == 0 and not self.started:
+                self.started = True
+                self.board.show_start(row.get("held"))
+            elif row["step"] <= self.step:
+                continue
+            else:
+                self.step = row["step"]
+                self.board.show(Step(**row))
+            if row.get("held_each"):
+                self.board.show_by_t(row["step"], np.mean(row["held_each"], axis=0).tolist())
+        for step in sorted(self._sample_steps() - self.shown):
+            files = [self.folder / "samples" / f"{step}_{i}.png" for i in range(self.prompts)]
+            if all(map(self._fresh, files)):
+                self.shown.add(step)
+                self.board.show_samples(step, [Image.open(f).convert("RGB") for f in files])
+
+    def _fresh(self, file: Path) -> bool:
+        return file.is_file() and file.stat().st_mtime_ns >= self.since
+
+    def _sample_steps(self) -> set[int]:
+        names = (path.stem.split("_")[0] for path in (self.folder / "samples").glob("*_*.png"))
+        return {int(name) for name in names if name.isdigit()}

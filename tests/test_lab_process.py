@@ -1,0 +1,101 @@
+"""另起一个进程训练：面板和线程里的一样，停下先存好，出错与被杀都不伤内核。"""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lorakit import infer, lab
+from lorakit.errors import LorakitError
+from lorakit.lab import process
+from lorakit.train import Trainer
+
+PROMPT = "sample.prompts=[剪纸风格，一只大狗在中间]"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(process, "POLL", 0.02)
+
+
+def test_who_needs_a_process(config, tmp_path):
+    assert lab.Run(config()).process is None
+    assert lab.Run(config(), process=True).process
+    assert lab.Run(config(f"model.path={tmp_path}")).process, "不是随包的，就另起一个进程"
+
+
+def test_same_losses_and_board_as_in_the_thread(shown, config):
+    run = lab.Run(config(PROMPT, "sample.steps=2", "sample.every=2", output="a"), process=True)
+    run.start()
+    there = Trainer(config(PROMPT, "sample.steps=2", output="b"))
+    assert run.board.losses == [step.loss for step in there]
+    assert run.step == 4 and run.board.bar.value == 4 and "练完了" in run.board.status.value
+    assert [step for step, _ in run.board.held] == [0, 2, 4]
+    assert [step for step, _ in run.board.samples] == [0, 2, 4]
+    assert [step for step, _ in run.board.by_t] == [0, 2, 4]
+    images = infer.generate(run.family, run.pipeline(), *_asked(run))
+    pipe = there.family.pipeline(there.transformer.eval())
+    here = infer.generate(there.family, pipe, *_asked(run))
+    gap = np.asarray(images[0], int) - np.asarray(here[0], int)
+    assert abs(gap).max() <= 2, "从文件读回来的 LoRA 画同一张图，只差四舍五入"
+
+
+def _asked(run):
+    return ["剪纸风格，一只大狗在中间"], run.config.sample, (128, 128)
+
+
+def test_stop_saves_first_and_continue_equals_unbroken(shown, watched, config):
+    run, reached = lab.Run(config("train.steps=12", output="a"), process=True), threading.Event()
+    show = run.board.show
+
+    def stop_at_two(step):
+        show(step)
+        if step.step == 2:
+            run.board.stop_button.click()
+            reached.set()
+
+    run.board.show = stop_at_two
+    run.start()
+    assert reached.wait(120)
+    stopped = run.result().step
+    assert 2 <= stopped < 12 and (run.config.run.output / f"checkpoint-{stopped}").is_dir()
+    run.board.show = show
+    run.board.continue_button.click()
+    run.result()
+    plain = [step.loss for step in Trainer(config("train.steps=12", output="b"))]
+    assert run.board.losses == plain and run.board.steps == list(range(1, 13))
+
+
+def test_its_own_chinese_message_comes_back(shown, watched, config, tmp_path):
+    run = lab.Run(config(f"data.folder={tmp_path / 'none'}"), process=True).start()
+    with pytest.raises(LorakitError, match="没有这个文件夹") as caught:
+        run.result()
+    assert "Traceback" not in str(caught.value)
+    deadline = time.monotonic() + 5
+    while "没有这个文件夹" not in run.board.status.value and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "没有这个文件夹" in run.board.status.value
+
+
+def test_killed_by_the_system_leaves_the_kernel_and_can_continue(shown, watched, config):
+    run = lab.Run(config("train.steps=60", "eval.every=0"), process=True)
+    show = run.board.show
+
+    def kill_at_three(step):
+        show(step)
+        if step.step == 3:
+            os.kill(run.process.worker.pid, signal.SIGKILL)
+
+    run.board.show = kill_at_three
+    run.start()
+    with pytest.raises(LorakitError, match=r"SIGKILL.*内存不够"):
+        run.result()
+    run.board.show = show
+    run.go_on()
+    while run.step < 8:
+        time.sleep(0.01)
+    run.stop()
+    assert run.board.steps == list(range(1, run.result().step + 1)), "同一步不记两次"
