@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections import defaultdict
@@ -17,17 +16,12 @@ from safetensors.torch import load, save
 
 from lorakit import cache_masks
 from lorakit.cache_lock import shares
+from lorakit.cache_root import root
 from lorakit.checkpoint import write_text, write_whole
-from lorakit.data import (
-    Record,
-    bucket_for,
-    load_prior,
-    load_sources,
-    read_image,
-    split_holdout,
-)
+from lorakit.data import Record, bucket_for, read_image
+from lorakit.data_select import select
 from lorakit.data_views import View, cut, show, views
-from lorakit.errors import ConfigError, DataError, LorakitWarning
+from lorakit.errors import LorakitError, LorakitWarning
 from lorakit.families.base import Cond, Family
 from lorakit.hub import absent
 from lorakit.sampler import to_pixels
@@ -67,11 +61,6 @@ class Dataset:
     prior: tuple[Item, ...] = ()
 
 
-def root() -> Path:
-    """缓存文件夹：环境变量 LORAKIT_CACHE，或 ~/.cache/lorakit。"""
-    return Path(os.environ.get("LORAKIT_CACHE", "~/.cache/lorakit")).expanduser()
-
-
 def prepare(
     config, family: Family, progress: Callable[[str, int, int], None] | None = None
 ) -> Dataset:
@@ -80,58 +69,22 @@ def prepare(
     Args:
         progress: 函数 (在做什么, 第几个, 共几个)，每编码一批调一次。
     """
-    if not config.data.sources:
-        raise ConfigError("data.folder：还没有指定图片文件夹。请加 --set data.folder=我的图片。")
     data = config.data
-    records = fit_controls(family, load_sources(data.sources, data.trigger))
-    if data.resolution % family.multiple:
-        low = data.resolution // family.multiple * family.multiple
-        raise ConfigError(
-            f"data.resolution：{data.resolution} 不行，"
-            f"{family.name} 要 {family.multiple} 的倍数，"
-            f"最近的是 {low} 和 {low + family.multiple}。"
-        )
-    prior = load_prior(data.class_folder, data.trigger, records)
-    prior = fit_controls(family, prior, "data.class_folder：")
-    parts = (*split_holdout(records, config.eval.holdout), prior)
+    train, held, prior, masks = select(config, family)
     report = progress or (lambda *_: None)
-    shown = _shown(data, *parts)
+    shown = _shown(data, train, held, prior)
     pictures = [*shown, *(one for pair in shown for one in controls_of(*pair))]
     latents = _latents(family, pictures, data.resolution, report)
     conds = _conditions(family, shown, latents[len(shown) :], data.resolution, report)
     family.release("vae", "text")
-    masks = _masks(shown, latents, len(prior), data.mask, report)
+    sizes = [mean.shape[:0:-1] for mean, _ in latents[: len(shown)]]  # (C, h, w) -> (w, h)
+    small = _masks(shown, sizes, masks, data.mask, report)
     items = defaultdict(list)
-    rows = zip(shown, latents, conds, masks, strict=False)  # latents 后面还有控制图的
+    rows = zip(shown, latents, conds, small, strict=False)  # latents 后面还有控制图的
     for (record, _), pair, both, mask in rows:
         items[record.path].append(Item(*pair, *both, record, mask))
     whole = {path: replace(first, variants=tuple(rest)) for path, (first, *rest) in items.items()}
-    return Dataset(*(tuple(whole[record.path] for record in part) for part in parts))
-
-
-def fit_controls(family: Family, records: Sequence[Record], where: str = "") -> list[Record]:
-    """控制图的张数要合家族的胃口：用不到的说一声再去掉，缺的、多的报错（where 写在最前面）。"""
-    least, most = family.controls
-    if not most:
-        if any(record.controls for record in records):
-            warnings.warn(
-                f"{where}{family.name} 不看控制图，它们没有起作用。", LorakitWarning, stacklevel=3
-            )
-        return [replace(r, controls=(), control_sizes=(), control_digests=()) for r in records]
-    for record in records:
-        count = len(record.controls)
-        if count < least:
-            named = "。" if where else "，或用 data.control_folder 指定。"
-            raise DataError(
-                f"{where}{family.name} 要有控制图（改之前的图），{record.path.name} 没有。"
-                f"把它们放进与 images 并排的 control 文件夹{named}"
-            )
-        if count > most:
-            raise DataError(
-                f"{where}{record.path.name} 有 {count} 张控制图，这个底模只看 {most} 张。"
-                f"请移走多的，或换能看三张的 Qwen/Qwen-Image-Edit-2509。"
-            )
-    return list(records)
+    return Dataset(*(tuple(whole[record.path] for record in part) for part in (train, held, prior)))
 
 
 def controls_of(record: Record, view: View = PLAIN) -> list[tuple[Record, View]]:
@@ -245,7 +198,11 @@ def _read(path: Path) -> Cond | None:
 
 def _write(path: Path, tensors: Cond, fields: dict):
     content = _pack(tensors, json.dumps(fields, ensure_ascii=False))
-    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    try:
+        write_whole(path, lambda temporary: temporary.write_bytes(content))
+    except LorakitError as error:
+        hint = "缓存的位置由环境变量 LORAKIT_CACHE 决定；旧的可以用 lorakit cache clean 清掉。"
+        raise LorakitError(f"{error}{hint}") from error
 
 
 def _cached(
@@ -327,13 +284,9 @@ def _texts(family: Family, queries: Sequence[Query], resolution: int, report) ->
     return _cached("text", text_fields(family, queries, resolution), encode, 8, report)
 
 
-def _masks(shown, latents, others: int, kind: str, report) -> list[torch.Tensor | None]:
-    """每种样子的遮罩 (1, h, w)，没有就是 None；最后 others 个是同类图，总是没有。"""
-    if kind == "none":
-        return [None] * len(shown)
-    own = shown[: len(shown) - others]
-    sizes = [mean.shape[:0:-1] for mean, _ in latents[: len(own)]]  # (C, h, w) -> (w, h)
-    chosen, fields, encode = cache_masks.plan(own, sizes, kind)
+def _masks(shown, sizes, masks, kind: str, report) -> list[torch.Tensor | None]:
+    """每种样子的遮罩 (1, h, w)，没有就是 None。"""
+    chosen, fields, encode = cache_masks.plan(shown, sizes, masks, kind)
     found = _cached("mask", [{"format": FORMAT, **one} for one in fields], encode, 1, report)
     ready = {i: one["mask"] for i, one in zip(chosen, found, strict=True)}
     return [ready.get(i) for i in range(len(shown))]

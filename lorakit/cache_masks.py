@@ -1,8 +1,7 @@
 """遮罩缩到潜变量的大小，和图一样裁切、翻转；按遮罩的内容缓存。"""
 
 import hashlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ import torch
 from PIL import Image
 
 from lorakit.data import Record
-from lorakit.data_mask import MASK, read_alpha, read_mask
+from lorakit.data_mask import read_alpha, read_mask
 from lorakit.data_views import View, show
-from lorakit.errors import DataError, LorakitWarning
 
 
 def weigh(mask: Image.Image, size: tuple[int, int], view: View, digest: str) -> torch.Tensor:
@@ -26,17 +24,19 @@ def weigh(mask: Image.Image, size: tuple[int, int], view: View, digest: str) -> 
     return torch.from_numpy(np.array(small, np.float32)[None] / 255)
 
 
-def plan(shown: Sequence[tuple[Record, View]], sizes: Sequence[tuple[int, int]], kind: str):
+def plan(
+    shown: Sequence[tuple[Record, View]],
+    sizes: Sequence[tuple[int, int]],
+    masks: Mapping[Path, Path],
+    kind: str,
+):
     """要准备哪些遮罩：(有遮罩的下标, 各由什么算出, 函数 下标列表 -> [{"mask": (1, h, w)}])。
 
     Args:
         sizes: 每种样子的潜变量的 (宽, 高)。
+        masks: 图 -> 从哪个文件读它的遮罩。
         kind: data.mask，alpha 或 file。
-
-    Raises:
-        DataError: 要用遮罩，可是一张也没有。
     """
-    masks = _sources(shown, kind)
     chosen = [i for i, (record, _) in enumerate(shown) if record.path in masks]
     fields = []
     for i in chosen:
@@ -55,26 +55,3 @@ def plan(shown: Sequence[tuple[Record, View]], sizes: Sequence[tuple[int, int]],
         return results
 
     return chosen, fields, encode
-
-
-def _sources(shown: Sequence[tuple[Record, View]], kind: str) -> dict[Path, Path]:
-    """图 -> 遮罩从哪个文件读；有的图没有就提醒，都没有就停下。"""
-    records = {record.path: record for record, _ in shown}
-    if kind == "alpha":
-        masks = {path: path for path in records if read_alpha(path) is not None}
-    else:
-        masks = {path: record.mask for path, record in records.items() if record.mask}
-    wanted = f"旁边有 {MASK} 图（例如 猫.png 旁边的 猫{MASK}.png）"
-    wanted = "带透明通道" if kind == "alpha" else wanted
-    if not masks:
-        raise DataError(
-            f"data.mask：写的是 {kind}，可是没有一张图{wanted}。准备好遮罩，或改回 none。"
-        )
-    without = [path.name for path in records if path not in masks]
-    if without:
-        warnings.warn(
-            f"{len(without)} 张图没有遮罩，整张都学：{'、'.join(without[:5])}",
-            LorakitWarning,
-            stacklevel=5,
-        )
-    return masks

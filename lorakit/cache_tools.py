@@ -1,19 +1,18 @@
 """看懂与清理缓存：一张图为什么重用、为什么重编；删掉多余的。"""
 
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 from lorakit import cache
-from lorakit.config import load_config
 from lorakit.config_groups import Data, Source
-from lorakit.data import Record, apply_trigger, inspect, unpacked
-from lorakit.data_lint import over_limit
-from lorakit.data_report import Report
-from lorakit.errors import DataError
-from lorakit.families import open_family
+from lorakit.data import apply_trigger, inspect, places, unpacked
+from lorakit.data_seen import FILE
+from lorakit.data_select import fit_controls
+from lorakit.errors import DataError, LorakitError, plain_reason
 
+HEX = "[0-9a-f]"
 NAMES = {  # 字段 -> 人话
     "format": "lorakit 的缓存格式",
     "family": "模型家族",
@@ -37,7 +36,7 @@ def why(config, family, picture: Path) -> str:
     if not mine:
         wrong = [p.reason for p in report.problems if p.path and p.path.name == picture.name]
         raise DataError(f"“{picture}”不能用于训练：{'；'.join(wrong) or '没有这张图'}。")
-    (record,) = cache.fit_controls(family, mine)
+    (record,) = fit_controls(family, mine)
     side, caption = config.data.resolution, apply_trigger(record.caption, trigger)
     image = cache.image_fields(family, [record], side)[0]
     text = cache.text_fields(family, [(caption, record, cache.PLAIN)], side)[0]
@@ -46,23 +45,10 @@ def why(config, family, picture: Path) -> str:
 
 def _home(data: Data, picture: Path) -> tuple[Source, str]:
     """图在哪个来源里、那里用什么触发词（同类图片不用）；都不在，就是它自己的文件夹。"""
-    choices = [(source, data.trigger) for source in data.sources]
-    choices += [(Source(folder=data.class_folder), "")] if data.class_folder else []
-    for source, trigger in choices:
+    for source, trigger in places(data):
         if picture.is_relative_to(unpacked(source.folder).resolve()):
             return source, trigger
     return Source(folder=picture.parent, control_folder=data.control_folder), data.trigger
-
-
-def check_length(source: str, records: Sequence[Record], report: Report) -> Report:
-    """再看描述有没有超过底模的文字编码器的上限；source 是 YAML 文件或预设名。"""
-    config = load_config(source)
-    family = open_family(config)
-    captions = [apply_trigger(record.caption, config.data.trigger) for record in records]
-    counts = family.count_tokens(captions) if captions else []
-    encoder = f"{family.name} 的文字编码器"
-    found = over_limit(records, counts, family.caption_limit, encoder)
-    return replace(report, problems=(*report.problems, *found))
 
 
 def _explain(kind: str, fields: dict) -> str:
@@ -79,18 +65,34 @@ def _explain(kind: str, fields: dict) -> str:
 
 
 def _files(kind: str = "*") -> Iterator[Path]:
-    return cache.root().glob(f"{kind}/*.safetensors")
+    return cache.root().glob(f"{kind}/{HEX * 64}.safetensors")
 
 
 def clean(days: float) -> tuple[int, int]:
-    """删掉 days 天没用过的缓存文件（0 表示全部），返回 (删了几个, 多少字节)。
+    """删掉 days 天没用过的缓存（0 表示全部），返回 (删了几个文件, 多少字节)。
 
-    缓存随时可以重新编码出来，删掉不会丢失任何东西。
+    编码好的、看过的图的记录、摊开的 datasets、断电留下的半个文件：都能重新做出来，不会丢东西。
+    只删自己起的名字，缓存指到了放着别的东西的文件夹也不会误删。
+
+    Raises:
+        LorakitError: days 是负数；没有权限删。
     """
-    count = size = 0
-    for path in list(_files()):
-        facts = path.stat()
-        if time.time() - max(facts.st_atime, facts.st_mtime) >= days * 86400:
-            path.unlink(missing_ok=True)
-            count, size = count + 1, size + facts.st_size
+    if not days >= 0:
+        raise LorakitError(f"--days 不能小于 0，得到 {days:g}；0 表示全部删掉。")
+    top, count, size = cache.root(), 0, 0
+    units = [*_files(), *top.glob(f"*/.{HEX * 16}*.tmp"), *top.glob(FILE)]
+    units += top.glob(f"datasets/{HEX * 16}")
+    for unit in units:
+        files = [unit] if unit.is_file() else [path for path in unit.rglob("*") if path.is_file()]
+        facts = [path.stat() for path in files]
+        last = max((max(one.st_atime, one.st_mtime) for one in facts), default=0)
+        if time.time() - last < days * 86400:
+            continue
+        try:
+            shutil.rmtree(unit) if unit.is_dir() else unit.unlink(missing_ok=True)
+        except OSError as error:
+            raise LorakitError(
+                f"删不掉“{unit}”：{plain_reason(error)}。已经删了 {count} 个。"
+            ) from error
+        count, size = count + len(files), size + sum(one.st_size for one in facts)
     return count, size

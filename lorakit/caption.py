@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -94,7 +95,7 @@ class Captioner:
             language: zh 或 en；None 用这种模型最拿手的。
 
         Raises:
-            LorakitError: 不认识的模型、它不会的语言、没有的长短、载入失败。
+            LorakitError: 不认识的模型、它不会的语言、没有的长短。
         """
         name, where = _recognise(model)
         kind = KINDS[name]
@@ -107,32 +108,46 @@ class Captioner:
             raise LorakitError(
                 f"{name} 只会写英文。要中文请用 --model qwen2.5-vl，或写 --language en。"
             )
-        self.name, self.prompt = name, kind.prompts[language, length]
+        self.name, self.where, self.prompt = name, where, kind.prompts[language, length]
         self.device, self.length = memory.pick_device(), LENGTHS[length]
         self.dtype = memory.pick_dtype(precision, self.device)
+
+    @cached_property
+    def model(self):
+        """模型；要写第一句时才载入：文件夹写错了、没有要写的，都不必先下载几个 GB。"""
+        where = self.where
         try:
-            self._load(kind, where)
+            return self._load(KINDS[self.name].architecture)
         except (OSError, ValueError, KeyError, ImportError) as error:
+            if Path(where).is_dir():
+                why = f"“{where}”里的模型读不出来，多半是没有下载完：{str(error).splitlines()[0]}。"
+                raise LorakitError(why) from error
             raise LorakitError(
-                f"载入“{where}”失败：{str(error).splitlines()[0]}。"
-                "检查路径和网络（可设 HF_ENDPOINT 用镜像），也可以先下载好，把文件夹写给 --model。"
+                f"“{where}”不在本地，也没能从模型站下载。检查网络（可设 HF_ENDPOINT 用镜像），"
+                "也可以先下载好，把文件夹写给 --model。"
             ) from error
 
-    def _load(self, kind: Kind, where: str):
+    def _load(self, architecture: str):
         import transformers
 
+        where = self.where
         if self.name == "qwen2.5-vl":
             # AutoProcessor 会连视频的部分一起载入，那要另装 torchvision；看图用不着
             self.images = transformers.AutoImageProcessor.from_pretrained(where)
             self.processor = transformers.AutoTokenizer.from_pretrained(where)
         else:
             self.processor = transformers.AutoProcessor.from_pretrained(where)
-        model = getattr(transformers, kind.architecture).from_pretrained(where, dtype=self.dtype)
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        model = getattr(transformers, architecture).from_pretrained(where, dtype=self.dtype)
+        return model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> str:
-        """RGB 图 -> 一行描述（不带前缀）；什么也没写出来是空的。"""
+        """RGB 图 -> 一行描述（不带前缀）；什么也没写出来是空的。
+
+        Raises:
+            LorakitError: 模型载入失败。
+        """
+        model = self.model  # 处理图和文字的部分也随它一起载入
         if self.name == "qwen2.5-vl":
             batch = self._qwen(image)
         else:
@@ -141,7 +156,7 @@ class Captioner:
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for key, value in batch.items()
         }
-        tokens = self.model.generate(**inputs, max_new_tokens=self.length, do_sample=False)
+        tokens = model.generate(**inputs, max_new_tokens=self.length, do_sample=False)
         asked = inputs["input_ids"]
         if torch.equal(tokens[:, : asked.shape[1]], asked):  # 只会接着写的模型，开头是问题本身
             tokens = tokens[:, asked.shape[1] :]

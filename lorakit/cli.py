@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from lorakit.cli_data import cache, caption, check
 from lorakit.cli_files import audit, export, push
 from lorakit.cli_options import parser
 from lorakit.cli_progress import bar, interrupt, say_encoding
@@ -50,37 +51,6 @@ def _init(args) -> int:
 
     print(template(args.preset), end="")
     return DONE
-
-
-def _check(args) -> int:
-    from lorakit.data import inspect, unpacked
-
-    if args.fix and args.undo:
-        raise LorakitError("--fix 和 --undo 只能写一个：先 --fix 看结果，不满意再 --undo。")
-    if args.fix or args.undo:
-        from lorakit import data_fix
-
-        print(data_fix.undo(args.folder) if args.undo else data_fix.fix(args.folder, args.trigger))
-    records, report = inspect(unpacked(args.folder), args.trigger, args.control)
-    if args.config:
-        from lorakit import cache_tools
-
-        report = cache_tools.check_length(args.config, records, report)
-    print(report.text())
-    if args.html:
-        from lorakit import data_html
-
-        print(f"网页写好了：{data_html.write(args.html, records, report, args.resolution)}")
-    return WRONG_INPUT if report.errors else DONE
-
-
-def _caption(args) -> int:
-    from lorakit.caption import Captioner, caption_folder
-
-    captioner = Captioner(args.model, args.language, args.length)
-    done = caption_folder(args.folder, captioner, args.prefix, args.overwrite, say_encoding)
-    print(f"{done.text()}\n模型会看错：打开读一遍，改掉说错的。")
-    return WRONG_INPUT if done.failed else DONE
 
 
 def _train(args) -> int:
@@ -206,37 +176,14 @@ def _compare(args) -> int:
     return DONE
 
 
-def _cache(args) -> int:
-    from lorakit import cache, cache_tools
-    from lorakit.config import load_config
-    from lorakit.families import open_family
-
-    if args.action == "clean":
-        count, size = cache_tools.clean(args.days)
-        print(f"删掉了 {count} 个缓存文件，腾出 {size / 1e6:.1f} MB（{cache.root()}）。")
-        return DONE
-    config = load_config(args.config, args.set)
-    family = open_family(config)
-    if args.action == "why":
-        if args.picture is None:
-            raise LorakitError("要看哪张图？例如 lorakit cache why my-data/01_cat.png")
-        print(cache_tools.why(config, family, args.picture))
-        return DONE
-    dataset = cache.prepare(config, family, say_encoding)
-    print(
-        f"都编码好了：训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张（{cache.root()}）。"
-    )
-    return DONE
-
-
 # 名字都在 cli_options.COMMANDS 里写明
 _RUN = {
     "demo": _demo,
     "sample-data": _sample_data,
     "init": _init,
-    "check": _check,
-    "caption": _caption,
-    "cache": _cache,
+    "check": check,
+    "caption": caption,
+    "cache": cache,
     "train": _train,
     "generate": _generate,
     "edit": _edit,

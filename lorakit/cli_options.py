@@ -23,6 +23,7 @@ _CHINESE = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.print_usage(sys.stderr)
+        message = message.replace("要 int", "要整数").replace("要 float", "要数字")
         print(f"命令写错了：{message}。用 {self.prog} --help 看说明和例子。", file=sys.stderr)
         sys.exit(USAGE)
 
@@ -91,27 +92,37 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
     ),
     "check": (
         "体检数据：哪张图、哪句描述有问题，怎么修",
-        "lorakit check my-data",
+        "lorakit check my-data --html report.html",
         (
-            _option("folder", type=Path, help="图片文件夹"),
-            _option("--trigger", default="", help="触发词；给了就检查每句描述里有没有它"),
+            _option("source", help="图片文件夹，或训练用的 YAML 文件（它写的每个文件夹都看）"),
+            _option("--trigger", metavar="词", help="触发词；给了就检查每句描述里有没有它"),
             _option(
-                "--control", type=Path, help="编辑数据：控制图的文件夹；images 旁的 control 不用写"
+                "--control",
+                type=Path,
+                metavar="文件夹",
+                help="编辑数据：控制图的文件夹；images 旁的 control 不用写",
             ),
-            _option("--config", help="YAML 或预设名；给了就看描述有没有超过文字编码器的上限"),
+            _option(
+                "--config",
+                metavar="YAML",
+                help="或预设名：照它的分辨率、底模再看这个文件夹合不合适",
+            ),
+            _SET,
             _option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
             _option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
             _option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
-            _option("--resolution", type=int, metavar="边长", help="网页里的裁切框按它画"),
+            _option("--resolution", type=int, metavar="边长", help="训练分辨率：看各图裁掉多少"),
         ),
     ),
     "caption": (
         "用看图说话的模型替图片写描述；写一张存一张，断了再运行就接着写",
         "lorakit caption my-data --model qwen2.5-vl --prefix 'ohwx 猫'",
         (
-            _option("folder", type=Path, help="图片文件夹"),
+            _option("folder", type=Path, help="图片文件夹，或写着 data.folder 的 YAML 文件"),
             _option("--model", default="qwen2.5-vl", help=_CAPTIONERS),
-            _option("--prefix", default="", help="写在每句最前面的话，例如触发词"),
+            _option(
+                "--prefix", metavar="话", help="写在每句最前面，例如触发词；YAML 里写了就不用写"
+            ),
             _option("--language", help="zh 或 en；不写就用模型最拿手的"),
             _option("--length", default="medium", help="short、medium（默认）或 long"),
             _option("--overwrite", action="store_true", help="已经有 .txt 的也重写"),
@@ -122,7 +133,7 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
         "lorakit cache why my-data/01_cat.png",
         (
             _option("action", choices=("build", "why", "clean"), help="build、why 或 clean"),
-            _option("picture", type=Path, nargs="?", help="why：哪张图"),
+            _option("what", type=Path, nargs="?", help="why：哪张图；build：YAML 或图片文件夹"),
             _option("--config", default="tiny-qwen-image", help="YAML 文件或预设名"),
             _option("--days", type=float, default=0.0, help="clean：只删这么多天没用过的"),
             _SET,

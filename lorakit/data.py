@@ -7,7 +7,7 @@ import hashlib
 import math
 import shlex
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lorakit.config_groups import Source
+from lorakit.config_groups import Data, Source
 from lorakit.data_check import IMAGE_SUFFIXES, Record, has_trigger, inspect
 from lorakit.data_datasets import unpacked
-from lorakit.data_read import CJK, read_caption, read_image
+from lorakit.data_read import CJK, Progress, read_caption, read_image
 from lorakit.data_report import Problem, Report, names
 from lorakit.errors import DataError, LorakitWarning
+
+MULTIPLE = 16  # 文生图家族的宽高都要是它的倍数（有测试对着每个家族核对）
+ENLARGED = 1.5  # 放大到这么多倍以上，看得出模糊
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -32,11 +35,14 @@ __all__ = [
     "bucket_for",
     "buckets",
     "crop_box",
+    "doctor",
     "fit",
+    "framing",
     "inspect",
     "load_prior",
     "load_records",
     "load_sources",
+    "places",
     "read_caption",
     "read_image",
     "split_holdout",
@@ -54,14 +60,14 @@ def load_records(
     """
     folder = unpacked(folder)
     records, report = inspect(folder, trigger, control)
+    pair = f" --control {shlex.quote(str(control))}" if control else ""
+    command = f"lorakit check {shlex.quote(str(folder))}{pair}"
     if report.errors:
-        pair = f" --control {shlex.quote(str(control))}" if control else ""
-        command = f"lorakit check {shlex.quote(str(folder))}{pair}"
         hint = f"先运行 {command} 看完整报告；改好之前没有开始训练。"
         raise DataError(f"{report.text(('error',))}\n\n{hint}")
     if report.warnings:
         said = f"体检有 {len(report.warnings)} 个警告，例如 {report.warnings[0].reason}；"
-        warnings.warn(f"{said}看全部：lorakit check {folder}", LorakitWarning, stacklevel=2)
+        warnings.warn(f"{said}看全部：{command}", LorakitWarning, stacklevel=2)
     return [replace(r, caption=apply_trigger(r.caption, trigger)) for r in records]
 
 
@@ -104,6 +110,20 @@ def load_prior(folder: Path | None, trigger: str, train: Sequence[Record]) -> li
     return records
 
 
+def places(data: Data) -> list[tuple[Source, str]]:
+    """设置里的每个来源和它的触发词；同类图片在最后，它没有触发词。"""
+    prior = [Source(folder=data.class_folder)] if data.class_folder else []
+    return [*((source, data.trigger) for source in data.sources), *((one, "") for one in prior)]
+
+
+def doctor(data: Data, progress: Progress | None = None) -> list[tuple[list[Record], Report]]:
+    """体检设置里的每个来源（同类图片在最后），各返回 (可用的记录, 报告)。"""
+    return [
+        inspect(unpacked(source.folder), trigger, source.control_folder, progress)
+        for source, trigger in places(data)
+    ]
+
+
 def apply_trigger(caption: str, trigger: str) -> str:
     """描述里没有触发词就加在最前面：中文描述用“，”隔开，其他用“, ”。"""
     trigger = trigger.strip()
@@ -119,7 +139,9 @@ def buckets(resolution: int, multiple: int) -> list[tuple[int, int]]:
         DataError: resolution 不是 multiple 的倍数。
     """
     if resolution <= 0 or resolution % multiple:
-        raise DataError(f"分辨率要是 {multiple} 的倍数，得到 {resolution}。")
+        low = max(resolution // multiple, 1) * multiple
+        near = f"最近的是 {low} 和 {low + multiple}"
+        raise DataError(f"分辨率要是 {multiple} 的倍数，得到 {resolution}；{near}。")
     # 步子约为边长的 1/16：桶再多，每桶只剩一两张图，一批就凑不满；最多多裁 7%
     step = max(multiple, round(resolution / 16 / multiple) * multiple)
     sizes = {(resolution, resolution)}
@@ -150,6 +172,36 @@ def fit(
     return image.resize(size, Image.Resampling.LANCZOS, box=box), box
 
 
+def framing(
+    records: Sequence[Record], resolution: int, multiple: int, folder: Path
+) -> list[Problem]:
+    """按这个分辨率训练时，各桶有几张、裁得最多的是哪张；要放大才够大的图是警告。"""
+    if not records:
+        return []
+    boxes = {r.path: bucket_for(r.size, resolution, multiple) for r in records}
+    kept, grown = {}, {}
+    for record in records:
+        size, box = record.size, crop_box(record.size, boxes[record.path])
+        kept[record.path] = (box[2] - box[0]) * (box[3] - box[1]) / (size[0] * size[1])
+        grown[record.path] = boxes[record.path][0] / (box[2] - box[0])
+    counts = Counter(boxes.values()).most_common()
+    shown = "、".join(f"{width}x{height} {count} 张" for (width, height), count in counts[:5])
+    more = f" 等 {len(counts)} 种" if len(counts) > 5 else ""
+    most = min(kept, key=kept.get)
+    lost = f"；裁掉最多的是 {most.name}，裁掉 {1 - kept[most]:.0%}（网页报告里画着红框）"
+    lost = lost if kept[most] < 0.995 else ""
+    reason = f"按分辨率 {resolution} 训练时的尺寸（宽x高）：{shown}{more}{lost}"
+    problems = [Problem("note", "buckets", None, reason, "")]
+    blurred = [path for path, times in grown.items() if times > ENLARGED]
+    if blurred:
+        times = max(grown.values())
+        reason = f"{len(blurred)} 张图比训练尺寸小，要放大（最多 {times:.1f} 倍），会学到模糊的样子"
+        reason += f"：{names(blurred, folder)}"
+        mend = "换成大一点的原图，或把 data.resolution 改小"
+        problems.append(Problem("warning", "enlarged", None, reason, mend))
+    return problems
+
+
 def crop_box(source: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """从 source 大小的图中间裁出 size 的宽高比：最大的那个框 (左, 上, 右, 下)。"""
     width, height = source
@@ -164,7 +216,8 @@ def crop_box(source: tuple[int, int], size: tuple[int, int]) -> tuple[float, flo
 def split_holdout(records: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
     """分成 (训练, 留出)：按图片内容决定，添一张图不会打乱别的图。
 
-    至少 4 张才留出，这时至少留一张；最多留约定的两倍，不会全留。
+    至少 4 张才留出，这时至少留一张；最多留约定的两倍，不会全留。为了守住这两头，
+    图很少时（二十来张）添一张偶尔会让一张换边。
     """
     count = len(records)
     if fraction <= 0 or count < 4:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorakit import data_pairs
-from lorakit.data_lint import has_trigger, lint, look
+from lorakit.data_lint import has_trigger, lint, looks_like
 from lorakit.data_mask import MASK, check_masks
-from lorakit.data_read import RESAVE, decode, in_threads
+from lorakit.data_read import RESAVE, Progress, in_threads
 from lorakit.data_report import Fault, Problem, Report, names, relative
+from lorakit.data_seen import Album, Seen
 from lorakit.data_sources import (
     SIDECARS,
     TABLES,
     Said,
     caption_for,
+    loose,
     nfc,
     read_tables,
     stay_inside,
@@ -71,7 +73,10 @@ class _Found:
 
 
 def inspect(
-    folder: str | Path, trigger: str = "", control: str | Path | None = None
+    folder: str | Path,
+    trigger: str = "",
+    control: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Record], Report]:
     """检查整个文件夹（含子文件夹），返回 (可用的记录, 报告)；不抛错，也不悄悄跳过任何文件。
 
@@ -79,6 +84,7 @@ def inspect(
 
     Args:
         control: 控制图的文件夹；不写时，folder 里 images 和 control 并排就是成对的图。
+        progress: 函数 (在做什么, 第几个, 共几个)，每看完一张图调一次。
     """
     folder = Path(os.path.expanduser(folder))
     control = data_pairs.locate(folder, control)
@@ -90,21 +96,22 @@ def inspect(
     rows, wrong = read_tables(found.tables, found.pictures, bare, folder)
     problems += wrong
     records, did = [], defaultdict(list)
-    results = _examine_all(found, rows, shared, folder)
-    for path, (record, treated, wrong) in zip(found.pictures, results, strict=True):
-        problems += wrong
-        for name in treated:
-            did[name].append(path)
-        if record:
-            records.append(replace(record, mask=found.masks.get(_key(path))))
-    problems += _pairing(found, stems, shared, folder) + _counted(found.pictures, folder)
-    problems += check_masks(records, folder)
-    if control and found.pictures:
-        records, used, wrong = _with_controls(records, found, control)
-        problems += wrong
-        for one in used:
-            for name in one.did:
-                did[name].append(one.path)
+    with Album() as album:
+        results = _examine(album, found, rows, shared, folder, progress)
+        for path, (record, treated, wrong) in zip(found.pictures, results, strict=True):
+            problems += wrong
+            for name in treated:
+                did[name].append(path)
+            if record:
+                records.append(replace(record, mask=found.masks.get(_key(path))))
+        problems += _pairing(found, stems, shared, folder) + _counted(found.pictures, folder)
+        problems += check_masks(records, folder)
+        if control and found.pictures:
+            records, used, wrong = _with_controls(album, records, found, control)
+            problems += wrong
+            for path, seen in used.items():
+                for name in seen.did:
+                    did[name].append(path)
     problems += _repeats(records, folder) + _trigger(records, trigger, folder)
     problems += lint(records, trigger, folder)
     for name, reason in NOTES.items():
@@ -144,17 +151,17 @@ def _ignored(name: str) -> bool:
 
 
 def _with_controls(
-    records: list[Record], found: _Found, control: Path
-) -> tuple[list[Record], list[data_pairs.Control], list[Problem]]:
+    album: Album, records: list[Record], found: _Found, control: Path
+) -> tuple[list[Record], dict[Path, Seen], list[Problem]]:
     """配上控制图，返回 (配好的记录, 用到的控制图, 问题)。"""
     if os.path.realpath(control) == os.path.realpath(found.folder):
         reason = "控制图和目标图写的是同一个文件夹"
         mend = "目标图放 images/，控制图放 control/，或把 data.control_folder 写成另一个文件夹"
-        return [], [], [_error("control_folder", control, reason, mend)]
+        return [], {}, [_error("control_folder", control, reason, mend)]
     before = _walk(control, masks=False)
     if not before.pictures and before.problems:  # 打不开，或没有这个文件夹：说一次就够
-        return [], [], before.problems
-    records, used, problems = data_pairs.attach(records, found, before, _sizes)
+        return [], {}, before.problems
+    records, used, problems = data_pairs.attach(album, records, found, before, _sizes)
     if used:
         reason = f"{len(records)} 张图配好了控制图（{relative(control, found.folder)}）"
         problems.append(_note("pairs", reason))
@@ -242,39 +249,48 @@ def _sidecars(found: _Found):
     found.others = rest
 
 
-def _examine_all(
-    found: _Found, rows: Mapping[Path, list[Said]], shared: set, folder: Path
-) -> list[tuple["Record | None", Iterable[str], list[Problem]]]:
-    def job(path: Path):
-        key = _key(path)
-        return _examine(
-            path, found.captions.get(key, []), rows.get(path, []), folder, key in shared
-        )
-
-    return in_threads(job, found.pictures)
-
-
 def _examine(
-    path: Path, sidecars: Sequence[Path], rows: Sequence[Said], folder: Path, shared: bool
-) -> tuple[Record | None, Iterable[str], list[Problem]]:
-    """看一张图和它的描述，返回 (记录或 None, 做过的处理, 问题)；图和描述都坏时两个都报。"""
-    problems, size, digest, did, caption, seen = [], None, "", (), None, b""
-    try:
-        stay_inside(path, folder)
-        picture, digest, did = decode(path)
-        size, seen = picture.size, look(picture)
-        problems += _sizes(path, size)
-        if all(low == high for low, high in picture.getextrema()):
-            clear = "整张都是透明的" if "alpha" in did else "整张只有一种颜色"
-            mend = "多半是导出时少选了图层，重新导出；不要就移走"
-            problems.append(_warning("picture_blank", path, f"{clear}，没有东西可学", mend))
-    except Fault as fault:
-        problems.append(fault.problem)
-    if not shared:  # 共用的描述由 _pairing 报一次
-        caption, wrong = caption_for(path, sidecars, rows, folder)
-        problems += wrong
-    usable = size and caption and min(size) >= MIN_SIDE
-    return Record(path, caption, size, digest, seen) if usable else None, did, problems
+    album: Album,
+    found: _Found,
+    rows: Mapping[Path, list[Said]],
+    shared: set,
+    folder: Path,
+    progress: Progress | None,
+) -> list[tuple["Record | None", Iterable[str], list[Problem]]]:
+    """逐张看图和它的描述，按次序各返回 (记录或 None, 做过的处理, 问题)。"""
+    named = set(map(_key, found.pictures))
+    alone = [path for key, same in found.captions.items() if key not in named for path in same]
+    strays = {loose(path): path for path in alone}
+
+    def job(path: Path):
+        key, problems, seen, caption = _key(path), [], None, None
+        try:
+            stay_inside(path, folder)
+            seen = album.see(path)
+            problems += _sizes(path, seen.size) + _empty(path, seen)
+        except Fault as fault:
+            problems.append(fault.problem)
+        if key not in shared:  # 共用的描述由 _pairing 报一次
+            told = found.captions.get(key, []), rows.get(path, [])
+            caption, wrong = caption_for(path, *told, folder, strays)
+            problems += wrong  # 图和描述都坏时两个都报
+        usable = seen and caption and min(seen.size) >= MIN_SIDE
+        record = Record(path, caption, seen.size, seen.digest, seen.look) if usable else None
+        return record, seen.did if seen else (), problems
+
+    return in_threads(job, found.pictures, progress)
+
+
+def _empty(path: Path, seen: Seen) -> list[Problem]:
+    """解得开、却没有（或只有一半）画面。"""
+    if seen.blank:
+        clear = "整张都是透明的" if "alpha" in seen.did else "整张只有一种颜色"
+        mend = "多半是导出时少选了图层，重新导出；不要就移走"
+        return [_warning("picture_blank", path, f"{clear}，没有东西可学", mend)]
+    if "grey" in seen.did:
+        mend = "重新下载或复制一份；本来就是灰的就不用管"
+        return [_warning("picture_grey", path, "下面一截是一片灰，多半没有下载完", mend)]
+    return []
 
 
 def _sizes(path: Path, size: tuple[int, int]) -> list[Problem]:
@@ -366,5 +382,8 @@ def _trigger(records: Sequence[Record], trigger: str, folder: Path) -> list[Prob
         return [_note("trigger_missing", reason)]
     counts = f"{len(records)} 份描述里有 {len(missing)} 份没有触发词“{trigger}”"
     reason = f"{counts}：{names(missing, folder)}"
-    mend = "训练时会自动加在最前面；想自己决定位置就写进描述，也看看是不是写错了字"
+    fake = [r.path for r in records if r.path in set(missing) and looks_like(r.caption, trigger)]
+    if fake:
+        reason += f"；{names(fake, folder)} 里写的看着像它，其实大小写不同，或是全角字、别国的字母"
+    mend = "训练时会自动加在最前面；写错了字的要重新打一遍，免得一句里有两个"
     return [_warning("trigger_missing", None, reason, mend)]

@@ -14,15 +14,15 @@ from PIL import Image
 
 from lorakit.checkpoint import write_whole
 from lorakit.config_groups import Data
-from lorakit.data import bucket_for, fit
+from lorakit.data import MULTIPLE, bucket_for, buckets, crop_box
 from lorakit.data_check import Record, _key, _walk
-from lorakit.data_read import decode, in_threads
+from lorakit.data_read import in_threads, read_image
 from lorakit.data_report import SEVERITIES, Fault, Problem, Report, relative
 from lorakit.data_sources import stay_inside
 from lorakit.errors import DataError
 
 SIDE = 160  # 缩略图的长边，像素
-MULTIPLE = 16  # 各家族的宽高都要是它的倍数（有测试对着每个家族核对）
+SHOWN = 400  # 描述最多写这么多个字：有人会放进一整个日志
 PAIRED = 32  # 编辑的家族
 MEANING = {
     "error": "不改就不能训练",
@@ -66,12 +66,7 @@ def write(
     if target.suffix.lower() not in (".html", ".htm"):  # 写错成一张图的名字，会把它盖掉
         raise DataError(f"--html 后面要写 .html 结尾的文件名，得到 {target}；例如 report.html。")
     resolution = Data().resolution if resolution is None else resolution
-    if resolution < MULTIPLE or resolution % MULTIPLE:
-        low = max(resolution // MULTIPLE, 1) * MULTIPLE
-        raise DataError(
-            f"--resolution 要是 {MULTIPLE} 的倍数，得到 {resolution}；"
-            f"最近的是 {low} 和 {low + MULTIPLE}。"
-        )
+    buckets(resolution, MULTIPLE)  # 不是它的倍数，在写之前就说
     page = _page(records, report, resolution)
     # 文件名可能不是合格的 UTF-8（Linux 允许）；写成 \\udcff 的样子，不让整页写不成
     content = page.encode("utf-8", "backslashreplace")
@@ -148,7 +143,7 @@ def _figure(
     lines = [f"<p><b>{escape(relative(path, folder))}</b></p>"]
     try:
         stay_inside(path, folder)
-        picture = decode(path)[0]
+        picture = read_image(path)
     except Fault:  # 原因在 problems 里
         frame = '<span class="none">没有用到</span>'
     else:
@@ -157,9 +152,11 @@ def _figure(
         shapes = "{}x{}，训练时 {}x{}".format(*picture.size, *size)
         lines.append(f'<p class="size">{shapes}</p>')
     if record:
-        lines.append(f"<p>{escape(record.caption)}</p>")
+        said, count = record.caption[:SHOWN], len(record.caption)
+        more = f"……（共 {count} 个字）" if count > SHOWN else ""
+        lines.append(f"<p>{escape(said)}{more}</p>")
         for control in reversed(record.controls):
-            before = decode(control)[0]
+            before = read_image(control)
             frame = f"{_thumbnail(before, bucket_for(before.size, *grid))} → {frame}"
     lines += [f'<p class="{p.severity}">{escape(p.reason)}</p>' for p in problems]
     return f'<figure id="{anchor}">{frame}<figcaption>{"".join(lines)}</figcaption></figure>\n'
@@ -168,7 +165,7 @@ def _figure(
 def _thumbnail(picture: Image.Image, size: tuple[int, int]) -> str:
     """缩略图和红框；框用百分比写，页面怎么缩放都对得上。"""
     width, height = picture.size
-    _, box = fit(Image.new("1", picture.size), size)  # 只要框；真缩到训练尺寸太慢
+    box = crop_box(picture.size, size)
     left, top = 100 * box[0] / width, 100 * box[1] / height
     wide, high = 100 * (box[2] - box[0]) / width, 100 * (box[3] - box[1]) / height
     scale = min(1.0, SIDE / max(width, height))  # 本来就小的不放大

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,12 +40,28 @@ MARKUP = re.compile(
     r"</?(?:p|br|div|span|b|i|a|img|td|li|ul|html|body|font)\b[^>]*>|&(?:[a-z]{2,6}|#\d{2,5});",
     re.IGNORECASE,
 )
+# 看着像英文字母的西里尔字母与希腊字母：网页和聊天软件里复制来的触发词里会混进它们
+TWINS = str.maketrans(
+    "АВЕКМНОРСТХаеорсухіјѕһԁοανΑΒΕΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXaeopcyxijshdoavABEHIKMNOPTYX"
+)
+# 看图说话的模型对人说的客套话；网址；markdown 的记号
+CHATTER = re.compile(
+    r"^(?:好的|当然|没问题)[，,！!。]|^(?:sure|certainly|of course)[,!.]|^以下是"
+    r"|希望(?:这)?对[你您]有(?:所)?帮助|^https?://\S+$|\*\*|^\s*#+ ",
+    re.IGNORECASE,
+)
 UNIT = re.compile(rf"{WORD.pattern}|\S")  # 一个汉字，或一个英文词
 
 
 def has_trigger(caption: str, trigger: str) -> bool:
     """描述里有没有这个触发词；“sks”不算出现在“asks”里。"""
     return _find(caption, trigger) is not None
+
+
+def looks_like(caption: str, trigger: str) -> bool:
+    """不分大小写、把全角和西里尔、希腊字母换成长得一样的英文字母之后，才有这个触发词。"""
+    plain = unicodedata.normalize("NFKC", caption).translate(TWINS).casefold()
+    return not has_trigger(caption, trigger) and has_trigger(plain, trigger.casefold())
 
 
 def _find(caption: str, trigger: str) -> int | None:
@@ -60,7 +77,8 @@ def lint(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]
     problems = _lookalikes(records, folder)
     problems += _buried(records, trigger, folder)
     problems += _unchanging(records, trigger)
-    problems += _garbled(records) + _markup(records) + _long(records, folder)
+    problems += _garbled(records) + _markup(records) + _hollow(records)
+    problems += _long(records, folder)
     return problems + _mixed(records, trigger, folder)
 
 
@@ -234,6 +252,19 @@ def _markup(records: Sequence[Record]) -> list[Problem]:
                 kind, mend = "富文本（RTF）", "用写它的程序打开，另存为纯文本（UTF-8）"
             reason = f"描述里有{kind}“{found[:20]}”"
             problems.append(_warning("caption_markup", record.path, reason, mend))
+    return problems
+
+
+def _hollow(records: Sequence[Record]) -> list[Problem]:
+    """没有说图里有什么的描述：只是文件名、网址，或夹着看图模型的客套话。"""
+    problems, mend = [], "只留说图里有什么的话，例如“一只猫坐在窗台上”"
+    for record in records:
+        chatter = CHATTER.search(record.caption)
+        if record.caption == record.path.stem:
+            problems.append(_warning("caption_hollow", record.path, "描述只是文件名", mend))
+        elif chatter:
+            reason = f"描述里有不是在说图的话“{chatter.group().strip()[:20]}”"
+            problems.append(_warning("caption_hollow", record.path, reason, mend))
     return problems
 
 

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from lorakit.data_read import TURNS, _bytes, _open, decode
+from lorakit.data_read import TURNS, _open, read_bytes, read_image
 from lorakit.data_report import Fault, Problem
+from lorakit.errors import DataError, LorakitWarning
 
 if TYPE_CHECKING:  # data_check 用这里的函数，真的导入就成了圈
     from lorakit.data_check import Record
@@ -27,12 +29,12 @@ def read_mask(path: Path) -> Image.Image:
     Raises:
         DataError: 和 read_image 一样。
     """
-    return decode(path)[0].convert("L")
+    return read_image(path).convert("L")
 
 
 def read_alpha(path: Path) -> Image.Image | None:
     """一张图的透明通道 -> 灰度图（L），已按 EXIF 转正；没有透明通道返回 None。"""
-    image, orientation = _open(path, _bytes(path))
+    image, orientation = _open(path, read_bytes(path))
     if not image.has_transparency_data:
         return None
     alpha = image.convert("RGBA").getchannel("A")
@@ -63,3 +65,31 @@ def check_masks(records: Sequence[Record], folder: Path) -> list[Problem]:
         reason = f"{count} 张 {MASK} 图是遮罩，不当训练图；训练时写 data.mask=file 才用到"
         problems.append(Problem("note", "masks", None, reason, ""))
     return problems
+
+
+def mask_files(records: Sequence[Record], kind: str) -> dict[Path, Path]:
+    """图 -> 它的遮罩从哪个文件读；有的图没有就提醒。kind 是 data.mask。
+
+    Raises:
+        DataError: 要用遮罩，可是一张也没有。
+    """
+    if kind == "none":
+        return {}
+    if kind == "alpha":
+        masks = {r.path: r.path for r in records if read_alpha(r.path) is not None}
+    else:
+        masks = {r.path: r.mask for r in records if r.mask}
+    wanted = f"旁边有 {MASK} 图（例如 猫.png 旁边的 猫{MASK}.png）"
+    wanted = "带透明通道" if kind == "alpha" else wanted
+    if not masks:
+        raise DataError(
+            f"data.mask：写的是 {kind}，可是没有一张图{wanted}。准备好遮罩，或改回 none。"
+        )
+    without = [record.path.name for record in records if record.path not in masks]
+    if without:
+        warnings.warn(
+            f"{len(without)} 张图没有遮罩，整张都学：{'、'.join(without[:5])}",
+            LorakitWarning,
+            stacklevel=4,
+        )
+    return masks

@@ -14,8 +14,8 @@ from PIL import Image
 
 from lorakit.data import apply_trigger
 from lorakit.data_check import MIN_SIDE, _Found, _key
-from lorakit.data_lint import has_trigger
-from lorakit.data_read import CJK, FORMATS, _bytes, _guess_gbk, _one_line, decode
+from lorakit.data_lint import has_trigger, looks_like
+from lorakit.data_read import CJK, FORMATS, _guess_gbk, _one_line, decode, read_bytes
 from lorakit.data_report import Fault
 from lorakit.data_sources import CAPTION_KEYS, _json
 
@@ -65,7 +65,7 @@ def changes(found: _Found, trigger: str) -> Iterator[Change]:
 
 def _picture(path: Path) -> Change | None:
     try:
-        picture, _, did = decode(path)
+        picture, did = decode(path, read_bytes(path))
     except Fault as fault:
         unusable = fault.problem.code.startswith("picture_")  # 没有权限、断了的链接不算
         return Change(path, None, f"移走：{fault.problem.reason}") if unusable else None
@@ -92,7 +92,7 @@ def _picture(path: Path) -> Change | None:
 def _caption_file(path: Path, trigger: str) -> Iterator[Change]:
     """一个写着描述的文件：换成 UTF-8，需要时在前面写上触发词。"""
     try:
-        data = _bytes(path)
+        data = read_bytes(path)
     except Fault:
         return
     text, encoding = _decode(data)
@@ -151,7 +151,10 @@ def _with_trigger(text: str, trigger: str) -> str:
 
 
 def _lacks(text: object, trigger: str) -> bool:
-    return isinstance(text, str) and bool(_one_line(text)) and not has_trigger(text, trigger)
+    if not isinstance(text, str) or not _one_line(text):
+        return False
+    # 写着全角字之类看着一样的：该改的是那个字，前面再加一个就重了，留给报告去说
+    return not has_trigger(text, trigger) and not looks_like(text, trigger)
 
 
 def _in_row(row: object, trigger: str) -> bool:

@@ -9,27 +9,16 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from lorakit.data_lint import look
-from lorakit.data_read import decode, in_threads, read_image
+from lorakit.data_read import in_threads, read_image
 from lorakit.data_report import Fault, Problem, names, relative
+from lorakit.data_seen import Album, Seen
 from lorakit.data_sources import nfc, stay_inside
 
 MAX = 3  # Qwen-Image-Edit-2509 / 2511 最多看三张
 ASPECT = 1.05  # 两张图的宽高比差过 5%，裁切后就对不齐了
-
-
-@dataclass(frozen=True)
-class Control:
-    """一张读得出来的控制图：转正后的 (宽, 高)、文件内容的 sha256、看上去的样子、做过的处理。"""
-
-    path: Path
-    size: tuple[int, int]
-    digest: str
-    look: bytes
-    did: frozenset[str]
 
 
 def locate(folder: Path, control: str | Path | None) -> Path | None:
@@ -41,8 +30,8 @@ def locate(folder: Path, control: str | Path | None) -> Path | None:
 
 
 def attach(
-    records: Sequence, found, before, check_size: Callable[[Path, tuple[int, int]], list[Problem]]
-) -> tuple[list, list[Control], list[Problem]]:
+    album: Album, records: Sequence, found, before, check_size: Callable[..., list[Problem]]
+) -> tuple[list, dict[Path, Seen], list[Problem]]:
     """给每条记录配上控制图；配不上、读不出的去掉，返回 (记录, 用到的控制图, 问题)。
 
     Args:
@@ -52,11 +41,10 @@ def attach(
     matched, problems = _match(found, before)
     paths = [path for same in matched.values() for path in same]
 
-    def read(path: Path) -> Control | Problem:
+    def read(path: Path) -> Seen | Problem:
         try:
             stay_inside(path, before.folder)
-            picture, digest, did = decode(path)
-            return Control(path, picture.size, digest, look(picture), did)
+            return album.see(path)
         except Fault as fault:
             return fault.problem
 
@@ -71,7 +59,7 @@ def attach(
         if not mine or wrong & {record.path, *mine}:
             continue
         controls = [results[path] for path in mine]
-        problems += _compare(record, controls, found.folder)
+        problems += _compare(record, mine[0], controls, found.folder)
         good.append(
             replace(
                 record,
@@ -80,7 +68,7 @@ def attach(
                 control_digests=tuple(one.digest for one in controls),
             )
         )
-    used = [one for one in results.values() if isinstance(one, Control)]
+    used = {path: one for path, one in results.items() if isinstance(one, Seen)}
     return good, used, problems
 
 
@@ -137,16 +125,16 @@ def _missing(path: Path, stem: str, parent: Path, controls, folder: Path) -> Pro
     return Problem("error", "control_missing", path, "没有控制图，不知道是从哪张图改来的", mend)
 
 
-def _compare(record, controls: Sequence[Control], folder: Path) -> list[Problem]:
+def _compare(record, path: Path, controls: Sequence[Seen], folder: Path) -> list[Problem]:
     """目标与第一张控制图：一模一样就没什么可学，形状不同就对不齐。"""
     problems, first = [], controls[0]
     same = first.digest == record.digest or (
         first.look == record.look
         and first.size == record.size
-        and read_image(first.path).tobytes() == read_image(record.path).tobytes()
+        and read_image(path).tobytes() == read_image(record.path).tobytes()
     )
     if same:
-        reason = f"和控制图 {relative(first.path, folder)} 一模一样，从这一对里学不到改动"
+        reason = f"和控制图 {relative(path, folder)} 一模一样，从这一对里学不到改动"
         mend = "把两张里放错的那张换掉；确实想教它“不用改”就留着"
         problems.append(Problem("warning", "control_same", record.path, reason, mend))
     ratios = [math.log(size[0] / size[1]) for size in (record.size, first.size)]

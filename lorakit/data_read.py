@@ -1,6 +1,5 @@
 """读一个文件：图片变成 RGB，描述变成一行字；读不出来就说清楚是什么、怎么改。"""
 
-import hashlib
 import io
 import os
 import re
@@ -23,7 +22,19 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Pillow 解坏文件时会抛的；前三种是随机改坏上万个文件试出来的，其余来自它解 EXIF 与压缩块的代码
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
           MemoryError, struct.error, zlib.error)  # fmt: skip
+KINDS = {  # 文件开头的四个字节 -> 它其实是什么
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"PK\3\4": "压缩包或 Word",
+    b"\xd0\xcf\x11\xe0": "旧版 Word 或 Excel",
+    b"\xff\xd8\xff\xe0": "JPEG 图片",
+    b"\xff\xd8\xff\xe1": "JPEG 图片",
+    b"\x89PNG": "PNG 图片",
+}
 HEIC = (b"hei", b"hev", b"mif", b"msf")  # 苹果手机照片的几种标记
+TAIL = 16  # 像素；JPEG 一次解这么多行
 ORIENTATION = 0x0112  # EXIF 里“拍照时怎么拿着相机”的编号
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,6 +45,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Progress = Callable[[str, int, int], None]  # 函数 (在做什么, 第几个, 共几个)
 AGAIN = "重新下载或复制一份；不要这张了，就连同它的 .txt 一起删掉"
 RESAVE = "用看图软件打开，另存为 png 或 jpg"
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))  # 看不见的字；\u200d 连着表情，留下
@@ -44,13 +56,20 @@ CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
 WORKERS = min(4, os.cpu_count() or 1)
 
 
-def in_threads(job: Callable[[Path], object], paths: Sequence[Path]) -> list:
-    """几个线程一起读文件，结果按原来的次序。"""
+def in_threads(
+    job: Callable[[Path], object], paths: Sequence[Path], progress: Progress | None = None
+) -> list:
+    """几个线程一起读文件，结果按原来的次序；每读完一个说一声。"""
     # 各线程都会临时关掉警告，恢复的先后会乱：在外面再包一层，出来时一定恢复原样
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with ThreadPoolExecutor(WORKERS) as pool:
-            return list(pool.map(job, paths))
+            results = []
+            for result in pool.map(job, paths):
+                results.append(result)
+                if progress:
+                    progress("看图", len(results), len(paths))
+            return results
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -59,15 +78,14 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         DataError: 打不开、没有权限、空文件、不是图片、不完整、太大。
     """
-    return decode(Path(path))[0]
+    return decode(Path(path), read_bytes(Path(path)))[0]
 
 
-def decode(path: Path) -> tuple[Image.Image, str, frozenset[str]]:
-    """读一张图，返回 (RGB 图, 文件内容的 sha256, 做过的处理)。
+def decode(path: Path, data: bytes) -> tuple[Image.Image, frozenset[str]]:
+    """解开一个图片文件的内容，返回 (RGB 图, 做过的处理)；path 只用来说是哪个文件。
 
-    处理的代号：alpha、animation、rotated、cmyk、sixteen。
+    处理的代号：alpha、animation、rotated、cmyk、sixteen；grey 是看着像只下载了一半。
     """
-    data = _bytes(path)
     if not data:
         raise Fault("picture_empty", path, "文件是空的（0 字节）", AGAIN)
     image, orientation = _open(path, data)
@@ -78,17 +96,24 @@ def decode(path: Path) -> tuple[Image.Image, str, frozenset[str]]:
         did.add("sixteen")
     if image.mode == "CMYK":
         did.add("cmyk")
-    picture, transparent = _to_rgb(image)
+    picture, transparent = to_rgb(image)
     if transparent:
         did.add("alpha")
+    if image.format in ("JPEG", "MPO") and _grey_below(picture):
+        did.add("grey")
     # 不用 ImageOps.exif_transpose：它还要重写 EXIF，EXIF 有一点坏就会失败
     if orientation in TURNS:
         did.add("rotated")
         picture = picture.transpose(TURNS[orientation])
-    return picture, hashlib.sha256(data).hexdigest(), frozenset(did)
+    return picture, frozenset(did)
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """一个普通文件的全部内容。
+
+    Raises:
+        DataError: 没有文件、没有权限、断了的链接、不是普通文件、读不出来。
+    """
     try:
         if path.is_file():  # 管道和设备文件一读就卡住，只读普通文件
             return path.read_bytes()
@@ -117,7 +142,8 @@ def _open(path: Path, data: bytes) -> tuple[Image.Image, object]:
             orientation = image.getexif().get(ORIENTATION)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # 这时还没有 image，只能从 Pillow 的话里取大小
-        raise _bomb(path, f"{pixels.group()} 像素" if pixels else "远超上限") from None
+        size = f"{int(pixels.group()) / 1e8:.0f} 亿像素" if pixels else "远超上限"
+        raise _bomb(path, size) from None
     except UnidentifiedImageError:
         raise _unknown(path, data) from None
     except BROKEN as error:
@@ -150,26 +176,27 @@ def _unknown(path: Path, data: bytes) -> Fault:
         if text:
             reason = f"里面是文字，不是图片（开头是“{_start(head.decode('utf-8', 'ignore'))}”）"
             return Fault("picture_text", path, reason, "多半是下载到了网页或指针文件；" + AGAIN)
-    kinds = {
-        b"II*\0": "TIFF",
-        b"MM\0*": "TIFF",
-        b"8BPS": "Photoshop",
-        b"%PDF": "PDF",
-        b"PK\3\4": "压缩包",
-    }
-    kind = kinds.get(head[:4])
+    if head.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8")):
+        return _damaged(path, "文件头不完整")
+    kind = KINDS.get(head[:4])
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         kind = "AVIF" if brand[:3] == b"avi" else "HEIC" if brand[:3] in HEIC else "视频"
     if kind:
         reason = f"其实是 {kind} 文件，只是名字叫 {path.suffix}"
         return Fault("picture_kind", path, reason, RESAVE + "，只改后缀没有用")
-    if head.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8")):
-        return _damaged(path, "文件头不完整")
     return Fault("picture_unknown", path, "认不出是什么图片", RESAVE + "；打不开就" + AGAIN)
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+def _grey_below(picture: Image.Image) -> bool:
+    """JPEG 后一半丢了、结尾的标记却还在时，解码器不报错，把剩下的填成正中间的灰。"""
+    width, height = picture.size
+    return height > 2 * TAIL and picture.crop((0, height - TAIL, width, height)).getextrema() == (
+        ((128, 128),) * 3
+    )
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
     """任何模式 -> (RGB, 是否真有透明的地方)。"""
     if image.mode.startswith("I"):  # 16 位灰度：convert 会把 255 以上全截成白，要按比例缩
         values = np.asarray(image).astype(np.int64).clip(0, 65535)  # (H, W)
@@ -209,7 +236,11 @@ def read_caption(path: str | Path) -> str:
         DataError: 没有文件、没有权限、不是 UTF-8（说出多半是什么编码）、空的。
     """
     path = Path(path)
-    data = _bytes(path)
+    data = read_bytes(path)
+    if data[:4] in KINDS:
+        reason = f"描述不是纯文字，里面是：{KINDS[data[:4]]}"
+        mend = "用写它的程序打开，另存为纯文本（UTF-8）；是图片就改成图片的后缀"
+        raise Fault("caption_kind", path, reason, mend)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _encoding(path, "看文件头是 UTF-16", "UTF-16")
     try:

@@ -1,7 +1,7 @@
 """数据检查的结果：一个问题是什么、在哪个文件、怎么改；整份报告怎么写给人看。"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorakit.errors import DataError
@@ -58,6 +58,10 @@ class Report:
     def notes(self) -> tuple[Problem, ...]:
         """自动处理好的事，只是告诉你。"""
         return tuple(p for p in self.problems if p.severity == "note")
+
+    def plus(self, problems: Sequence[Problem]) -> "Report":
+        """再加上几个问题的报告。"""
+        return replace(self, problems=(*self.problems, *problems))
 
     def text(self, severities: Sequence[str] = tuple(SEVERITIES)) -> str:
         """整份中文报告：先总数，再错误、警告、说明；同一种超过 20 个只列前 20 个和总数。

@@ -66,9 +66,17 @@ def read_sidecar(path: Path) -> str | None:
 
 
 def caption_for(
-    picture: Path, sidecars: Sequence[Path], rows: Sequence[Said], folder: Path
+    picture: Path,
+    sidecars: Sequence[Path],
+    rows: Sequence[Said],
+    folder: Path,
+    strays: Mapping[tuple[Path, str], Path],
 ) -> tuple[str | None, list[Problem]]:
-    """一张图的描述和读它时发现的问题；两处写得不一样时报出来，不悄悄挑一个。"""
+    """一张图的描述和读它时发现的问题；两处写得不一样时报出来，不悄悄挑一个。
+
+    Args:
+        strays: loose(描述) -> 没有同名的图的描述；图没有描述时，看看是不是名字写错了。
+    """
     problems, told = [], []
     for path in sidecars:
         try:
@@ -79,7 +87,7 @@ def caption_for(
     told += rows
     said = [one for one in told if one.caption]
     if not said and not problems:
-        return None, [_missing(picture, told)]
+        return None, [_missing(picture, told, strays)]
     for silent in (one for one in told if not one.caption and one not in rows):
         reason, mend = f"里面没有 {FIELDS}，没有用到", "用不着就移走"
         problems.append(Problem("warning", "not_used", silent.path, reason, mend))
@@ -98,16 +106,21 @@ def caption_for(
     return (said[0].caption if said else None), problems
 
 
-def _missing(picture: Path, told: Sequence[Said]) -> Problem:
-    spellings = (f"{picture.name}.txt", f"{picture.stem}.txt.txt")  # 后缀被藏起来时常这样存错
-    longer = next(
-        (p for p in map(picture.with_name, spellings) if os.path.exists(p)),
-        picture.with_name(spellings[0]),
-    )
-    mend = f"建一个 {picture.stem}.txt，写一句话说图里有什么；也可以先用 lorakit caption 写一遍"
-    if os.path.exists(longer):
-        mend = f"把 {longer.name} 改名为 {picture.stem}.txt"
+def loose(path: Path) -> tuple[Path, str]:
+    """(文件夹, 大概的名字)：不分大小写、全角半角，不看空格、后缀和“(1)”“- 副本”。"""
+    stem = unicodedata.normalize("NFKC", path.stem).casefold()
+    stem = re.sub(r"\.(jpe?g|png|webp|bmp|txt)\b", "", stem)  # 后缀被藏起来时常存成 1.png.txt
+    return path.parent, re.sub(r"\(\d+\)|副本|copy|[\s\-]", "", stem)
+
+
+def _missing(picture: Path, told: Sequence[Said], strays: Mapping) -> Problem:
+    wanted, near = picture.with_suffix(".txt"), strays.get(loose(picture))
+    mend = f"建一个 {wanted.name}，写一句话说图里有什么；也可以先用 lorakit caption 写一遍"
     reason = "没有描述"
+    if near:
+        mend = f"把 {near.name} 改名为 {picture.stem}{near.suffix}"
+    elif os.path.isdir(wanted):
+        reason, mend = f"没有描述（{wanted.name} 是文件夹，不是文件）", f"移走它，再{mend}"
     if told:
         reason += f"（{'、'.join(one.where for one in told)} 里没有 {FIELDS}）"
     return Problem("error", "caption_missing", picture, reason, mend)

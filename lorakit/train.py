@@ -75,17 +75,9 @@ class Trainer:
 
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""
-        train, data = self.config.train, self.config.data
-        copies = sum(item.record.repeats for item in self.dataset.train)  # 各来源的重复次数
-        return Plan(
-            pictures=len(self.dataset.train),
-            repeats=data.repeats * copies / len(self.dataset.train),
-            batch_size=train.batch_size,
-            grad_accum=train.grad_accum,
-            processes=self.accelerator.num_processes,
-            steps=train.steps,
-            batches_per_epoch=self.objective.batches.per_epoch,
-        )
+        repeats = [item.record.repeats for item in self.dataset.train]
+        world = self.accelerator.num_processes
+        return Plan.of(self.config, repeats, self.objective.batches.per_epoch, world)
 
     def __iter__(self) -> Iterator[Step]:
         train = self.config.train

@@ -10,10 +10,11 @@ from lorakit.tiny import samples
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache(tmp_path_factory, monkeypatch):
     """每个测试用自己的缓存文件夹，互不影响，也不碰用户的。"""
-    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("LORAKIT_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

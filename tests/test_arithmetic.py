@@ -24,6 +24,13 @@ def test_warns_when_far_from_usual(steps, word):
     assert ("提醒" in text) == bool(word) and word in text
 
 
+def test_small_batches_and_huge_steps_are_told():
+    assert "凑不满" not in plan().text() and "提醒" not in plan(grad_accum=3, steps=100).text()
+    assert "每轮 24 张，分成 4 批（有的凑不满）" in plan(batches_per_epoch=4).text()
+    said = plan(grad_accum=4, steps=75).text()
+    assert "提醒：一步要看 32 张，比一轮的 24 张还多" in said and "train.grad_accum" in said
+
+
 def test_agrees_with_the_real_batches():
     batches = Batches(["a"] * 10 + ["b"] * 3, batch_size=4, seed=0, repeats=2)
     facts = plan(

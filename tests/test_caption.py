@@ -1,6 +1,7 @@
 """自动写描述：三种模型各造一个极小的（随机权重，同样的类），不联网；不盖掉已有的，断了接着来。"""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,6 +140,7 @@ def test_each_model_writes_words_from_a_local_folder(tiny, name):
 
 def test_qwen_sees_one_token_for_each_merged_patch(tiny):
     captioner = Captioner(tiny("qwen2.5-vl"))
+    assert captioner.model
     batch = captioner._qwen(Image.new("RGB", (56, 112), "red"))
     assert batch["image_grid_thw"].tolist() == [[1, 4, 2]]  # 缩到上限以内，14 像素一格
     assert int(batch["mm_token_type_ids"].sum()) == 2  # 2x2 格并成一个
@@ -218,10 +220,36 @@ def test_wrong_options_say_what_to_write(tiny, tmp_path):
     (tmp_path / "config.json").write_text(
         f'{{"architectures": ["{KINDS["blip-2"].architecture}"]}}'
     )
-    with pytest.raises(LorakitError, match=r"载入.*失败"):
-        Captioner(str(tmp_path))
+    with pytest.raises(LorakitError, match=r"里的模型读不出来，多半是没有下载完"):
+        Captioner(str(tmp_path))(Image.new("RGB", (40, 40)))
     with pytest.raises(DataError, match="没有这个文件夹"):
         caption_folder(tmp_path / "none", len)
+
+
+def test_the_folder_is_looked_at_before_the_model(folder, tmp_path, capsys, monkeypatch):
+    """文件夹写错了、都有描述了，就不去下载几个 GB。"""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # 不真的去连
+    assert cli.main(["caption", str(tmp_path / "没有")]) == 1
+    assert "没有这个文件夹" in capsys.readouterr().err
+    for path in folder.rglob("*.[pj]*g"):
+        path.with_suffix(".txt").write_text("一只猫", encoding="utf-8")
+    assert cli.main(["caption", str(folder)]) == 0
+    assert "3 张图已经有描述" in capsys.readouterr().out
+    (folder / "a.txt").unlink()
+    monkeypatch.setitem(KINDS, "blip-2", replace(KINDS["blip-2"], repository="no/such"))
+    assert cli.main(["caption", str(folder), "--model", "blip-2"]) == 1
+    said = capsys.readouterr().err
+    assert "“no/such”不在本地，也没能从模型站下载" in said and "Traceback" not in said
+
+
+def test_a_yaml_names_the_folders_and_the_trigger(tiny, folder, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(f"data: {{folder: {folder}, trigger: ohwx}}")
+    assert cli.main(["caption", str(tmp_path / "mine.yaml"), "--model", tiny("florence-2")]) == 0
+    assert "写好了 3 份描述" in capsys.readouterr().out
+    assert all(path.read_text("utf-8").startswith("ohwx, ") for path in folder.rglob("*.txt"))
+    (tmp_path / "mine.yaml").write_text("data: {trigger: ohwx}")
+    assert cli.main(["caption", str(tmp_path / "mine.yaml")]) == 1
+    assert "没有写 data.folder" in capsys.readouterr().err
 
 
 def test_every_language_and_length_has_a_question():

@@ -21,7 +21,7 @@ SHORT = [
 def test_demo_as_a_whole(capsys, tmp_path):
     code, said = run(capsys, "demo", "--out", tmp_path / "demo", *SHORT)
     assert code == 0
-    assert "考官打分" in said and "接下来打开" in said
+    assert "考官打分" in said and "接下来打开" in said and "2 步 = " in said
     files = [
         "before_after.png", "loss.png", "data/01_cat.txt", "run/README.md", "run/run.json",
         "run/metrics.jsonl", "run/config.yaml",
@@ -77,6 +77,18 @@ def test_cache_says_why(capsys, folder):
     assert code == 0 and "删掉了 0 个" in said
     code, said = run(capsys, "cache", "clean")
     assert code == 0 and "删掉了 0 个" not in said
+
+
+def test_cache_takes_a_folder_or_a_yaml(capsys, folder, tmp_path):
+    code, said = run(capsys, "cache", "build", folder)
+    assert code == 0 and "都编码好了：训练" in said
+    (tmp_path / "mine.yaml").write_text(f"data: {{folder: {folder}, resolution: 128}}")
+    code, said = run(capsys, "cache", "build", tmp_path / "mine.yaml")
+    assert code == 0 and "编码" not in said.replace("都编码好了", "")
+    code, said = run(capsys, "cache", "clean", folder)
+    assert code == 1 and "后面不用写文件" in said
+    code, said = run(capsys, "cache", "build", tmp_path / "none")
+    assert code == 1 and "没有这个文件夹" in said
 
 
 def test_init_prints_a_template_that_loads(capsys, tmp_path):

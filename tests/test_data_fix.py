@@ -89,7 +89,8 @@ def test_fix_then_undo_is_byte_for_byte(messy, capsys):
     main(["check", str(messy), "--fix", "--trigger", "ohwx"])
     said = capsys.readouterr().out
     for words in ("从 GBK 换成 UTF-8", "从 UTF-16 换成", "带 BOM", "按 EXIF 转正", "从 CMYK 换成",
-                  "从 16 位换成", "从 P 模式换成", "去掉透明", "移走：", "--undo"):  # fmt: skip
+                  "从 16 位换成", "从 P 模式换成", "去掉透明", "移走：",
+                  "--undo"):  # fmt: skip
         assert words in said, words
     records, report = inspect(messy, "ohwx")
     errors = {(p.code, p.path.name) for p in report.errors}
@@ -185,6 +186,13 @@ def test_trigger_in_tables(tmp_path, name, encoding):
     assert (tmp_path / name).read_bytes().decode() == expected
     undo(tmp_path)
     assert snapshot(tmp_path) == before
+
+
+def test_a_look_alike_trigger_is_left_to_the_report(tmp_path):
+    noise(0).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("ｏｈｗｘ 猫", encoding="utf-8")
+    assert "没有可以自动修的" in fix(tmp_path, "ohwx")  # 前面再加一个就重了
+    assert (tmp_path / "a.txt").read_text("utf-8") == "ｏｈｗｘ 猫"
 
 
 def test_row_of_a_moved_picture_is_a_warning(tmp_path):

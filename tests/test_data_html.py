@@ -153,6 +153,12 @@ def test_picture_outside_is_not_copied_into_the_page(folder, tmp_path):
     assert "img" not in {tag for tag, _ in page.tags} and "没有用到" in page.text
 
 
+def test_an_endless_caption_does_not_fill_the_page(folder, tmp_path):
+    add(folder, "a.png", "很长的话" * 100_000)
+    page = make(folder, tmp_path / "page.html")
+    assert "……（共 400000 个字）" in page.text and page.text.count("很长的话") == 100
+
+
 def test_names_that_are_not_utf8(folder, tmp_path):
     add(folder, "a.png", "一只猫").rename(folder / "\udcff.png")
     (folder / "a.txt").rename(folder / "\udcff.txt")

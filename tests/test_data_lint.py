@@ -212,3 +212,65 @@ def test_a_blank_picture_is_named(tmp_path):
         (tmp_path / f"{name}.txt").write_text(f"第{name}张", encoding="utf-8")
     found = {p.path.name: p.reason for p in inspect(tmp_path)[1].warnings if p.path}
     assert "整张都是透明的" in found["a.png"] and "只有一种颜色" in found["b.png"]
+
+
+def noisy_jpeg(side=320) -> bytes:
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    smooth = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+    pixels = np.asarray(smooth).astype(int) + rng.integers(-9, 9, (side, side, 3))
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_jpeg_that_lost_its_second_half_is_named(tmp_path, turned):
+    """结尾的标记还在，解码器不报错，只是下面一片灰。"""
+    content = noisy_jpeg()
+    half = content[: len(content) // 2]
+    spoiled = {"cut": half + content[-2:], "zeros": half + bytes(len(half) - 2) + content[-2:]}
+    for name, data in {"whole": content, **spoiled}.items():
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(data)
+        if turned:
+            tags = Image.Exif()
+            tags[0x0112] = 6
+            path.write_bytes(data[:2] + b"\xff\xe1" + _segment(tags.tobytes()) + data[2:])
+        path.with_suffix(".txt").write_text(f"图 {name}", encoding="utf-8")
+    found = [p.path.name for p in inspect(tmp_path)[1].warnings if p.code == "picture_grey"]
+    assert found == ["cut.jpg", "zeros.jpg"]
+
+
+def _segment(body: bytes) -> bytes:
+    return (len(body) + 2).to_bytes(2, "big") + body
+
+
+@pytest.mark.parametrize(
+    ("caption", "word"),
+    [
+        ("a", "只是文件名"),
+        ("https://example.com/a.jpg", "“https://example.com/”"),
+        ("好的！以下是这张图的描述：一只猫", "“好的！”"),
+        ("Sure, here is a caption: a cat", "“Sure,”"),
+        ("一只猫在草地上。希望对你有帮助！", "“希望对你有帮助”"),
+        ("**主体**：一只猫", "“**”"),
+    ],
+)
+def test_captions_that_do_not_speak_of_the_picture(caption, word):
+    record = Record(Path("a.png"), caption, (64, 64), "0")
+    (found,) = [p for p in lint([record], "", Path(".")) if p.code == "caption_hollow"]
+    assert word in found.reason
+
+
+@pytest.mark.parametrize("caption", ["当然的主角是一只猫", "a sure-footed goat", "2 * 3 的格子"])
+def test_other_openings_are_left_alone(caption):
+    assert "caption_hollow" not in said([caption])
+
+
+@pytest.mark.parametrize("fake", ["ｏｈｗｘ", "оhwх", "OHWX", "Οhwx"])
+def test_a_trigger_in_look_alike_letters_is_named(tmp_path, scenes, fake):
+    for i, name in enumerate("abcd"):
+        scenes[i].save(tmp_path / f"{name}.png")
+        word = fake if name == "c" else "ohwx"
+        (tmp_path / f"{name}.txt").write_text(f"{word} 猫，第 {i} 张", encoding="utf-8")
+    (found,) = [p for p in inspect(tmp_path, "ohwx")[1].warnings if p.code == "trigger_missing"]
+    assert "1 份没有触发词“ohwx”：c.png；c.png 里写的看着像它" in found.reason

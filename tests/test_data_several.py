@@ -1,19 +1,15 @@
-"""几个来源：列表、重复次数、datasets 存下的；写错了说清楚；描述超过编码器的上限会说。"""
+"""几个来源：列表、重复次数；写错了说清楚；描述超过编码器的上限会说。"""
 
 import shutil
-import sys
 from collections import Counter
-from types import ModuleType
 
 import pytest
-from PIL import Image
 
 from lorakit import cache, cli
 from lorakit.arithmetic import Plan
 from lorakit.config import load_config
 from lorakit.config_groups import Source
-from lorakit.data import Batches, inspect, load_records, load_sources, unpacked
-from lorakit.data_datasets import write_dataset
+from lorakit.data import Batches, inspect, load_sources
 from lorakit.errors import ConfigError, DataError
 from lorakit.train import Trainer
 
@@ -104,83 +100,6 @@ def test_folder_names_with_counts_are_told_not_guessed(folders):
     assert {r.repeats for r in records} == {1}
     wanted = f"data.folder: [{{folder: {top / '10_剪纸'}, repeats: 10}}]"
     assert [p.code for p in report.notes if wanted in p.reason] == ["folder_counted"]
-
-
-# ---- datasets ----
-
-
-def rows(count=3, **changes):
-    for i in range(count):
-        yield {"image": Image.new("RGB", (40, 40), (i * 40, 0, 0)), "text": f"第 {i} 张"} | changes
-
-
-def test_a_dataset_becomes_a_folder(tmp_path):
-    folder = write_dataset(rows(), tmp_path / "out")
-    records, report = inspect(folder)
-    assert [r.caption for r in records] == ["第 0 张", "第 1 张", "第 2 张"]
-    assert not report.errors
-    with pytest.raises(DataError, match="不是空的"):
-        write_dataset(rows(), folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"image": "a.png"}, "第 1 行没有图.*image、text"),
-        ({"text": 3}, "第 1 行没有描述"),
-        ({"text": "  "}, "第 1 行没有描述"),
-        ({"image": {"bytes": b"no", "path": None}}, "第 1 行，图解不开"),
-    ],
-)
-def test_a_dataset_without_pictures_or_captions(tmp_path, changes, said):
-    with pytest.raises(DataError, match=said):
-        write_dataset(rows(**changes), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []  # 没有半个文件夹
-    with pytest.raises(DataError, match="一行也没有"):
-        write_dataset([], tmp_path / "out")
-
-
-@pytest.fixture
-def saved(tmp_path):
-    folder = tmp_path / "saved"
-    folder.mkdir()
-    for name in ("dataset_info.json", "state.json"):
-        (folder / name).write_text("{}")
-    (folder / "data.arrow").write_bytes(b"1")
-    return folder
-
-
-def test_a_saved_dataset_without_the_library(saved, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="pip install datasets"):
-        load_records(saved)
-    assert cli.main(["check", str(saved)]) == 1
-    assert "pip install datasets" in capsys.readouterr().err
-
-
-def test_a_saved_dataset_is_unpacked_once(saved, monkeypatch, own_cache):
-    library, calls = ModuleType("datasets"), []
-    library.load_from_disk = lambda path: calls.append(path) or rows()
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    assert len(load_records(saved)) == len(load_records(saved)) == 3
-    assert calls == [str(saved)]
-    assert unpacked(saved).parent == own_cache / "datasets"
-    (saved / "data.arrow").write_bytes(b"2")
-    load_records(saved)
-    assert len(calls) == 2
-
-
-def test_several_splits_ask_which(saved, tmp_path):
-    (tmp_path / "dataset_dict.json").write_text("{}")
-    shutil.copytree(saved, tmp_path / "test")
-    with pytest.raises(DataError, match="有几份数据：saved、test"):
-        unpacked(tmp_path)
-
-
-def test_the_real_library_round_trip(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_list(list(rows())).save_to_disk(tmp_path / "disk")
-    assert [r.caption for r in load_records(tmp_path / "disk")] == ["第 0 张", "第 1 张", "第 2 张"]
 
 
 # ---- 描述的长度 ----

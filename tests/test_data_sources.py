@@ -271,3 +271,36 @@ def test_random_damage_never_escapes(tmp_path, name):
             assert inspect(tmp_path, "ohwx")[1].usable >= report.usable
             undo(tmp_path)
         assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "stray", ["A.txt", "a .txt", "a(1).txt", "a（1）.txt", "a - 副本.txt", "ａ.txt", "a.png.txt",
+              "a.txt.txt", "a (2).caption"]
+)  # fmt: skip
+def test_a_caption_named_a_little_differently_is_pointed_to(tmp_path, stray):
+    draw(tmp_path, "a.png", "ab.png")
+    write(tmp_path / "ab.txt", "二")
+    write(tmp_path / stray, "一")
+    _, report = inspect(tmp_path)
+    (error,) = report.errors
+    assert (error.code, error.path.name) == ("caption_missing", "a.png")
+    assert error.mend == f"把 {stray} 改名为 a{Path(stray).suffix}"
+    (tmp_path / stray).rename(tmp_path / "b.txt")  # 别的名字不乱猜
+    assert "改名" not in inspect(tmp_path)[1].errors[0].mend
+
+
+def test_a_folder_in_the_place_of_a_caption(tmp_path):
+    draw(tmp_path, "a.png")
+    (tmp_path / "a.txt").mkdir()
+    assert "a.txt 是文件夹，不是文件" in inspect(tmp_path)[1].text()
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"), [(b"PK\3\4", "压缩包或 Word"), (b"%PDF-1.7", "PDF"), (b"\x89PNG", "PNG"),
+                        (b"\xd0\xcf\x11\xe0", "旧版 Word"), (b"\xff\xd8\xff\xe0", "JPEG")]
+)  # fmt: skip
+def test_a_caption_that_is_another_kind_of_file(tmp_path, start, kind):
+    draw(tmp_path, "a.png")
+    write(tmp_path / "a.txt", start + bytes(range(200)))
+    (error,) = inspect(tmp_path)[1].errors
+    assert error.code == "caption_kind" and kind in error.reason and "纯文本" in error.mend

@@ -44,6 +44,7 @@ def run(out: Path, name: str, overrides: list[str], on_step=None, say=print) -> 
     say(f"数据：{out / 'data'}（{samples.COUNT} 张，描述在同名的 .txt 里；考题里的都没练过）")
     config = settings(out, chosen, overrides)
     trainer = Trainer(config)
+    say(trainer.plan().text())
     pipe = trainer.family.pipeline(trainer.transformer)
     pipe.set_progress_bar_config(disable=True)
 
