@@ -157,9 +157,8 @@ def _choose_base(args):
 def _generate(args) -> int:
     from lorakit import infer, report
 
-    for name in ("steps", "guidance", "seed"):
-        value = getattr(args, name)
-        args.set += [] if value is None else [f"sample.{name}={value}"]
+    given = {name: getattr(args, name) for name in ("steps", "guidance", "seed")}
+    args.set = [*args.set, *(f"sample.{k}={v}" for k, v in given.items() if v is not None)]
     _choose_base(args)
     config, family, pipe = _open(args, need_lora=False)
     side = config.sample.size or config.data.resolution

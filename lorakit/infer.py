@@ -28,6 +28,9 @@ def open_pipeline(family, weights: Path | None = None):
         family.transformer_folder = whole
         family.release("transformer")
     transformer = family.load("transformer")
+    if getattr(transformer, "peft_config", None):  # 上次打开时挂过 LoRA：换一份干净的
+        family.release("transformer")
+        transformer = family.load("transformer")
     pipe = family.pipeline(transformer)
     pipe.set_progress_bar_config(disable=True)
     if weights is not None and whole is None:

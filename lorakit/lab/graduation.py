@@ -25,7 +25,7 @@ def report_card(marks: Mapping[str, float]):
     rows = {
         "前测": _percent(before),
         "后测": _percent(after),
-        "归一化的进步": "（前测已经满分）" if before == 1 and after is not None else _percent(gained),
+        "归一化的进步": "前测已经满分" if before == 1 else _percent(gained),
         "练习": f"{done} / {len(known)} 道",
         **{f"考官：{name}": _percent(share) for name, share in marks.items()},
         "等级": grade([after or 0.0, done / len(known), *marks.values()]),
