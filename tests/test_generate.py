@@ -95,6 +95,8 @@ def test_opening_again_starts_clean(trained, family):
     for weights in (None, trained, trained, None):
         pipe = infer.open_pipeline(family, weights)
         drawn.append(infer.generate(family, pipe, [SAID], settings, (64, 64))[0].tobytes())
+        if weights:
+            lora.check_fits(lora.find(weights), pipe.transformer)  # 叠第二个之前也核对得了
     assert drawn[0] == drawn[3] != drawn[1] == drawn[2]
 
 

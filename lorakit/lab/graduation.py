@@ -28,7 +28,9 @@ def report_card(marks: Mapping[str, float]):
         "归一化的进步": "前测已经满分" if before == 1 else _percent(gained),
         "练习": f"{done} / {len(known)} 道",
         **{f"考官：{name}": _percent(share) for name, share in marks.items()},
-        "等级": grade([after or 0.0, done / len(known), *marks.values()]),
+        "等级": "答完后测才评"
+        if after is None
+        else grade([after, done / len(known), *marks.values()]),
     }
     todo = ["后测"] * (after is None) + ["练习"] * (done < len(known))
     tail = f"还差：{'、'.join(todo)}。补上再运行这一格。" if todo else "都做完了，祝贺毕业。"
