@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorakit.cli_data import cache, caption, check
 from lorakit.cli_files import audit, export, push
+from lorakit.cli_machine import bench, doctor
 from lorakit.cli_options import parser
 from lorakit.cli_progress import bar, interrupt, say_encoding
 from lorakit.errors import LorakitError, LorakitWarning
@@ -122,7 +123,8 @@ def _open(args, need_lora: bool):
     if need_lora and weights is None:
         raise LorakitError("没有 LoRA 可比较：请给一次训练的结果文件夹，或用 --lora 指定文件。")
     path = inside if inside.is_file() else (source if source.is_file() else args.source)
-    config = load_config(path, args.set)
+    more = [f"model.quantize={args.quantization}"] if args.quantization else []
+    config = load_config(path, [*args.set, *more])
     family = open_family(config)
     return config, family, infer.open_pipeline(family, weights)
 
@@ -222,6 +224,8 @@ _RUN = {
     "export": export,
     "audit": audit,
     "push": push,
+    "doctor": doctor,
+    "bench": bench,
 }
 
 

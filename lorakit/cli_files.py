@@ -101,6 +101,8 @@ def _convert(args):
         layers, kept = lora_files.resize(layers, args.rank)
         print(f"缩到秩 {args.rank}，保住了 {kept:.1%} 的能量（ΔW 的平方和）。")
     if args.merge:
+        # 训练时底模可以量化、放在内存里；合并总是进原来精度的权重
+        family.quantize, family.offload = "none", "none"
         transformer = family.load("transformer")
         lora_files.merge(layers, transformer)
         print(f"合并好了：{full.save(args.out, transformer, family)}")

@@ -50,10 +50,16 @@ def _option(*flags: str, **details):
 # 写在命令后面也认；默认不填，免得盖掉写在命令前面的
 _DEBUG = _option("--debug", action="store_true", default=argparse.SUPPRESS, help="打印调用栈")
 _SET = _option("--set", action="append", default=[], metavar="名字=值", help="改一项设置，可多次")
+_QUANTIZE = _option(
+    "--quantization",
+    choices=("none", "fp8", "int8", "nf4", "fp8-matmul"),
+    help="量化底模，省显存（同 --set model.quantize=）",
+)
 _DRAW = (
     _option("source", help="一次训练的结果文件夹，或 YAML 文件、预设名"),
     _option("--prompt", action="append", required=True, help="提示词，可以写多次"),
     _option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的"),
+    _QUANTIZE,
     _SET,
 )
 _GENERATE = (  # 下划线的名字是别处的脚本常用的，意思相同
@@ -73,6 +79,7 @@ _GENERATE = (  # 下划线的名字是别处的脚本常用的，意思相同
     _option("--steps", "--num_inference_steps", metavar="数", help="步数（同 sample.steps）"),
     _option("--guidance", "--true_cfg_scale", metavar="数", help="引导强度（同 sample.guidance）"),
     _option("--seed", metavar="数", help="随机种子（同 sample.seed）"),
+    _QUANTIZE,
     _SET,
     _option("--out", "--output_image", type=Path, default=Path("generate.png"), help="图存到哪里"),
 )
@@ -245,6 +252,30 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
             _option("--repo", required=True, metavar="用户名/模型名", help="仓库的名字"),
             _option("--public", action="store_true", help="公开；不写就是私有的"),
             _option("--yes", action="store_true", help="真的上传"),
+        ),
+    ),
+    "doctor": (
+        "开练前的体检：机器行不行，设置放不放得下、要下载多少、要多久",
+        "lorakit doctor qwen-image-24gb",
+        (
+            _option("config", nargs="?", help="YAML 文件或预设名；不写就只看机器"),
+            _option("--tier", type=float, metavar="GB", help="当作有一块这么大的显卡"),
+            _option("--offline", action="store_true", help="不试着连模型站"),
+            _SET,
+        ),
+    ),
+    "bench": (
+        "测速：真模型的尺寸、随机的权重，不用下载就知道练一步要多久、占多少显存",
+        "lorakit bench qwen-image-24gb --tier 24 --baseline seed",
+        (
+            _option("config", nargs="?", help="YAML 文件或预设名；不写就用 Qwen-Image"),
+            _option("--baseline", choices=("seed",), help="seed：再测每步现编码的常见写法"),
+            _option("--plain", action="store_true", help="再测只用 diffusers + PEFT 的循环"),
+            _option("--tier", type=float, metavar="GB", help="只许用这么多显存，假装是小一点的卡"),
+            _option("--steps", type=int, default=10, help="计时的步数（10）"),
+            _option("--warm", type=int, default=3, help="先走几步热身，不计时（3）"),
+            _option("--out", type=Path, default=Path("bench.json"), help="结果存到哪里"),
+            _SET,
         ),
     ),
 }

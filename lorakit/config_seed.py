@@ -19,6 +19,7 @@ RENAMED = {
     "data_config.caption_dropout_rate": "data.caption_dropout",
     "data_config.train_batch_size": "train.batch_size",
     "train_batch_size": "train.batch_size",
+    "quantize": "model.quantize",
     "rank": "lora.rank",
     "max_train_steps": "train.steps",
     "learning_rate": "train.lr",
@@ -35,6 +36,8 @@ RENAMED = {
 }
 VALUES = {
     ("model.precision", "no"): "fp32",
+    ("model.quantize", "true"): "fp8",
+    ("model.quantize", "false"): "none",
     ("train.schedule", "cosine_with_restarts"): "cosine",
     ("train.schedule", "constant_with_warmup"): "constant",
     ("run.resume", "latest"): "auto",
@@ -54,7 +57,6 @@ MEANINGLESS = {  # 名字的开头 -> 为什么这里不需要它
     "report_to": "记录写在结果文件夹的 metrics.jsonl 里",
 }
 MISSING = {  # 这个版本还没有的：值为 false 或空就无妨，否则要提醒
-    "quantize": "还不支持量化，会多占显存",
     "adam8bit": "还不支持 8-bit 优化器，会多占显存",
     "use_8bit_adam": "还不支持 8-bit 优化器，会多占显存",
 }
@@ -75,7 +77,7 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         why = next((text for start, text in MEANINGLESS.items() if name.startswith(start)), None)
         if name in RENAMED:
             target = RENAMED[name]
-            new = VALUES.get((target, value), value)
+            new = VALUES.get((target, value), VALUES.get((target, str(value).lower()), value))
             group, key = target.split(".")
             ours.setdefault(group, {})[key] = new
             changed = f"（值 {value} 改成 {new}）" if new != value else ""

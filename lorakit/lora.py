@@ -156,7 +156,8 @@ def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
     """核对 LoRA 与底模：每一对矩阵都要有地方放、形状对得上；返回它的卡片。"""
     tensors, card = read(path)
     linear = [(n, m) for n, m in transformer.named_modules() if isinstance(m, nn.Linear)]
-    shapes = {n.removesuffix(WRAPPED): m.weight.shape for n, m in linear}
+    # 4 位的权重是打包过的，形状要问层自己
+    shapes = {n.removesuffix(WRAPPED): (m.out_features, m.in_features) for n, m in linear}
     wrong = []
     for name, value in tensors.items():
         layer, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")

@@ -23,6 +23,7 @@ from torch import nn
 from lorakit import lora, lora_fused
 from lorakit.checkpoint import write_tensors, write_whole
 from lorakit.errors import WeightsError
+from lorakit.quantize import is_quantized
 
 # 层名 -> (A (r, 入), B (出, r))，缩放已折进 B
 Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -229,7 +230,16 @@ def combine(several: Sequence[tuple[Layers, float]]) -> Layers:
 
 @torch.no_grad()
 def merge(layers: Layers, transformer: nn.Module):
-    """把 ΔW 加进底模的权重，就地修改。"""
+    """把 ΔW 加进底模的权重，就地修改。
+
+    Raises:
+        WeightsError: 底模量化过；加进去的 ΔW 多半比量化的一格还小，会被舍入吃掉。
+    """
+    if any(is_quantized(transformer.get_submodule(path)) for path in layers):
+        raise WeightsError(
+            "量化过的底模不能合并：ΔW 比量化的一格还小，加进去就被舍入掉了。"
+            "请用没有量化的底模合并（model.quantize=none），合并完再量化。"
+        )
     for path, pair in layers.items():
         weight = transformer.get_submodule(path).weight
         weight.copy_((weight.double() + delta(pair).to(weight.device)).to(weight.dtype))

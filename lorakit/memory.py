@@ -1,17 +1,151 @@
 """显存与速度：每一招一个函数，用不用由设置决定。"""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lorakit.errors import ConfigError
+from lorakit.quantize import blocks
+
+ATTENTION_ERROR = 0.02  # bf16 的注意力与 fp32 参考的相对误差，正常不到 0.005
 
 
-def prepare(transformer: nn.Module, settings) -> nn.Module:
+def refuse(config, processes: int = 1):
+    """合不来的选择，载入之前就说清楚为什么。
+
+    Raises:
+        ConfigError: 两项设置合不来。
+    """
+    model, how, lora = config.model, config.memory, config.lora
+    off = how.checkpointing in (False, "off", "selective")
+    clashes = {  # 为什么不行、怎么改 -> 是不是这样
+        f"model.quantize：{model.quantize} 的底模只能冻住，不能全量微调：一小步的改动比量化的一格"
+        "还小，加上去等于没加。请写 lora.kind=lora，或 model.quantize=none。": (
+            model.quantize != "none" and lora.kind == "full"
+        ),
+        f"lora.variant：dora 要随时算出底模每一行的长度，{model.quantize} 的底模做不到。"
+        "请写 lora.variant=plain 或 rslora，或 model.quantize=none。": (
+            model.quantize != "none" and lora.variant == "dora"
+        ),
+        "lora.variant：dora 要一开始就看得到底模的权重，memory.offload=blocks 时它们不在显卡上。"
+        "请写 lora.variant=plain 或 rslora。": (
+            how.offload == "blocks" and lora.variant == "dora" and model.quantize == "none"
+        ),
+        "memory.compile：和 memory.offload=blocks 不能一起用：权重总在换地方，编译好的代码认不得。"
+        "请写 memory.compile=false。": how.offload == "blocks" and how.compile,
+        "memory.offload：blocks 只能搬冻住的权重，全量微调的权重每步都在变。"
+        "请写 memory.offload=none，或 lora.kind=lora。": (
+            how.offload == "blocks" and lora.kind == "full"
+        ),
+        "memory.offload：blocks 训练时，反向传播要把每一块再搬来一次，所以每块都得重算。"
+        "请写 memory.checkpointing=full。": how.offload == "blocks" and off,
+        f"memory.offload：blocks 只能在一个进程里用，现在有 {processes} 个。": (
+            how.offload == "blocks" and processes > 1
+        ),
+    }
+    if said := [why for why, wrong in clashes.items() if wrong]:
+        raise ConfigError("\n".join(said))
+
+
+def prepare(transformer: nn.Module, settings, family) -> nn.Module:
     """按 memory 一组设置改造 Transformer，就地修改并返回。"""
-    if settings.checkpointing:
-        transformer.enable_gradient_checkpointing()
+    set_attention(transformer, family, settings.attention)
+    how = {True: "full", False: "off"}.get(settings.checkpointing, settings.checkpointing)
+    if how == "auto" and settings.offload == "blocks":
+        how = "full"  # 没轮到的块不在显卡上，反向时只能重算
+    if how == "auto" and family.device.type != "cuda":
+        how = "off"  # 内存一般够大，重算只会更慢
+    if how != "off":
+        recompute = Recompute(how, blocks(transformer).values(), family.device)
+        transformer.enable_gradient_checkpointing(recompute)
     if settings.compile:
         # 只编译重复的块：编译一次，几十块共用，比编译整个模型快得多
         transformer.compile_repeated_blocks(dynamic=False)
     return transformer
+
+
+class Recompute:
+    """前向走到每一块时决定：留下中间结果，还是反向时重算这一块（梯度检查点，Chen 等 2016）。"""
+
+    def __init__(self, how: str, members: Iterable[nn.Module], device: torch.device):
+        self.how, self.device = how, device
+        self.places = {id(block): i for i, block in enumerate(members)}
+        self.costs: dict[tuple, int] = {}  # 哪种块、什么形状 -> 留下一块的中间结果要多少字节
+
+    def __call__(self, block: nn.Module, *args):
+        if self.how == "selective" and self.places[id(block)] % 2:
+            return block(*args)
+        if self.how != "auto":
+            return self._again(block, args)
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        kind = (type(block), *(value.shape for value in tensors))
+        if kind in self.costs:
+            left = len(self.places) - self.places[id(block)]
+            # 留出：后面每块都重算时要存的输入、反向时重算的那一块与它的梯度
+            spare = left * sum(value.nbytes for value in tensors) + 3 * max(self.costs.values())
+            keep = self.costs[kind] + spare < free_memory(self.device)
+            return block(*args) if keep else self._again(block, args)
+        before = torch.cuda.memory_allocated(self.device)
+        out = block(*args)  # 这种块头一次见：留下它，量一量
+        self.costs[kind] = torch.cuda.memory_allocated(self.device) - before
+        return out
+
+    def _again(self, block: nn.Module, args: tuple):
+        # 块里没有随机数，不用存随机数发生器的状态
+        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def free_memory(device: torch.device) -> int:
+    """显卡上还能再用多少字节：没分出去的，加上 PyTorch 攒着没用的；给进程设过上限就按上限算。"""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.8 起
+        limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
+        free = min(free, limit - reserved)
+    return free + reserved - torch.cuda.memory_allocated(device)
+
+
+def set_attention(transformer: nn.Module, family, name: str):
+    """选注意力的内核；指定了一种，就先和参考算法对一遍。
+
+    Raises:
+        ConfigError: 这里用不了它，或算得不对。
+    """
+    if name == "auto":
+        name = family.attention if family.device.type == "cuda" else "native"
+    if name == "native":
+        return  # diffusers 本来就用它
+    if name == "cudnn" and family.device.type != "cuda":
+        raise ConfigError("memory.attention：cudnn 要有 NVIDIA 显卡；这里请写 auto。")
+    if name == "flash" and family.masks_text:
+        raise ConfigError(
+            f"memory.attention：{family.name} 成批时注意力要用掩码，flash 没有掩码。请写 auto。"
+        )
+    error = attention_error(f"_native_{name}", family.device, family.dtype)
+    if not error < ATTENTION_ERROR:
+        raise ConfigError(
+            f"memory.attention：{name} 在这里用不了（与参考算法差 {error:.2g}）。请写 auto。"
+        )
+    transformer.set_attention_backend(f"_native_{name}")
+
+
+def attention_error(backend: str, device: torch.device, dtype: torch.dtype) -> float:
+    """一种内核与 fp32 参考算法的相对误差；跑不起来就是无穷大。"""
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    source = torch.Generator(device).manual_seed(0)
+    shape = (1, 256, 2, 64)  # (B, L, 头数, 每头的维数)
+    q, k, v = (torch.randn(shape, generator=source, device=device) for _ in range(3))
+    weights = torch.einsum("blhd,bmhd->bhlm", q, k).div(math.sqrt(shape[-1])).softmax(-1)
+    want = torch.einsum("bhlm,bmhd->blhd", weights, v)
+    try:
+        got = dispatch_attention_fn(*(x.to(dtype) for x in (q, k, v)), backend=backend)
+    except (RuntimeError, ValueError):  # PyTorch 说没有能用的内核
+        return math.inf
+    return float((got.float() - want).norm() / want.norm())
 
 
 def explain_full(config, step: int) -> str:
@@ -20,11 +154,15 @@ def explain_full(config, step: int) -> str:
     moves = {  # 怎么改 -> (省多少, 现在用得上吗)
         "memory.checkpointing=true": (
             "中间结果省到几分之一，慢三成左右",
-            not config.memory.checkpointing,
+            config.memory.checkpointing in (False, "off", "selective"),
         ),
         f"train.batch_size=1 并把 train.grad_accum 乘 {train.batch_size}": (
             f"中间结果省到 1/{train.batch_size}，结果一样",
             train.batch_size > 1,
+        ),
+        "model.quantize=fp8": (
+            "底模的权重省一半；还不够写 nf4，再不够加 memory.offload=blocks",
+            config.model.quantize == "none" and config.lora.kind == "lora",
         ),
         f"data.resolution={side // 128 * 64}": ("中间结果省到四分之一", side >= 128),
         "lora.targets=image-attention": (

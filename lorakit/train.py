@@ -45,11 +45,13 @@ class Step:
 class Trainer:
     """准备好一切之后，迭代它就是训练；每个 Step 产出时，那一步的权重已经更新完。"""
 
-    def __init__(self, config: Config, dataset: cache.Dataset | None = None, progress=None):
+    def __init__(
+        self, config: Config, dataset: cache.Dataset | None = None, progress=None, family=None
+    ):
         self.config, self.run = config, config.run.output
         self.record = RunFolder(config)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.family = open_family(config, self.accelerator.device)
+        self.family = family or open_family(config, self.accelerator.device)
         self._check_choices()
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)
@@ -59,7 +61,7 @@ class Trainer:
         else:
             args = (self.transformer, self.family, config.lora, config.train.seed)
             self.parameters = lora.attach(*args)
-        memory.prepare(self.transformer, config.memory)
+        memory.prepare(self.transformer, config.memory, self.family)
         self.optimizer = optim.build(self.parameters.values(), config.train)
         self.average = optim.Average(self.parameters, config.train.ema)
         self.model, self.optimizer = self.accelerator.prepare(self.transformer, self.optimizer)
@@ -177,6 +179,7 @@ class Trainer:
     def _check_choices(self):
         """编码和载入之前能发现的都先说：不能练的底模、对不上的目标层、不起作用的设置。"""
         self.family.refuse_distilled(self.config.model.path)
+        memory.refuse(self.config, self.accelerator.num_processes)
         if self.config.lora.kind == "full":
             self._check_full()
         else:

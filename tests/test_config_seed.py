@@ -63,7 +63,8 @@ def test_low_memory_switches_are_explained_not_swallowed(read):
     extra = "precompute_text_embeddings: true\nsave_cache_on_disk: true\nquantize: true\n"
     config, said = read(LORA + extra + "adam8bit: true\n")
     assert config.train.steps == 3000
-    assert said.count("注意") == 2 and "量化" in said and "总是先编码" in said
+    assert config.model.quantize == "fp8" and "quantize -> model.quantize" in said
+    assert said.count("注意") == 1 and "总是先编码" in said
 
 
 def test_full_and_flux_variants(read):

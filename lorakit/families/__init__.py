@@ -1,11 +1,14 @@
 """模型家族：每个家族一个文件，别处不出现家族的名字；新家族在这里登记一行。"""
 
 import difflib
+import json
 from importlib import import_module
+from pathlib import Path
 
 import torch
 
-from lorakit import hub, memory
+from lorakit import hub, memory, quantize
+from lorakit.bundled import bundled, tiny_models
 from lorakit.errors import ConfigError
 
 REGISTRY = {
@@ -30,12 +33,41 @@ def get(name: str):
     return getattr(import_module(module), attribute)
 
 
+def open_blank(config, folder: Path, device: torch.device | None = None):
+    """只有尺寸、没有权重的家族：测速与估计用。本地有这个模型就照它的设置，没有就照真模型的。
+
+    Args:
+        folder: 空文件夹，真模型的设置写在里面。
+    """
+    path = config.model.path
+    local = bundled(path) if path in tiny_models() else Path(path).expanduser()
+    cls = get(config.model.family)
+    if not (local / "model_index.json").is_file():
+        local = folder
+        for part, facts in {"model_index": {}, **cls.full_size}.items():
+            names = {"model_index": "model_index.json", "scheduler": "scheduler_config.json"}
+            name = "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
+            home = folder if part == "model_index" else folder / part
+            home.mkdir(parents=True, exist_ok=True)
+            (home / names.get(part, name)).write_text(json.dumps(facts), encoding="utf-8")
+    family = _configured(cls, local, config, device)
+    family.random_weights = True
+    return family
+
+
 def open_family(config, device: torch.device | None = None):
     """按设置打开家族（还不载入任何权重）。"""
-    device = device or memory.pick_device()
-    dtype = memory.pick_dtype(config.model.precision, device)
+    cls = get(config.model.family)
     model = hub.find(config.model.path, config.model.source)
-    family = get(config.model.family)(model.folder, device, dtype)
+    family = _configured(cls, model.folder, config, device)
+    quantize.check(family.quantize, family.device)
     family.model = model
+    return family
+
+
+def _configured(cls: type, folder: Path, config, device: torch.device | None):
+    device = device or memory.pick_device()
+    family = cls(folder, device, memory.pick_dtype(config.model.precision, device))
+    family.quantize, family.offload = config.model.quantize, config.memory.offload
     family.guidance = config.train.guidance
     return family

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lorakit import flow
+from lorakit import flow, quantize, streaming
 from lorakit.errors import LorakitError
 
 Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
@@ -50,7 +50,11 @@ class Family(ABC):
     controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
     caption_tokenizer: str = "tokenizer"  # 管着描述长短的那个分词器的文件夹
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
+    attention: str = "native"  # memory.attention: auto 用的内核（显卡上）
+    masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
+    # 真模型的尺寸：文件夹 -> 它的 config.json（只写与 diffusers 默认值不同的）；不下载也能测速
+    full_size: ClassVar[dict[str, dict]] = {}
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
     output: str = "images"  # stock 管线把画好的图叫什么
@@ -62,6 +66,9 @@ class Family(ABC):
         self.parts: dict[str, object] = {}
         self.transformer_folder = folder / "transformer"  # 全量微调的结果可以换掉它
         self.model = None  # hub.Model：缺的部分用到时从站上补；None 就只认文件夹里有的
+        self.quantize, self.offload = "none", "none"  # model.quantize、memory.offload
+        self.home = device  # 文本编码器载到哪里；显卡放不下时先载到内存，用到哪块搬哪块
+        self.random_weights = False  # 不读权重、现造随机的：只为测速度与显存
         self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
 
     def load(self, part: str) -> object:
@@ -69,8 +76,14 @@ class Family(ABC):
         if part not in self.parts:
             self.fetch(part)
             size = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+            tight = part == "text" and self._tight()
+            self.home = torch.device("cpu") if tight else self.device
             with _progress_bars(size > 1 << 30):  # 小模型一眨眼就好，进度条只是噪音
-                self.parts[part] = getattr(self, f"_load_{part}")()
+                made = getattr(self, f"_load_{part}")()
+            if tight:
+                for encoder in (one for one in made if isinstance(one, nn.Module)):
+                    streaming.stream(encoder, self.device)
+            self.parts[part] = made
         return self.parts[part]
 
     def fetch(self, *parts: str):
@@ -80,6 +93,15 @@ class Family(ABC):
             folders = [folder for folder in folders if folder != "transformer"]
         if self.model is not None and folders:
             self.model.fetch(*folders)
+
+    def _tight(self) -> bool:
+        """文本编码器要不要随用随搬：设置要求，或剩下的显存放不下它。"""
+        if self.offload == "blocks" or self.device.type != "cuda":
+            return self.offload == "blocks"
+        parts = [self.folder / part for part in self.text_parts]
+        size = sum(f.stat().st_size for part in parts for f in part.glob("*.safetensors"))
+        torch.cuda.empty_cache()
+        return size + (2 << 30) > torch.cuda.mem_get_info(self.device)[0]
 
     def _load_vae(self):
         vae = self._class_of("vae").from_pretrained(
@@ -91,14 +113,32 @@ class Family(ABC):
     def _load_text(self): ...
 
     def _load_transformer(self):
-        transformer = self._class_of("transformer").from_pretrained(
-            self.transformer_folder, torch_dtype=self.dtype, device_map={"": self.device}
-        )
-        return transformer.requires_grad_(False)
+        cls, folder = self._class_of("transformer"), self.transformer_folder
+        if (self.quantize, self.offload) == ("none", "none") and not self.random_weights:
+            transformer = cls.from_pretrained(
+                folder, torch_dtype=self.dtype, device_map={"": self.device}
+            )
+            return transformer.requires_grad_(False)
+        model, place = quantize.empty(cls, cls.load_config(folder)), (self.device, self.dtype)
+        read = quantize.random_weights(*place) if self.random_weights else quantize.Shards(folder)
+        if self.offload == "none":
+            return quantize.build(model, read, self.quantize, *place)
+        model.streamer = streaming.Streamer(self.device)
+        return quantize.build(model, read, self.quantize, *place, model.streamer.add)
 
     def config_of(self, part: str) -> dict:
         """一个部分的 config.json。"""
         return json.loads((self.folder / part / "config.json").read_text("utf-8"))
+
+    @property
+    def latent_channels(self) -> int:
+        """潜变量 x 有几个通道。"""
+        vae = self.config_of("vae")
+        return vae.get("z_dim") or vae["latent_channels"]
+
+    @abstractmethod
+    def cond_shapes(self, tokens: int, side: int) -> dict[str, tuple[int, ...]]:
+        """tokens 个词元的描述、边长 side 的图：条件里每个张量的形状；测速时照着造假的。"""
 
     def _class_of(self, part: str) -> type:
         """diffusers 里的类，由文件夹里的 config.json 说了算。"""

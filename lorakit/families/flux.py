@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from lorakit.families.base import Cond, Family
-from lorakit.families.kl_vae import KLVae
+from lorakit.families.kl_vae import CLIP_L, FLUX_VAE, KLVae
 from lorakit.families.qwen_image import pack, unpack
 
 # 双流块里图像流与文字流各四个线性层；单流块里两股词元共用，输出并进了 proj_out
@@ -28,6 +28,20 @@ class Flux(KLVae, Family):
     licences: ClassVar = {"": "flux-1-dev-non-commercial-license"}
     multiple = 16
     embedded_guidance = True
+    masks_text = False
+    full_size: ClassVar = {
+        "transformer": {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True},
+        "vae": FLUX_VAE,
+        "text_encoder": CLIP_L,
+        "text_encoder_2": {
+            "architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": 4096, "d_kv": 64,
+            "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128,
+            "feed_forward_proj": "gated-gelu",
+        },
+        "scheduler": {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
+        "tokenizer_2": {"model_max_length": 512},
+    }  # fmt: skip
+    attention = "flash"  # torch 2.11 的 cuDNN 注意力在 4608 个词元上会崩溃，native 又会挑中它
     targets: ClassVar = {
         "attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0|{TEXT})|{SINGLE}",
         "image-attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0)|{SINGLE}",
@@ -81,7 +95,7 @@ class Flux(KLVae, Family):
     def _load_text(self):
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        place = {"dtype": self.dtype, "device_map": {"": self.device}}
+        place = {"dtype": self.dtype, "device_map": {"": self.home}}
         clip = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", **place)
         t5 = T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place)
         for encoder in (clip, t5):
@@ -98,6 +112,11 @@ class Flux(KLVae, Family):
         )
         # 补齐的那些词元也留着：FLUX 没有掩码，底模就是看着它们练出来的，切掉等于换了条件
         return [{"text": t, "pooled": p} for t, p in zip(embeds, pooled, strict=True)]
+
+    def cond_shapes(self, tokens, side):
+        config = self.config_of("transformer")
+        text = (self.text_length, config.get("joint_attention_dim", 4096))
+        return {"text": text, "pooled": (config.get("pooled_projection_dim", 768),)}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         b, _, h, w = x_t.shape

@@ -27,6 +27,16 @@ class Flux2Klein(Family):
     name = "flux2-klein"
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
     multiple = 16
+    masks_text = False
+    full_size: ClassVar = {
+        "transformer": {
+            "_class_name": "Flux2Transformer2DModel", "guidance_embeds": False, "num_layers": 5,
+            "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+        },
+        "vae": {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32},
+        "scheduler": {"use_dynamic_shifting": True, "shift": 3.0},
+        "tokenizer": {"model_max_length": 512},
+    }  # fmt: skip
     compression = 16
     targets: ClassVar = {
         "attention": rf"transformer_blocks\.\d+\.attn\.({IMAGE}|{TEXT})|{SINGLE}",
@@ -51,7 +61,7 @@ class Flux2Klein(Family):
         from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
         encoder = Qwen3ForCausalLM.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
         )
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer
@@ -87,6 +97,13 @@ class Flux2Klein(Family):
         )
         # 与 FLUX.1 一样没有掩码：补齐的词元也是条件的一部分
         return [{"text": row} for row in embeds]
+
+    @property
+    def latent_channels(self) -> int:
+        return 4 * super().latent_channels  # 每 2x2 并成一个点
+
+    def cond_shapes(self, tokens, side):
+        return {"text": (self.text_length, self.config_of("transformer")["joint_attention_dim"])}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         b, _, h, w = x_t.shape

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from lorakit.families.base import Cond, Family
-from lorakit.families.kl_vae import KLVae
+from lorakit.families.kl_vae import CLIP_L, FLUX_VAE, KLVae
+from lorakit.families.qwen_image import QWEN_VL_7B
 
 # out_layer 到处都有（时间、调制、前馈、出口），所以层名一律从块写起、整名比对
 ATTENTION = r"(self|cross)_attention\.(to_query|to_key|to_value|out_layer)"
@@ -22,6 +23,7 @@ class Kandinsky5(KLVae, Family):
     licences: ClassVar = {"": "mit"}
     multiple = 16
     output = "image"
+    masks_text = False
     subtract_shift = False  # VAE 的配置里有 shift_factor（它本是 FLUX 的），但 stock 管线只乘不减
     targets: ClassVar = {
         "attention": rf"(text|visual)_transformer_blocks\.\d+\.{ATTENTION}",
@@ -31,11 +33,23 @@ class Kandinsky5(KLVae, Family):
     distilled: ClassVar = {"distilled": BASE, "nocfg": BASE}
     text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
+    full_size: ClassVar = {
+        "transformer": {
+            "_class_name": "Kandinsky5Transformer3DModel", "in_visual_dim": 16,
+            "out_visual_dim": 16, "model_dim": 2560, "ff_dim": 10240, "num_visual_blocks": 50,
+            "num_text_blocks": 2, "axes_dims": [32, 48, 48], "time_dim": 512,
+        },
+        "vae": FLUX_VAE,
+        "text_encoder": QWEN_VL_7B,
+        "text_encoder_2": CLIP_L,
+        "scheduler": {"shift": 5.0},
+    }  # fmt: skip
+
     def _load_text(self):
         from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer
         from transformers import Qwen2_5_VLForConditionalGeneration as QwenVL
 
-        place = {"dtype": self.dtype, "device_map": {"": self.device}}
+        place = {"dtype": self.dtype, "device_map": {"": self.home}}
         encoders = (
             QwenVL.from_pretrained(self.folder, subfolder="text_encoder", **place),
             CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place),
@@ -59,6 +73,11 @@ class Kandinsky5(KLVae, Family):
             text, pooled, _ = pipe.encode_prompt([caption], device=self.device)
             conds.append({"text": text[0], "pooled": pooled[0]})
         return conds
+
+    def cond_shapes(self, tokens, side):
+        config = self.config_of("transformer")
+        text = (tokens, config.get("in_text_dim", 3584))
+        return {"text": text, "pooled": (config.get("in_text_dim2", 768),)}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         _, _, h, w = x_t.shape

@@ -2,6 +2,17 @@
 
 import torch
 
+FLUX_VAE = {  # Z-Image 与 Kandinsky 5 用的也是它
+    "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2, "latent_channels": 16, "scaling_factor": 0.3611,
+    "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+CLIP_L = {
+    "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 768,
+    "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+}  # fmt: skip
+
 
 class KLVae:
     """给 Family 混入 encode_images 与 decode；不减均值的家族把 `subtract_shift` 设成 False。"""

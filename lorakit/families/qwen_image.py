@@ -13,6 +13,20 @@ from lorakit.families.base import Cond, Family
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
 TEXT = "add_q_proj|add_k_proj|add_v_proj|to_add_out"
 
+QWEN_VL_7B = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "text_config": {
+        "model_type": "qwen2_5_vl_text", "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
+        },
+    },
+    "vision_config": {"model_type": "qwen2_5_vl", "hidden_size": 1280, "out_hidden_size": 3584},
+}  # fmt: skip
+
 
 class QwenImage(Family):
     """Qwen/Qwen-Image（20 B）与同结构的微型模型；时间参数是 t，输出就是 v，没有内嵌引导。"""
@@ -22,6 +36,15 @@ class QwenImage(Family):
     multiple = 16
     pipeline_class = "QwenImagePipeline"
     caption_limit = 1024
+    full_size: ClassVar = {
+        "transformer": {"_class_name": "QwenImageTransformer2DModel"},
+        "vae": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16},
+        "text_encoder": QWEN_VL_7B,
+        "scheduler": {
+            "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9,
+            "max_image_seq_len": 8192, "shift_terminal": 0.02,
+        },
+    }  # fmt: skip
     targets: ClassVar = {
         "image-attention": rf".*\.attn\.({IMAGE})",
         "attention": rf".*\.attn\.({IMAGE}|{TEXT})",
@@ -35,7 +58,7 @@ class QwenImage(Family):
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
         encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
         )
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer
@@ -70,6 +93,9 @@ class QwenImage(Family):
         if mask is None:
             return [{"text": row} for row in embeds]
         return [{"text": row[keep.bool()]} for row, keep in zip(embeds, mask, strict=True)]
+
+    def cond_shapes(self, tokens, side):
+        return {"text": (tokens, self.config_of("transformer").get("joint_attention_dim", 3584))}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         b, _, h, w = x_t.shape

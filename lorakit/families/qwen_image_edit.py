@@ -21,6 +21,10 @@ class QwenImageEdit(QwenImage):
     multiple = 32
     controls = (1, 1)
     text_parts: ClassVar = ("text_encoder", "tokenizer", "processor")
+    full_size: ClassVar = {
+        **QwenImage.full_size,
+        "model_index": {"_class_name": "QwenImageEditPipeline"},
+    }
     distilled: ClassVar = {"Lightning": "Qwen/Qwen-Image-Edit"}
 
     def __init__(self, folder, device, dtype):
@@ -56,6 +60,10 @@ class QwenImageEdit(QwenImage):
             embeds, _ = pipe.encode_prompt([caption], image=seen, device=self.device)
             conds.append({"text": embeds[0]})
         return conds
+
+    def cond_shapes(self, tokens, side):
+        h = w = side // self.compression  # 控制图缩放到与目标图一样的面积
+        return {**super().cond_shapes(tokens, side), "control_1": (self.latent_channels, h, w)}
 
     def _seen(self, pipe, picture):
         """Qwen2.5-VL 看到的图：与推理时一样大，和训练的分辨率无关。"""

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from lorakit.families.base import Cond, Family
-from lorakit.families.kl_vae import KLVae
+from lorakit.families.kl_vae import FLUX_VAE, KLVae
 
 ATTENTION = r"attention\.(to_q|to_k|to_v|to_out\.0)"
 LINEAR = rf"({ATTENTION}|feed_forward\.w[123]|adaLN_modulation\.0)"
@@ -26,11 +26,22 @@ class ZImage(KLVae, Family):
     }
     distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
 
+    full_size: ClassVar = {
+        "transformer": {"_class_name": "ZImageTransformer2DModel"},
+        "vae": FLUX_VAE,
+        "text_encoder": {
+            "architectures": ["Qwen3Model"], "model_type": "qwen3", "hidden_size": 2560,
+            "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+        },
+        "scheduler": {"shift": 3.0},
+    }  # fmt: skip
+
     def _load_text(self):
         from transformers import Qwen2Tokenizer, Qwen3Model
 
         encoder = Qwen3Model.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
         )
         tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
         return encoder.eval().requires_grad_(False), tokenizer
@@ -43,6 +54,9 @@ class ZImage(KLVae, Family):
             list(captions), device=self.device, do_classifier_free_guidance=False
         )
         return [{"text": row} for row in embeds]
+
+    def cond_shapes(self, tokens, side):
+        return {"text": (tokens, self.config_of("transformer").get("cap_feat_dim", 2560))}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         text, mask = cond["text"], cond.get("text_mask")

@@ -1,0 +1,289 @@
+"""开练前的体检：这台机器行不行，这份设置放不放得下、要下载多少、要练多久；放不下就说换哪个预设。"""
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from packaging.requirements import Requirement
+
+from lorakit import bench, estimate, memory, quantize
+from lorakit.bundled import tiny_models
+from lorakit.cache import root
+from lorakit.config import Config, load_config, presets
+from lorakit.errors import ConfigError
+from lorakit.estimate import GIB, Estimate
+from lorakit.families import open_blank
+
+GOOD, WARN, BAD = "绿", "黄", "红"
+MARKS = {GOOD: "✔", WARN: "！", BAD: "✘"}
+COLOURS = {GOOD: 32, WARN: 33, BAD: 31}  # 终端的颜色号
+SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://modelscope.cn"}
+OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
+SECONDS = 3  # 连一个网站最多等几秒
+HOST = 4.0  # Python、PyTorch 与一个分片，GiB
+# 占理论下限的几成：一块 H200 上实测 Qwen-Image 1024²，不编译与编译
+EAGER, COMPILED = 0.42, 0.62
+SLOWER = {"none": 1.0, "int8": 1.15, "fp8": 1.15, "nf4": 1.3, "fp8-matmul": 0.85}
+BUS = 20.0  # 内存到显卡，GB/s（PCIe 4.0 x16 实际能到的）
+
+
+@dataclass(frozen=True)
+class Check:
+    """一项的结论。"""
+
+    level: str
+    what: str
+    said: str
+
+    def text(self, colour: bool = False) -> str:
+        mark = MARKS[self.level]
+        if colour:
+            mark = f"\033[{COLOURS[self.level]}m{mark}\033[0m"
+        return f"{mark} {self.what}：{self.said}"
+
+
+def examine(config: Config | None = None, tier: float | None = None, online=True) -> list[Check]:
+    """全部检查；给了设置，就连它放不放得下、要多久也算。
+
+    Args:
+        tier: 当作有一块标着这么多 GB 的显卡；不写就看这台机器。
+        online: 要不要试着连模型站。
+    """
+    if tier is not None and tier <= 0:
+        raise ConfigError(f"--tier：显存要大于 0 GB，得到 {tier:g}。")
+    checks = [_python(), *_packages(), *_gpu(tier), _host(), _disk()]
+    if online:
+        checks += [_source(name, address) for name, address in SOURCES.items()]
+    if config is not None:
+        checks += _config(config, tier, online)
+    return checks
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    level = GOOD if sys.version_info >= (3, 11) else BAD
+    return Check(level, "Python", f"{found}（要 3.11 以上）")
+
+
+def _packages() -> list[Check]:
+    """必装的包够不够新；选装的有没有。"""
+    wrong, names = [], []
+    for line in importlib.metadata.requires("lorakit") or []:
+        need = Requirement(line)
+        if need.marker is not None:  # 选装的
+            continue
+        names.append(need.name)
+        try:
+            found = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{need.name} 没有装（要 {need.specifier}）")
+            continue
+        if not need.specifier.contains(found, prereleases=True):
+            wrong.append(f"{need.name} 是 {found}，要 {need.specifier}")
+    mend = "。请运行 pip install -c constraints.txt -e ."
+    checks = [Check(BAD, "软件包", "；".join(wrong) + mend)] if wrong else []
+    checks = checks or [Check(GOOD, "软件包", f"{len(names)} 个都在，都够新")]
+    for name, why in OPTIONAL.items():
+        try:
+            checks.append(Check(GOOD, name, f"{importlib.metadata.version(name)}（{why}）"))
+        except importlib.metadata.PackageNotFoundError:
+            said = f"没有装（{why}）。要用就运行 pip install {name}"
+            checks.append(Check(WARN, name, said))
+    return checks
+
+
+def _gpu(tier: float | None) -> list[Check]:
+    if tier is not None:
+        return [Check(GOOD, "显卡", f"当作有一块 {tier:g} GB 的")]
+    if not torch.cuda.is_available():
+        said = "没有找到 NVIDIA 显卡：微型模型照练，真模型练不动"
+        return [Check(WARN, "显卡", said)]
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    busy = total - free > 2 * GIB
+    said = f"{name}，{total / GIB:.1f} GiB，空闲 {free / GIB:.1f} GiB"
+    checks = [Check(WARN if busy else GOOD, "显卡", said + ("，别的程序占着一些" if busy else ""))]
+    fine = torch.cuda.is_bf16_supported(including_emulation=False)
+    slow = "不支持，会用 fp32：慢一倍、多占一倍显存"
+    return [*checks, Check(GOOD if fine else WARN, "bf16", "支持" if fine else slow)]
+
+
+def _host() -> Check:
+    facts = psutil.virtual_memory()
+    level = GOOD if facts.available > 8 * GIB else WARN
+    return Check(
+        level, "内存", f"{facts.total / GIB:.1f} GiB，空闲 {facts.available / GIB:.1f} GiB"
+    )
+
+
+def _disk() -> Check:
+    place = next(p for p in (root(), *root().parents) if p.exists())
+    free = shutil.disk_usage(place).free / GIB
+    return Check(GOOD if free > 10 else WARN, "磁盘", f"{place} 空闲 {free:.0f} GiB")
+
+
+def _answer(address: str) -> int | None:
+    """网站回的状态码；连不上是 None。"""
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def _source(name: str, address: str) -> Check:
+    if _answer(address) is not None:
+        return Check(GOOD, name, f"连得上（{address}）")
+    said = f"{SECONDS} 秒内连不上 {address}。已经下载好的模型照用；也可设 HF_ENDPOINT 用镜像"
+    return Check(WARN, name, said)
+
+
+def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
+    """这份设置：许可、下载、显存、内存、时间。"""
+    memory.refuse(config)
+    try:
+        quantize.check(config.model.quantize, memory.pick_device())
+        able = []
+    except ConfigError as error:  # 要的库没装、显卡太旧：照样往下算，只记一笔
+        able = [Check(BAD, "量化", str(error))]
+    with tempfile.TemporaryDirectory() as folder:
+        family = open_blank(config, Path(folder), torch.device("meta"))
+        family.dtype = torch.bfloat16
+        asked = estimate.measure(family, config)
+        text = sum(_bytes(one) for one in estimate.random_encoders(family))
+        vae = _bytes(estimate.random_vae(family))
+    trains = "全部" if config.lora.kind == "full" else "LoRA"
+    size = f"{asked.parameters / 1e9:.3g}B 参数，练 {trains} {asked.trained / 1e6:.3g}M"
+    said = f"{config.model.path}，{size}"
+    checks = [*able, Check(GOOD, "模型", said), *_download(config, asked, text, vae, online)]
+    capacity = _capacity(tier)
+    if capacity is None:
+        return [*checks, *_on_cpu(config, asked)]
+    how, peak = fitting(asked, config, capacity)
+    said = f"约 {peak:.1f} GiB（每块{_ways(how)}），这里能用 {capacity:.1f} GiB"
+    if peak > capacity:
+        other = nearest(config, capacity)
+        mend = f"请换预设 {other}" if other else "没有放得下的预设；换小一点的模型或大一点的显卡"
+        return [*checks, Check(BAD, "显存", f"{said}：放不下。{mend}")]
+    checks.append(Check(GOOD, "显存", said))
+    host = HOST + (asked.weights / GIB if config.memory.offload == "blocks" else 0)
+    if text / GIB + 2 > capacity:
+        host += text / GIB  # 文本编码器放不进显卡，从内存里一块块搬
+    return [*checks, _host_need(host), *_time(config, asked, how)]
+
+
+def _ways(how: str) -> str:
+    return {"full": "都重算", "selective": "隔一块重算", "off": "都不重算"}[how]
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters()) * 2  # 站上的权重是 bf16
+
+
+def _download(config: Config, asked: Estimate, text: int, vae: int, online: bool) -> list[Check]:
+    path = config.model.path
+    if path in tiny_models() or (Path(path).expanduser() / "model_index.json").is_file():
+        return [Check(GOOD, "下载", "不用，模型就在本地")]
+    size = (2 * asked.parameters + text + vae) / 1e9
+    checks = [Check(GOOD, "下载", f"第一次用要下载约 {size:.0f} GB（下载过就不用再下）")]
+    if not online:
+        return checks
+    address = f"{SOURCES['Hugging Face']}/{config.model.path}/resolve/main/model_index.json"
+    if (code := _answer(address)) in (401, 403):
+        said = f"{config.model.path} 要先在它的主页上同意许可，再运行 hf auth login 登录"
+        checks.append(Check(WARN, "许可", said))
+    elif code == 404:
+        checks.append(Check(BAD, "模型站", f"没有 {config.model.path}，请核对 model.path"))
+    return checks
+
+
+def _capacity(tier: float | None) -> float | None:
+    """训练能用的显存，GiB；没有显卡是 None。"""
+    if tier is not None:
+        return estimate.usable(tier)
+    if not torch.cuda.is_available():
+        return None
+    return memory.free_memory(memory.pick_device()) / GIB
+
+
+def fitting(asked: Estimate, config: Config, capacity: float) -> tuple[str, float]:
+    """memory.checkpointing 实际会怎样 -> (full、selective 或 off，显存峰值 GiB)。"""
+    how = {True: "full", False: "off"}.get(config.memory.checkpointing, config.memory.checkpointing)
+    if config.memory.offload == "blocks":
+        how = "full"
+    if how != "auto":
+        return how, asked.peak(config, how) / GIB
+    choices = [(way, asked.peak(config, way) / GIB) for way in ("off", "selective", "full")]
+    return next((c for c in choices if c[1] <= capacity), choices[-1])
+
+
+def nearest(config: Config, capacity: float) -> str | None:
+    """同一个底模的预设里，放得下的、最宽裕（因而最快）的一个。"""
+
+    def tier(name: str) -> int:
+        found = re.search(r"-(\d+)gb$", name)
+        return int(found[1]) if found else 10**6
+
+    for name in sorted(presets(), key=tier, reverse=True):
+        other = load_config(name)
+        alike = ("family", "path")
+        if any(getattr(other.model, key) != getattr(config.model, key) for key in alike):
+            continue
+        if other.lora.kind != config.lora.kind:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            family = open_blank(other, Path(folder), torch.device("meta"))
+            if fitting(estimate.measure(family, other), other, capacity)[1] <= capacity:
+                return name
+    return None
+
+
+def _host_need(need: float) -> Check:
+    free = psutil.virtual_memory().available / GIB
+    said = f"约要 {need:.1f} GiB，空闲 {free:.1f} GiB"
+    return Check(GOOD if need < free else BAD, "训练时的内存", said)
+
+
+def _on_cpu(config: Config, asked: Estimate) -> list[Check]:
+    need = HOST / 4 + 2 * asked.peak(config, "off") / GIB  # CPU 上用 fp32
+    if asked.parameters > 1e9:
+        said = "没有显卡，练不动这么大的模型。先用微型模型学会：lorakit demo"
+        return [Check(BAD, "显卡", said)]
+    return [_host_need(need), *_time(config, asked, "off")]
+
+
+def _time(config: Config, asked: Estimate, how: str) -> list[Check]:
+    """按实测的矩阵乘法速度与经验效率估计。"""
+    device = memory.pick_device()
+    dtype = memory.pick_dtype(config.model.precision, device)
+    if device.type != "cuda" and asked.parameters > 1e9:
+        return []  # 当作有显卡，可是没有卡可量
+    again = {"off": 0.0, "selective": 0.5, "full": 1.0}[how] * (asked.linear + asked.attention)
+    images = config.train.batch_size * config.train.grad_accum
+    work = (asked.floor(config) + images * again) / 1e12 / bench.gemm_ceiling(device, dtype)
+    on_gpu = device.type == "cuda"
+    share = (COMPILED if config.memory.compile else EAGER) if on_gpu else 0.9
+    step = work / share * SLOWER[config.model.quantize]
+    if config.memory.offload == "blocks":
+        step = max(step, 2 * asked.weights / 1e9 / BUS)
+    whole = step * config.train.steps
+    said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(whole)}"
+    return [Check(GOOD, "时间", f"{said}（估计；实测用 lorakit bench）")]
+
+
+def _long(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} 秒"
+    return f"{seconds / 60:.0f} 分钟" if seconds < 5400 else f"{seconds / 3600:.1f} 小时"

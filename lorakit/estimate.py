@@ -1,0 +1,232 @@
+"""估计：不载入权重、不碰显卡，算出一步要多少次乘加、多少显存。
+
+用 PyTorch 的假张量（只有形状）把真模型的前向走一遍：乘加次数由每个算子的形状得出，
+中间结果就是自动求导为反向留下的那些张量；不是公式，所以每个家族、每种尺寸都一样准。
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lorakit import lora, quantize
+
+GIB = 2**30
+NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位）
+TOKENS = 128  # 一句描述大约多少词元
+SLOTS = 2  # memory.offload=blocks 时显卡上有几块
+
+
+def usable(tier: float) -> float:
+    """标着 tier GB 的显卡，PyTorch 能用多少 GiB：驱动与 CUDA 自己要占一点。"""
+    return 0.98 * tier - 0.6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """一步训练要的东西；字节数都是显卡上的，乘加次数按一张图算。"""
+
+    parameters: int  # Transformer 的参数个数
+    trained: int  # 要学的参数个数
+    weights: int  # 底模的权重占多少字节（量化之后）
+    block: int  # 最大的一块权重占多少字节
+    outside: int  # 块以外的权重占多少字节
+    kept: int  # 不重算时，一张图的中间结果
+    inputs: int  # 每块都重算时，一张图要存的各块的输入
+    blocks: int
+    linear: int  # 前向里线性层的浮点运算次数（一次乘加算两次）
+    attention: int  # 前向里注意力的
+
+    def floor(self, config) -> int:
+        """一步至少要的浮点运算：前向，再加反向（线性层与前向一样多，注意力 2.5 倍）。
+
+        全量微调还要对权重的梯度，线性层再加一份。
+        """
+        passes = 3 if config.lora.kind == "full" else 2
+        images = config.train.batch_size * config.train.grad_accum
+        return images * round(passes * self.linear + 3.5 * self.attention)
+
+    def state(self, optimizer: str) -> int:
+        """要学的参数：fp32 的值与梯度，加上优化器的状态。"""
+        extra = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}[optimizer]
+        return self.trained * (8 + extra)
+
+    def peak(self, config, how: str) -> int:
+        """显存的峰值（字节）；how 是 full、selective 或 off。"""
+        one = self.kept // self.blocks  # 一块的中间结果
+        images = config.train.batch_size
+        acts = {
+            "full": self.inputs + 2 * one,
+            "selective": (self.inputs + self.kept) // 2 + 2 * one,
+            "off": self.kept + one,
+        }[how]
+        held = self.weights
+        if config.memory.offload == "blocks":
+            held = self.outside + SLOTS * self.block
+        full = config.lora.kind == "full"  # 权重自己就是要学的参数
+        return (0 if full else held) + self.state(config.train.optimizer) + images * acts
+
+
+def measure(family, config) -> Estimate:
+    """按设置估计；与显卡无关，一两秒。
+
+    同一串里的块都一样，所以只走一两块，再按块数推到全长：总数 = 各留一块的 + 每串多一块的差。
+    """
+    cls = family._class_of("transformer")
+    shell = quantize.empty(cls, family.config_of("transformer"))
+    whole = quantize.blocks(shell)
+    trained = _trained(shell, family, config.lora)
+    parameters = sum(p.numel() for p in shell.parameters())
+    each = [_weights(block, name, shell, config.model.quantize) for name, block in whole.items()]
+    inside = {id(p) for block in whole.values() for p in block.parameters()}
+    outside = sum(2 * p.numel() for p in shell.parameters() if id(p) not in inside)
+    lengths: dict[str, int] = {}  # 哪一串 -> 几块
+    for name in whole:
+        chain = name.rpartition(".")[0]
+        lengths[chain] = lengths.get(chain, 0) + 1
+    chains = {chain: list(shell.get_submodule(chain)) for chain in lengths}
+
+    def walk(longer: str | None) -> tuple[int, ...]:
+        for chain, members in chains.items():
+            shell.set_submodule(chain, nn.ModuleList(members[: 2 if chain == longer else 1]))
+        return _walk(shell, family, config)
+
+    base = walk(None)
+    total = list(base)
+    for chain, length in lengths.items():
+        if length > 1:
+            more = walk(chain)
+            total = [
+                sum_ + (length - 1) * (b - a) for sum_, a, b in zip(total, base, more, strict=True)
+            ]
+    linear, attention, kept, inputs = total
+    return Estimate(
+        parameters=parameters,
+        trained=trained,
+        weights=sum(each) + outside,
+        block=max(each),
+        outside=outside,
+        kept=kept + 2 * trained,  # autocast 给 LoRA 的权重各留一份 bf16 的
+        inputs=inputs,
+        blocks=len(whole),
+        linear=linear,
+        attention=attention,
+    )
+
+
+def _trained(shell: nn.Module, family, settings) -> int:
+    if settings.kind == "full":
+        return sum(p.numel() for p in shell.parameters())
+    layers = [shell.get_submodule(name) for name in lora.plan(shell, family, settings)]
+    return sum(settings.rank * (m.in_features + m.out_features) for m in layers)
+
+
+def _weights(block: nn.Module, name: str, model: nn.Module, kind: str) -> int:
+    """一块的权重占多少字节，和 quantize.build 做出来的一样。"""
+    precise = set(model._keep_in_fp32_modules or ())
+    total = 0
+    for path, module in block.named_modules(prefix=name):
+        keep = not precise.isdisjoint(path.split("."))
+        for key, value in module.named_parameters(recurse=False):
+            packed = key == "weight" and isinstance(module, nn.Linear) and not keep
+            if kind == "none" or not packed:
+                total += value.numel() * (4 if keep else 2)
+            elif kind == "nf4":
+                total += round(value.numel() * NF4_BYTES)
+            else:  # 一个字节一个数，每行一个 fp32 的缩放；fp8-matmul 另有一份转置的
+                total += value.numel() + 4 * value.shape[0]
+                total += value.numel() + 4 * value.shape[1] if kind == "fp8-matmul" else 0
+    return total
+
+
+def _walk(shell: nn.Module, family, config) -> tuple[int, int, int, int]:
+    """用假张量走一遍：线性层与注意力的浮点运算、不重算与每块都重算时留下的字节。"""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    model, dtype = copy.deepcopy(shell), torch.bfloat16
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    known = {on_cpu: lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v)}
+    flops = FlopCounterMode(display=False, custom_mapping=known)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def read(name, shape):
+            return torch.empty(shape.shape, dtype=dtype)
+
+        quantize.build(model, read, "none", "cpu", dtype, shown=False)
+        x, t, cond = _inputs(family, config.data.resolution)
+        still = {name: value.detach() for name, value in cond.items()}
+        with flops, torch.no_grad(), torch.autocast("cpu", dtype):
+            family.predict_velocity(model, x.detach(), t, still)
+        kept, inputs = _activations(family, model, config.lora, (x, t, cond))
+    counts = flops.get_flop_counts()["Global"]
+    attention = sum(n for op, n in counts.items() if "scaled_dot_product" in str(op))
+    return sum(counts.values()) - attention, attention, kept, inputs
+
+
+def _inputs(family, side: int):
+    """一张图的假输入；要求梯度，因为 LoRA 让每一块的输入都带梯度。"""
+    shape = (1, family.latent_channels, side // family.compression, side // family.compression)
+    cond = {
+        name: torch.randn(1, *size, dtype=torch.bfloat16, requires_grad=True)
+        for name, size in family.cond_shapes(TOKENS, side).items()
+    }
+    return torch.randn(shape, requires_grad=True), torch.rand(1), cond
+
+
+def _activations(family, model: nn.Module, settings, given) -> tuple[int, int]:
+    """自动求导留下的字节数：不重算时、每块都重算时。"""
+    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    extra = 0
+
+    def note(module, args):
+        nonlocal extra
+        extra += 2 * args[0].numel()  # LoRA 的 A 要留一份 bf16 的输入
+
+    if settings.kind == "lora":
+        for name in lora.match(model, family, settings.targets):
+            model.get_submodule(name).register_forward_pre_hook(note)
+
+    def saved() -> int:
+        seen = {}
+
+        def keep(value: torch.Tensor):
+            seen[value.untyped_storage()._cdata] = value  # 拿着它，号码才不会被别人重用
+            return value
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
+        with hooks, torch.autocast("cpu", torch.bfloat16):
+            family.predict_velocity(model, *given)
+        return sum(v.untyped_storage().nbytes() for k, v in seen.items() if k not in own)
+
+    kept = saved() + extra
+    model.train()
+    model.enable_gradient_checkpointing()
+    return kept, saved()
+
+
+def random_vae(family) -> nn.Module:
+    """VAE，尺寸照 config.json，权重随机，直接造在设备上（设备是 meta 就只有形状）。"""
+    cls = family._class_of("vae")
+    with torch.device(family.device):
+        vae = cls.from_config(family.config_of("vae"))
+    for parameter in vae.parameters():
+        parameter.data = parameter.data.to(family.dtype)
+    return vae.eval().requires_grad_(False)
+
+
+def random_encoders(family) -> list[nn.Module]:
+    """几个文本编码器，尺寸照 config.json，权重随机，直接造在设备上。"""
+    import transformers
+
+    encoders = []
+    for part in family.text_parts:
+        if not (family.folder / part / "config.json").is_file():
+            continue  # 分词器没有 config.json
+        settings = transformers.AutoConfig.from_pretrained(family.folder / part)
+        cls = getattr(transformers, settings.architectures[0])
+        with torch.device(family.device):
+            encoder = cls._from_config(settings, dtype=family.dtype)
+        encoders.append(encoder.eval().requires_grad_(False))
+    return encoders

@@ -1,0 +1,230 @@
+"""测速与体检：估计和真跑一遍对得上；放不下的说换哪个；坏的输入说清楚。"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from lorakit import bench, doctor, estimate, lora
+from lorakit.bundled import ASSETS
+from lorakit.cli import main
+from lorakit.config import load_config, presets
+from lorakit.errors import ConfigError, LorakitError
+from lorakit.families import REGISTRY, get, open_blank
+from lorakit.families.qwen_image import pack
+
+META = torch.device("meta")
+SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory):
+    """预设名 -> (设置, 没有权重的家族, 估计)，每个只算一次。"""
+    done = {}
+
+    def make(name: str, *overrides: str):
+        key = (name, *overrides)
+        if key not in done:
+            config = load_config(name, overrides)
+            family = open_blank(config, tmp_path_factory.mktemp("blank"), META)
+            family.dtype = torch.bfloat16
+            done[key] = config, family, estimate.measure(family, config)
+        return done[key]
+
+    return make
+
+
+def test_estimate_equals_a_real_step(blank, tmp_path):
+    """与真的微型模型、真的 LoRA 走一步留下的张量和乘加次数比。"""
+    config, _, asked = blank("tiny-qwen-image")
+    family = open_blank(config, tmp_path, torch.device("cpu"))
+    family.dtype = torch.bfloat16
+    model = family.load("transformer")
+    assert asked.parameters == sum(p.numel() for p in model.parameters())
+    for kind in ("none", "fp8", "int8", "fp8-matmul"):
+        family.quantize = kind
+        family.release("transformer")
+        made = family.load("transformer")
+        size = sum(value.nbytes for value in made.state_dict().values())
+        assert blank("tiny-qwen-image", f"model.quantize={kind}")[2].weights == size
+    learned = lora.attach(model, family, config.lora, 0)
+    assert asked.trained == sum(p.numel() for p in learned.values())
+    x, t = torch.randn(1, family.latent_channels, 16, 16), torch.rand(1)
+    cond = {
+        name: torch.randn(1, *shape, dtype=torch.bfloat16)
+        for name, shape in family.cond_shapes(estimate.TOKENS, 128).items()
+    }
+    own = {t.untyped_storage().data_ptr() for t in model.parameters()}
+    seen, flops = {}, FlopCounterMode(
+        display=False, custom_mapping={SDPA: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    )  # fmt: skip
+    keep = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: seen.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t
+    )
+    with flops, keep, torch.autocast("cpu", torch.bfloat16):
+        family.predict_velocity(model, x, t, cond)
+    kept = sum(t.untyped_storage().nbytes() for p, t in seen.items() if p not in own)
+    assert kept == pytest.approx(asked.kept, rel=0.2)
+    # LoRA 自己的矩阵乘法在微型模型里占得多：总数比底模的多，但不到两倍
+    assert 1 < flops.get_total_flops() / (asked.linear + asked.attention) < 2
+
+
+def test_full_size_models_match_what_was_measured_on_a_card(blank):
+    """H200 上实测过的峰值（GiB）：见设置里的注释；估计差不到一成。"""
+    config, _, qwen = blank("qwen-image")
+    assert qwen.parameters == pytest.approx(20.4e9, rel=0.01)
+    assert qwen.peak(config, "full") / estimate.GIB == pytest.approx(40.6, rel=0.1)
+    assert qwen.peak(config, "off") / estimate.GIB == pytest.approx(69.1, rel=0.1)
+    assert (qwen.linear + qwen.attention) == pytest.approx(7.0e13, rel=0.02)
+    assert qwen.floor(config) == pytest.approx(1.6e14, rel=0.02)
+    config, _, flux = blank("flux-dev")
+    assert flux.parameters == pytest.approx(11.9e9, rel=0.01)
+    assert flux.peak(config, "full") / estimate.GIB == pytest.approx(24.5, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("z-image", 6.15), ("kandinsky5", 6.0)])
+def test_other_full_sizes(blank, name, billions):
+    assert blank(name)[2].parameters == pytest.approx(billions * 1e9, rel=0.01)
+
+
+def test_every_family_knows_its_full_size(tmp_path):
+    for name in REGISTRY:
+        parts = get(name).full_size
+        assert {"transformer", "vae", "scheduler"} <= parts.keys(), name
+        config = load_config({"model": {"family": name, "path": "someone/model"}})
+        family = open_blank(config, tmp_path / name, META)
+        assert family.latent_channels in (16, 128)
+        assert family.shift(1024, 1024) >= 1
+        assert all(len(shape) in (1, 2, 3) for shape in family.cond_shapes(7, 1024).values())
+
+
+def test_quantized_and_streamed_bases_need_less(blank):
+    plain = blank("tiny-qwen-image")[2]
+    for kind, share in (("fp8", 0.6), ("int8", 0.6), ("nf4", 0.35), ("fp8-matmul", 1.1)):
+        config, _, asked = blank("tiny-qwen-image", f"model.quantize={kind}")
+        assert asked.weights < share * plain.weights
+        assert (asked.kept, asked.linear) == (plain.kept, plain.linear)
+        moved = config.model_copy(
+            update={"memory": config.memory.model_copy(update={"offload": "blocks"})}
+        )
+        assert asked.peak(moved, "full") < asked.peak(config, "full")
+        assert asked.peak(config, "full") < asked.peak(config, "selective")
+        assert asked.peak(config, "selective") < asked.peak(config, "off")
+
+
+def test_bench_measures_three_ways(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    command = ["bench", "tiny-qwen-image", "--baseline", "seed", "--plain", "--steps", "2"]
+    small = ["--set", "data.resolution=64", "--set", "train.batch_size=2"]
+    assert main([*command, "--warm", "1", "--out", str(out), *small]) == 0
+    said, facts = capsys.readouterr().out, json.loads(out.read_text("utf-8"))
+    rows = {row["way"]: row for row in facts["rows"]}
+    assert list(rows) == ["ours", "seed", "plain"]
+    for row in rows.values():
+        assert row["step"] > 0 and row["images"] == pytest.approx(2 / row["step"])
+        assert row["host"] > 0 and row["floor"] > 0 and not row["error"]
+    assert "秒/步" in said and "倍" in said and "TFLOP" in said
+    assert not list(Path.cwd().glob("runs/*bench*"))
+
+
+def test_models_that_are_not_here_need_no_download(monkeypatch):
+    """站上的模型只用它的尺寸：把尺寸缩小，照样从头测到尾。"""
+    small = json.loads((ASSETS / "tiny-qwen-image" / "transformer" / "config.json").read_text())
+    parts = get("qwen-image").full_size | {"transformer": small}
+    monkeypatch.setattr(get("qwen-image"), "full_size", parts)
+    config = load_config("qwen-image-24gb", ["data.resolution=64", "memory.compile=false"])
+    row = bench.run(config, steps=1, warm=1).rows[0]
+    assert row.step > 0 and not row.error
+
+
+def test_out_of_memory_is_a_row_not_a_crash(monkeypatch):
+    def full(config, family):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(bench, "_ours", full)
+    report = bench.run(load_config("tiny-qwen-image"), ("ours",), steps=1, warm=1)
+    assert report.rows[0].error and "放不下：lorakit" in report.text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--steps", "0"], "--steps 和 --warm 至少是 1"),
+        (["--tier", "24"], "要有 NVIDIA 显卡"),
+        (["--set", "train.batch_size=0"], "train.batch_size"),
+    ],
+)
+def test_bad_input_to_bench(more, said, tmp_path, capsys):
+    assert main(["bench", "tiny-qwen-image", "--out", str(tmp_path / "b.json"), *more]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_models_too_big_for_this_host_are_refused(blank, monkeypatch):
+    config, family, asked = blank("tiny-qwen-image")
+    monkeypatch.setattr(
+        bench.psutil, "virtual_memory", lambda: type("M", (), {"available": 1 << 20})
+    )
+    with pytest.raises(LorakitError, match=r"内存放不下.*tiny-qwen-image"):
+        bench._refuse_too_big(asked, config, family)
+
+
+def levels(checks) -> dict:
+    return {check.what: check.level for check in checks}
+
+
+def test_doctor_accepts_the_tiny_model():
+    checks = doctor.examine(load_config("tiny-qwen-image"), online=False)
+    assert doctor.BAD not in levels(checks).values()
+    assert {"Python", "软件包", "内存", "磁盘", "模型", "下载", "时间"} <= levels(checks).keys()
+
+
+def test_doctor_refuses_what_cannot_fit_and_names_a_preset(monkeypatch):
+    names = ["qwen-image", "qwen-image-16gb", "flux-dev-12gb", "qwen-image-full"]
+    monkeypatch.setattr(doctor, "presets", lambda: names)  # 不必把每个预设都算一遍
+    checks = doctor.examine(load_config("qwen-image"), tier=16, online=False)
+    (bad,) = [c for c in checks if c.level == doctor.BAD and c.what == "显存"]
+    assert "qwen-image-16gb" in bad.said
+    checks = doctor.examine(load_config("qwen-image-16gb"), tier=2, online=False)
+    assert "没有放得下的预设" in next(c.said for c in checks if c.what == "显存")
+    assert any("58 GB" in check.said for check in checks if check.what == "下载")
+
+
+@pytest.mark.parametrize("name", [p for p in presets() if p.endswith("gb")])
+def test_every_tier_preset_fits_its_card(blank, name):
+    config, _, asked = blank(name)
+    tier = float(name.rpartition("-")[2].removesuffix("gb"))
+    assert doctor.fitting(asked, config, estimate.usable(tier))[1] <= estimate.usable(tier)
+
+
+def test_doctor_says_what_is_unreachable_and_what_needs_consent(monkeypatch):
+    replies = {"https://huggingface.co": 200, "https://modelscope.cn": None}
+    monkeypatch.setattr(doctor, "_answer", lambda address: replies.get(address, 403))
+    found = [doctor._source(*pair) for pair in doctor.SOURCES.items()]
+    assert [check.level for check in found] == [doctor.GOOD, doctor.WARN]
+    config = load_config("flux-dev")
+    asked = estimate.Estimate(12_000_000_000, *[1] * 9)
+    checks = doctor._download(config, asked, 10_000_000_000, 0, online=True)
+    assert "34 GB" in checks[0].said and "同意许可" in checks[1].said
+
+
+def test_doctor_on_the_command_line(capsys):
+    assert main(["doctor", "tiny-qwen-image", "--offline"]) == 0
+    assert "可以练。" in capsys.readouterr().out
+    assert main(["doctor", "flux-dev", "--offline"]) == 1  # 没有显卡
+    assert "lorakit demo" in capsys.readouterr().out
+    for bad, said in ((["--tier", "-1"], "--tier"), (["--set", "lora.rank=9999"], "lora.rank")):
+        assert main(["doctor", "tiny-qwen-image", "--offline", *bad]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_tier_must_be_positive():
+    with pytest.raises(ConfigError, match="大于 0 GB"):
+        doctor.examine(tier=0, online=False)
+
+
+def test_packing_is_what_the_floor_counts():
+    """一张 1024² 的图是 4096 个图像词元：估计用的形状与训练的一样。"""
+    assert pack(torch.zeros(1, 16, 128, 128)).shape == (1, 4096, 64)

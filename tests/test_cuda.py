@@ -1,0 +1,100 @@
+"""只有显卡上才走得到的路：fp8 内核、边算边搬、按剩下的显存决定重算、编译。没有显卡就跳过。"""
+
+import pytest
+import torch
+
+from lorakit import bench, memory, quantize
+from lorakit.config import load_config
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="要有 NVIDIA 显卡")
+GPU = torch.device("cuda")
+
+
+def fp8_card():
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("这块显卡没有 fp8 矩阵乘法")
+
+
+def test_fp8_kernel_equals_the_emulation():
+    fp8_card()
+    torch.manual_seed(0)
+    weight, bias = torch.randn(96, 64), torch.nn.Parameter(torch.randn(96))
+    x, grad = torch.randn(40, 64), torch.randn(40, 96)
+    results = []
+    for device in ("cpu", GPU):
+        home = torch.nn.Parameter(bias.detach().to(device, torch.bfloat16), requires_grad=False)
+        made = quantize.Fp8Linear(weight.to(device), home, "fp8-matmul")
+        given = x.to(device, torch.bfloat16).requires_grad_()
+        out = made(given)
+        (back,) = torch.autograd.grad(out, given, grad.to(device, torch.bfloat16))
+        results.append((out.float().cpu(), back.float().cpu()))
+    for emulated, real in zip(*results, strict=True):
+        assert (emulated - real).norm() / emulated.norm() < 0.01
+
+
+def row(*overrides: str) -> bench.Row:
+    config = load_config("tiny-qwen-image", ["train.batch_size=2", *overrides])
+    (made,) = bench.run(config, steps=2, warm=2).rows
+    assert not made.error
+    return made
+
+
+@pytest.mark.parametrize("kind", ["none", "fp8", "int8", "nf4", "fp8-matmul"])
+def test_every_kind_trains_streamed_and_resident(kind):
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes", reason="nf4 要用 bitsandbytes，没有装")
+    if kind == "fp8-matmul":
+        fp8_card()
+    full = "memory.checkpointing=full"
+    stays = row(f"model.quantize={kind}", full)
+    moves = row(f"model.quantize={kind}", full, "memory.offload=blocks")
+    assert moves.allocated < stays.allocated
+
+
+@pytest.mark.parametrize("kind", ["none", "fp8-matmul"])
+def test_streaming_gives_the_same_gradients(kind, tmp_path):
+    from lorakit import lora
+    from lorakit.families import open_family
+
+    if kind == "fp8-matmul":
+        fp8_card()
+    grads = []
+    for offload in ("none", "blocks"):
+        overrides = [f"model.quantize={kind}", f"memory.offload={offload}"]
+        config = load_config("tiny-qwen-image", [*overrides, "memory.checkpointing=full"])
+        family = open_family(config, GPU)
+        model = family.load("transformer")
+        learned = lora.attach(model, family, config.lora, 0)
+        memory.prepare(model, config.memory, family)
+        torch.manual_seed(0)
+        for name, value in learned.items():
+            if "lora_B" in name:
+                value.data.normal_(std=0.02)
+        x, t = torch.randn(2, 16, 16, 16, device=GPU), torch.rand(2, device=GPU)
+        width = model.config.joint_attention_dim
+        cond = {"text": torch.randn(2, 20, width, device=GPU, dtype=family.dtype)}
+        model.train()
+        for _ in range(3):  # 走几步，搬运的次序转起来
+            with torch.autocast("cuda", family.dtype):
+                v = family.predict_velocity(model, x, t, cond)
+            v.float().square().mean().backward()
+        grads.append({name: value.grad for name, value in learned.items()})
+    for name, value in grads[0].items():
+        torch.testing.assert_close(grads[1][name], value, rtol=1e-2, atol=1e-4)
+
+
+def test_auto_keeps_everything_on_a_large_card_and_nothing_in_a_corner(monkeypatch):
+    roomy = row("memory.checkpointing=auto")
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    tight = row("memory.checkpointing=auto")
+    assert tight.allocated < roomy.allocated
+
+
+def test_compiled_blocks_train():
+    assert row("memory.compile=true", "memory.checkpointing=full", "model.quantize=fp8").step > 0
+
+
+def test_attention_kernels_agree_with_the_reference():
+    for name in ("native", "_native_flash", "_native_cudnn"):
+        error = memory.attention_error(name, GPU, torch.bfloat16)
+        assert error < memory.ATTENTION_ERROR or error == float("inf")

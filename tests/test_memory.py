@@ -1,0 +1,204 @@
+"""省显存的各招：算出来的和不省时一样；合不来的说为什么。"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from random_qwen import build
+
+from lorakit import cache, infer, lora, memory, quantize, streaming
+from lorakit.config import load_config
+from lorakit.errors import ConfigError
+from lorakit.families import open_family
+from lorakit.train import Trainer
+
+CPU = torch.device("cpu")
+RECOMPUTE = ["memory.checkpointing=full"]
+STREAM = [*RECOMPUTE, "memory.offload=blocks"]
+
+
+@pytest.fixture(scope="module")
+def dataset(papercut, tmp_path_factory) -> cache.Dataset:
+    """编码一次，大家共用。"""
+    config = load_config("tiny-qwen-image", [f"data.folder={papercut}", "data.resolution=64"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return cache.prepare(config, open_family(config, CPU))
+
+
+@pytest.fixture
+def trainer(config, dataset):
+    def make(*overrides: str, output: str = "run") -> Trainer:
+        tiny = ["train.steps=3", "eval.every=0", "data.resolution=64"]
+        return Trainer(config(*tiny, *overrides, output=output), dataset)
+
+    return make
+
+
+@pytest.fixture
+def after(trainer):
+    """练 3 步之后的 LoRA。"""
+
+    def run(*overrides: str, output: str) -> dict[str, torch.Tensor]:
+        made = trainer(*overrides, output=output)
+        list(made)
+        return {name: p.detach().clone() for name, p in made.parameters.items()}
+
+    return run
+
+
+def same(one: dict, other: dict):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["true", "selective", "auto"])
+def test_every_way_of_recomputing_trains_the_same(after, how):
+    plain = after(output="plain")
+    same(plain, after(f"memory.checkpointing={how}", output=how))
+
+
+def test_selective_recomputes_every_other_block(trainer):
+    counts = {}
+    for how in ("off", "selective", "full"):
+        made = trainer(f"memory.checkpointing={how}", output=how)
+        counts[how] = 0
+
+        def count(*_, how=how):
+            counts[how] += 1
+
+        for block in quantize.blocks(made.transformer).values():
+            block.register_forward_pre_hook(count)
+        made.transformer.train()
+        made.objective.draw(0, 0, 0, 0)[0].backward()
+    blocks = len(quantize.blocks(made.transformer))
+    assert counts == {"off": blocks, "selective": blocks * 3 // 2, "full": blocks * 2}
+
+
+def test_auto_keeps_what_fits(monkeypatch):
+    """假装显卡上还剩这么多：放得下的留着，放不下的重算。"""
+
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            nonlocal used
+            used += 1000 * (not torch.is_inference_mode_enabled())
+            return x * 1.0
+
+    used, members = 0, [Block() for _ in range(6)]
+    recompute = memory.Recompute("auto", members, CPU)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 8000 - used)
+    again = []
+    monkeypatch.setattr(recompute, "_again", lambda block, args: again.append(block) or args[0])
+    x = torch.ones(1)
+    for block in members:
+        x = recompute(block, x)
+    # 一块 1000 字节，要留出 3 块和输入：8000 里放得下前 4 块
+    assert again == members[4:] and list(recompute.costs.values()) == [1000]
+
+
+@pytest.mark.parametrize("kind", ["none", "fp8", "int8", "nf4", "fp8-matmul"])
+def test_streaming_trains_exactly_the_same(after, kind):
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes", reason="nf4 要用 bitsandbytes，没有装")
+    quantized = f"model.quantize={kind}"
+    stays = after(quantized, *RECOMPUTE, output="stays")
+    moves = after(quantized, *STREAM, output="moves")
+    assert all(torch.equal(stays[name], moves[name]) for name in stays)
+
+
+def test_next_block_is_always_on_its_way(trainer):
+    made = trainer(*STREAM)
+    streamer, steps = made.transformer.streamer, iter(made)
+    next(steps)
+    assert len(streamer.blocks) == len(quantize.blocks(made.transformer))
+    waited = streamer.waits
+    next(steps)
+    assert streamer.waits == waited  # 第一步之后，前向与反向都不用等
+    made.transformer.eval()
+    x = torch.randn(1, 16, 16, 16)
+    cond = {"text": torch.randn(1, 5, made.transformer.config.joint_attention_dim)}
+    with torch.no_grad():
+        for _ in range(3):
+            made.family.predict_velocity(made.transformer, x, torch.tensor([0.5]), cond)
+    assert streamer.waits <= waited + 1
+
+
+def test_only_two_blocks_are_on_the_device():
+    family = open_family(load_config("tiny-qwen-image", STREAM))
+    model = family.load("transformer")
+    streamer = model.streamer
+    x = torch.randn(1, 16, 16, 16)
+    cond = {"text": torch.randn(1, 5, model.config.joint_attention_dim)}
+    with torch.no_grad():
+        family.predict_velocity(model, x, torch.tensor([0.5]), cond)
+    away = [block for i, block in enumerate(streamer.blocks) if i not in streamer.holds]
+    assert len(streamer.blocks) - len(away) == streaming.SLOTS
+    for block in away:  # 没轮到的块是 NaN 占位，不占地方
+        for value in block.tensors:
+            assert value.untyped_storage().nbytes() <= 8
+            assert not value.is_floating_point() or value.isnan().all()
+    plain = open_family(load_config("tiny-qwen-image")).load("transformer").state_dict()
+    for i, block in enumerate(streamer.blocks):  # 内存里的一份完好
+        names = [n for n, _ in model.transformer_blocks[i].named_parameters()]
+        for name, view in zip(names, block.views(block.host), strict=True):
+            assert torch.equal(view, plain[f"transformer_blocks.{i}.{name}"])
+
+
+def test_streamed_pipeline_draws_the_same(tmp_path):
+    """文本编码器与 Transformer 都随用随搬，再挂上 LoRA，画得和平常一模一样。"""
+    folder, pictures = build(tmp_path / "model"), []
+    model = {"family": "qwen-image", "path": str(folder)}
+    for how in ("none", "blocks"):
+        tree = {"model": model, "memory": {"offload": how}, "sample": {"steps": 2}}
+        config = load_config(tree)
+        family = open_family(config)
+        if how == "none":
+            transformer = family.load("transformer")
+            for name, p in lora.attach(transformer, family, config.lora, 0).items():
+                p.data.add_(0.1 * ("lora_B" in name))
+            lora.save(tmp_path, transformer, config.lora, {})
+            family.release("transformer")
+        pipe = infer.open_pipeline(family, tmp_path / lora.FILE)
+        pictures.append(infer.generate(family, pipe, ["一只猫"], config.sample, (64, 64))[0])
+    assert hasattr(pipe.text_encoder, "streamer") and hasattr(pipe.transformer, "streamer")
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([*STREAM, "memory.compile=true"], "compile.*编译好的代码认不得"),
+        ([*STREAM, "lora.variant=dora"], "dora"),
+        (["memory.attention=cudnn"], "cudnn 要有 NVIDIA 显卡"),
+    ],
+)
+def test_choices_that_cannot_work_say_why(trainer, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        trainer(*overrides)
+
+
+def test_attention_backends_are_checked(trainer, monkeypatch):
+    assert memory.attention_error("native", CPU, torch.float32) < 1e-4
+    assert memory.attention_error("_native_flash", CPU, torch.float32) < 1e-4
+    assert memory.attention_error("_native_cudnn", CPU, torch.float32) == float("inf")
+    with pytest.raises(ConfigError, match=r"要用掩码.*auto"):
+        trainer("memory.attention=flash")
+    model = trainer().transformer
+    maskless = SimpleNamespace(masks_text=False, device=CPU, dtype=torch.float32, attention="flash")
+    memory.set_attention(model, maskless, "flash")
+    backends = {block.attn.processor._attention_backend for block in model.transformer_blocks}
+    model.set_attention_backend("native")  # diffusers 记在全局，用完还原
+    assert {backend.value for backend in backends} == {"_native_flash"}
+    monkeypatch.setattr(memory, "attention_error", lambda *_: 0.5)
+    with pytest.raises(ConfigError, match=r"差 0\.5.*auto"):
+        memory.set_attention(model, maskless, "flash")
+
+
+def test_values_of_checkpointing():
+    for text, value in (("true", True), ("false", False), ("auto", "auto"), ("off", "off")):
+        config = load_config(None, [f"memory.checkpointing={text}"])
+        assert config.memory.checkpointing == value
+    with pytest.raises(ConfigError, match=r"memory\.checkpointing：得到 .*halb"):
+        load_config(None, ["memory.checkpointing=halb"])

@@ -1,0 +1,296 @@
+"""量化的底模：解码后的算法与普通线性层一样；照样能练，练出的 LoRA 与不量化的方向一致。"""
+
+import json
+
+import pytest
+import torch
+from random_kandinsky5 import build as random_kandinsky5
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from lorakit import infer, lora, lora_files, quantize
+from lorakit.bundled import ASSETS
+from lorakit.cli import main
+from lorakit.config import load_config
+from lorakit.errors import ConfigError, WeightsError
+from lorakit.families import open_family
+from lorakit.train import Trainer
+
+KINDS = {"fp8": 0.97, "int8": 0.99, "nf4": 0.93, "fp8-matmul": 0.96}  # 20 步之后 ΔW 方向的余弦
+LAYER_ERROR = {"fp8": 0.03, "int8": 0.011, "nf4": 0.11, "fp8-matmul": 0.03}  # 正态分布的权重
+TINY = ASSETS / "tiny-qwen-image" / "transformer"
+
+
+def needs(kind: str):
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes", reason="nf4 要用 bitsandbytes，没有装")
+
+
+def small(kind: str, sides=(64, 48)) -> tuple[nn.Linear, nn.Module]:
+    """一层普通的线性层与它量化后的样子。"""
+    torch.manual_seed(0)
+    plain = nn.Linear(*sides).requires_grad_(False)
+    if kind == "nf4":
+        make = quantize._nf4_class()
+    else:
+        make = quantize.Fp8Linear if kind == "fp8-matmul" else quantize.FrozenLinear
+    return plain, make(plain.weight.data, plain.bias, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_and_its_gradient_are_close(kind):
+    needs(kind)
+    plain, made = small(kind)
+    x = torch.randn(2, 20, 64, requires_grad=True)
+    grad = torch.randn(2, 20, 48)
+    rows = []
+    for layer in (plain, made):
+        out = layer(x)
+        rows.append((out.detach() - layer.bias, *torch.autograd.grad(out, x, grad)))
+    for want, got in zip(*rows, strict=True):
+        limit = LAYER_ERROR[kind] * (2 if kind == "fp8-matmul" else 1)  # 两边都舍入
+        assert 0 < (got - want).norm() / want.norm() < limit
+    assert quantize.is_quantized(made) and not quantize.is_quantized(plain)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_decoding_is_exact_and_nothing_decoded_is_kept(kind):
+    _, made = small(kind)
+    x = torch.randn(5, 64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = made(x)
+    weight = quantize.decode(made.weight, made.scale, torch.float32)
+    assert torch.equal(out, F.linear(x, weight, made.bias))
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.ones(5, 48) @ weight)
+    big = [t for t in kept if t.numel() == made.weight.numel()]
+    assert big and all(t.element_size() == 1 for t in big)
+
+
+def test_largest_weight_of_a_row_survives_and_zeros_stay_zero():
+    weight = torch.tensor([[1e-6, -3e-6, 0.0], [100.0, -50.0, 1.0], [0.0, 0.0, 0.0]])
+    for kind in ("fp8", "int8"):
+        again = quantize.decode(*quantize.encode(weight, kind), torch.float32)
+        largest = weight.abs().amax(1)
+        torch.testing.assert_close(again.abs().amax(1), largest, rtol=1e-6, atol=0)
+        assert torch.equal(again[2], weight[2])
+
+
+def test_few_rows_decode_instead_of_fp8_kernels():
+    plain, made = small("fp8-matmul")
+    x = torch.randn(1, 64)
+    weight = quantize.decode(made.weight, made.scale, torch.float32)
+    assert torch.equal(made(x), F.linear(x, weight, plain.bias))
+
+
+def test_autocast_decides_the_precision():
+    for kind in ("fp8", "fp8-matmul"):
+        _, made = small(kind)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert made(torch.randn(20, 64)).dtype == torch.bfloat16
+        assert made(torch.randn(20, 64)).dtype == torch.float32
+
+
+@pytest.fixture(scope="module")
+def run(papercut, tmp_path_factory):
+    """练 20 步，同样的设置只练一次：返回 (Trainer, [练之前, ..., 练之后的留出集损失])。"""
+    root, done = tmp_path_factory.mktemp("runs"), {}
+
+    def train(kind: str):
+        if kind not in done:
+            tree = {
+                "model": {"quantize": kind},
+                "data": {"folder": str(papercut), "resolution": 128},
+                "train": {"steps": 20, "batch_size": 2, "lr": 7e-4},
+                "eval": {"every": 20},
+                "run": {"output": str(root / kind)},
+            }
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("LORAKIT_CACHE", str(root / "cache"))
+                trainer = Trainer(load_config(tree))
+                first = trainer.evaluate()
+                done[kind] = trainer, [first, *(step.held for step in trainer)]
+        return done[kind]
+
+    return train
+
+
+def layers_of(trainer: Trainer) -> dict:
+    linear = [n for n, m in trainer.family.skeleton().named_modules() if isinstance(m, nn.Linear)]
+    return lora_files.read(lora.find(trainer.run), linear)[0]
+
+
+def cosine(one: dict, other: dict) -> float:
+    flat = [torch.cat([lora_files.delta(x[k]).flatten() for k in one]) for x in (one, other)]
+    return float(F.cosine_similarity(*flat, dim=0))
+
+
+@pytest.mark.parametrize(("kind", "least"), KINDS.items())
+def test_trains_like_the_unquantized_base(run, kind, least):
+    needs(kind)
+    trainer, (first, *_, last) = run(kind)
+    assert last < first / 2
+    assert cosine(layers_of(run("none")[0]), layers_of(trainer)) > least
+    assert all(p.dtype == torch.float32 for p in trainer.parameters.values())
+    block = trainer.transformer.transformer_blocks[0]
+    assert quantize.is_quantized(block.attn.to_q.base_layer)
+    assert not quantize.is_quantized(trainer.transformer.proj_out)
+
+
+def test_lora_from_a_quantized_base_works_in_the_stock_pipeline(run, tmp_path):
+    trainer, _ = run("fp8")
+    from diffusers import DiffusionPipeline
+
+    stock = DiffusionPipeline.from_pretrained(
+        ASSETS / "tiny-qwen-image", torch_dtype=torch.bfloat16
+    )
+    file = lora.find(trainer.run)
+    stock.load_lora_weights(file.parent, weight_name=file.name)
+    want = layers_of(trainer)
+    for path, (_, b) in want.items():
+        layer = stock.transformer.get_submodule(path)
+        torch.testing.assert_close(layer.lora_B["default_0"].weight.float(), b, rtol=1e-2, atol=0)
+    # 反过来：推理时底模也可以量化，读的是同一个文件
+    for kind in ("none", "int8"):
+        out = tmp_path / f"{kind}.png"
+        command = ["compare", str(trainer.run), "--prompt", "一只猫", "--out", str(out)]
+        assert main([*command, "--quantization", kind, "--set", "sample.steps=2"]) == 0
+        assert out.is_file()
+
+
+def test_quantized_pipeline_draws_nearly_the_same():
+    pictures = []
+    for kind in ("none", "int8"):
+        config = load_config("tiny-qwen-image", [f"model.quantize={kind}", "sample.steps=4"])
+        family = open_family(config)
+        pipe = infer.open_pipeline(family)
+        (image,) = infer.generate(family, pipe, ["一只猫"], config.sample, (128, 128))
+        pictures.append(torch.tensor(list(image.tobytes())).float())
+    assert 0 < (pictures[0] - pictures[1]).abs().mean() < 8  # 满分 255
+
+
+def test_merging_into_a_quantized_base_says_why_not(run, tmp_path, capsys):
+    trainer, _ = run("int8")
+    with pytest.raises(WeightsError, match=r"不能合并.*model.quantize=none"):
+        lora_files.merge(layers_of(trainer), open_family(trainer.config).load("transformer"))
+    # 命令行合并用的是没有量化的底模
+    done = main(["export", str(trainer.run), "--merge", "--out", str(tmp_path / "merged")])
+    assert done == 0 and "合并好了" in capsys.readouterr().out
+    merged = load_file(tmp_path / "merged" / "transformer" / quantize.WEIGHTS)
+    base = load_file(TINY / quantize.WEIGHTS)
+    path, pair = next(iter(layers_of(trainer).items()))
+    want = base[f"{path}.weight"].float() + lora_files.delta(pair).float()
+    torch.testing.assert_close(merged[f"{path}.weight"].float(), want, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.quantize=fp8", "lora.kind=full"], "不能全量微调.*model.quantize=none"),
+        (["model.quantize=int8", "lora.variant=dora"], "dora.*plain"),
+        (["memory.offload=blocks", "lora.kind=full"], "全量微调的权重每步都在变"),
+        (["memory.offload=blocks"], "每块都得重算.*checkpointing=full"),
+        (["memory.offload=blocks", "memory.checkpointing=selective"], "checkpointing=full"),
+    ],
+)
+def test_combinations_that_cannot_work_say_why(config, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        Trainer(config(*overrides))
+
+
+def split(folder, tensors: dict) -> dict:
+    """把权重分成两片，像大模型那样；返回写好的目录。"""
+    places = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(places.values()):
+        save_file({n: t for n, t in tensors.items() if places[n] == file}, folder / file)
+    index = folder / f"{quantize.WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    return places
+
+
+def test_shards_give_the_same_weights_and_say_what_is_missing(tmp_path):
+    tensors = load_file(TINY / quantize.WEIGHTS)
+    split(tmp_path, tensors)
+    read = quantize.Shards(tmp_path)
+    for name, value in tensors.items():
+        assert torch.equal(read(name, nn.Parameter(value, requires_grad=False)), value)
+    with pytest.raises(WeightsError, match=r"没有 nothing\.weight"):
+        read("nothing.weight", nn.Parameter(torch.zeros(1)))
+    with pytest.raises(WeightsError, match="不是一套"):
+        read(next(iter(tensors)), nn.Parameter(torch.zeros(1)))
+    (tmp_path / "part-0.safetensors").write_bytes(b"broken")
+    with pytest.raises(WeightsError, match=r"part-0.*重新下载"):
+        broken = quantize.Shards(tmp_path)
+        for name in tensors:
+            broken(name, nn.Parameter(tensors[name], requires_grad=False))
+
+
+def test_at_most_one_layer_is_unquantized_at_a_time():
+    family = open_family(load_config("tiny-qwen-image"))
+    model = quantize.empty(family._class_of("transformer"), family.config_of("transformer"))
+    shards, most = quantize.Shards(TINY), 0
+
+    def read(name, shape):
+        nonlocal most
+        inside = [m for block in quantize.blocks(model).values() for m in block.modules()]
+        linear = [m for m in inside if isinstance(m, nn.Linear) and not m.weight.is_meta]
+        most = max(most, sum(not quantize.is_quantized(m) for m in linear))
+        return shards(name, shape)
+
+    quantize.build(model, read, "int8", "cpu", torch.float32)
+    assert most <= 1
+    assert all(not value.is_meta for value in model.state_dict().values())
+
+
+def test_modules_that_must_stay_fp32_stay(tmp_path):
+    folder = random_kandinsky5(tmp_path)
+    family = open_family(
+        load_config({"model": {"family": "kandinsky5", "path": str(folder), "precision": "bf16"}})
+    )
+    family.quantize = "int8"
+    model = family.load("transformer")
+    block = model.visual_transformer_blocks[0]
+    assert block.visual_modulation.out_layer.weight.dtype == torch.float32
+    assert quantize.is_quantized(block.self_attention.to_query)
+    assert model.visual_embeddings.in_layer.weight.dtype == torch.bfloat16
+
+
+def test_random_weights_need_no_files():
+    family = open_family(load_config("tiny-qwen-image", ["model.quantize=int8"]))
+    family.random_weights = True
+    model = family.load("transformer")
+    weight = model.transformer_blocks[0].attn.norm_q.weight
+    assert torch.equal(weight, torch.ones_like(weight))
+    cond = family.collate([{"text": torch.randn(5, model.config.joint_attention_dim)}])
+    x, t = torch.randn(1, 16, 16, 16), torch.tensor([0.5])
+    assert torch.isfinite(family.predict_velocity(model, x, t, cond)).all()
+
+
+def test_bad_input_is_explained(capsys):
+    assert (
+        main(["generate", "tiny-qwen-image", "--prompt", "猫", "--set", "model.quantize=fp9"]) == 1
+    )
+    assert "model.quantize：得到 “fp9”" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "fp8-matmul"])
+def test_compiles_without_a_break(kind):
+    """regional compile 把一块编成一张图；量化的层不能把它打断。"""
+    _, made = small(kind)
+    x = torch.randn(20, 64, requires_grad=True)
+    whole = torch.compile(made, backend="aot_eager", fullgraph=True)
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            one, other = made(x), whole(x)
+        assert torch.equal(one, other)
+        grads = [torch.autograd.grad(y.float().sum(), x)[0] for y in (one, other)]
+        torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-6)  # bf16 差一格
+
+
+def test_fp8_codes_lie_the_way_the_kernel_wants():
+    _, made = small("fp8-matmul")
+    assert made.weight.is_contiguous() and made.back.is_contiguous()
+    assert (made.weight.shape, made.back.shape) == ((48, 64), (64, 48))
+    left, scale = quantize.rows_to_fp8(torch.randn(64, 20).t())
+    assert left.is_contiguous() and scale.shape == (20, 1)
