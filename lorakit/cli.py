@@ -132,6 +132,7 @@ def _open(args, need_lora: bool):
 def _choose_base(args):
     """第一个词、--model_name、--lora_weights 怎么写都行：都变成 _open 认得的 source。"""
     from lorakit import lora
+    from lorakit.bundled import tiny_models
     from lorakit.config import load_config, presets
 
     if args.source and args.base:
@@ -146,13 +147,14 @@ def _choose_base(args):
     known = args.source in presets() or (Path(args.source) / "config.yaml").is_file()
     if not args.base or known or Path(args.base).is_file():
         return
-    same = [name for name in presets() if load_config(name).model.path == args.base]
+    models = {name: load_config(name).model for name in presets()}
+    same = [name for name, model in models.items() if model.path == args.base]
     if same:
         args.source = same[0]
     elif "/" in args.base or Path(args.base).is_dir():  # 没有预设的底模：家族看 LoRA 里记着的
-        card = lora.read(args.lora)[1] if args.lora else {}
-        family = card.get("family", "qwen-image")
-        args.source = family if family in presets() else "qwen-image"
+        family = (lora.read(args.lora)[1] if args.lora else {}).get("family", "qwen-image")
+        near = [n for n, m in models.items() if m.family == family and m.path not in tiny_models()]
+        args.source = near[0] if near else "qwen-image"
         args.set = [f"model.family={family}", f"model.path={args.base}", *args.set]
 
 

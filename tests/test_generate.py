@@ -47,6 +47,8 @@ def test_names_of_common_scripts(capsys, tmp_path, trained):
     assert run(capsys, "generate", *ours)[0] == 0
     one, two = (Image.open(tmp_path / name) for name in ("a.png", "b.png"))
     assert one.size == (96, 128) and one.tobytes() == two.tobytes()
+    assert run(capsys, "generate", *common, "--quantization", "int8")[0] == 0
+    assert Image.open(tmp_path / "a.png").tobytes() != one.tobytes(), "没有量化"
     assert run(capsys, "generate", *common[:2], *common[4:])[0] == 0
     assert Image.open(tmp_path / "a.png").tobytes() != one.tobytes(), "LoRA 没有用上"
 
@@ -114,6 +116,7 @@ def test_base_by_its_name_on_the_hub(monkeypatch):
     cli._choose_base(args)
     chosen = load_config(args.source, args.set)
     assert (chosen.model.family, chosen.model.path) == ("flux", "someone/FLUX.1-dev")
+    assert args.source == "flux-dev"
     assert chosen.sample.seed == 3
 
 
