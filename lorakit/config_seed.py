@@ -20,6 +20,8 @@ RENAMED = {
     "data_config.train_batch_size": "train.batch_size",
     "train_batch_size": "train.batch_size",
     "quantize": "model.quantize",
+    "adam8bit": "train.optimizer",
+    "use_8bit_adam": "train.optimizer",
     "rank": "lora.rank",
     "max_train_steps": "train.steps",
     "learning_rate": "train.lr",
@@ -36,6 +38,8 @@ RENAMED = {
 }
 VALUES = {
     ("model.precision", "no"): "fp32",
+    ("train.optimizer", "true"): "adamw8bit",
+    ("train.optimizer", "false"): "adamw",
     ("model.quantize", "true"): "fp8",
     ("model.quantize", "false"): "none",
     ("train.schedule", "cosine_with_restarts"): "cosine",
@@ -56,10 +60,6 @@ MEANINGLESS = {  # 名字的开头 -> 为什么这里不需要它
     "tracker_project_name": "记录写在结果文件夹的 metrics.jsonl 里",
     "report_to": "记录写在结果文件夹的 metrics.jsonl 里",
 }
-MISSING = {  # 这个版本还没有的：值为 false 或空就无妨，否则要提醒
-    "adam8bit": "还不支持 8-bit 优化器，会多占显存",
-    "use_8bit_adam": "还不支持 8-bit 优化器，会多占显存",
-}
 
 
 def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -73,7 +73,6 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     ours: dict[str, Any] = {}
     lines = []
     for name, value in flat.items():
-        off = value in (None, False) or str(value).lower() in ("false", "none", "no", "null", "")
         why = next((text for start, text in MEANINGLESS.items() if name.startswith(start)), None)
         if name in RENAMED:
             target = RENAMED[name]
@@ -84,8 +83,6 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             lines.append(f"{name} -> {target}{changed}")
         elif why:
             lines.append(f"{name}：不需要，{why}")
-        elif name in MISSING:
-            lines.append(f"{name}：{'没有打开，跳过' if off else '注意！' + MISSING[name]}")
         else:
             ours[name] = value
     if "freeze_text_encoder" in flat:  # 只有全量微调的 YAML 才写它

@@ -1,12 +1,13 @@
 """优化器与滑动平均：优化器来自 torch、bitsandbytes 与 prodigyopt，这里只按设置挑选。"""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 
 import torch
 
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, LorakitWarning
 
 PRODIGY_LR = 0.1  # Prodigy 的 lr 是倍数，常用 1；比这还小多半是照抄了 AdamW 的学习率
 
@@ -17,16 +18,18 @@ def build(parameters: Iterable[torch.nn.Parameter], train) -> torch.optim.Optimi
     Raises:
         ConfigError: 要的库没有装，或学习率与优化器对不上。
     """
-    parameters = list(parameters)
+    parameters, kind = list(parameters), train.optimizer
     common = {"lr": train.lr, "weight_decay": train.weight_decay}
-    if train.optimizer == "adamw":
+    if kind == "adamw8bit" and parameters[0].device.type != "cuda":
+        # 同一份配置要能先在微型模型上试
+        warnings.warn("没有 NVIDIA 显卡，adamw8bit 换成 adamw 来练。", LorakitWarning, stacklevel=3)
+        kind = "adamw"
+    if kind == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **common)
-    if train.optimizer == "adafactor":
-        return torch.optim.Adafactor(parameters, **common)
-    if train.optimizer == "adamw8bit":
-        if parameters[0].device.type != "cuda":
-            raise ConfigError("train.optimizer：adamw8bit 要有 NVIDIA 显卡；CPU 上请用 adamw。")
+    if kind == "adamw8bit":
         return _module("bitsandbytes").optim.AdamW8bit(parameters, **common)
+    if kind == "adafactor":
+        return torch.optim.Adafactor(parameters, **common)
     if train.lr < PRODIGY_LR:
         raise ConfigError(
             f"train.lr：prodigy 自己找学习率，lr 只是倍数，应当是 1 左右，得到 {train.lr:g}。"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from lorakit import checkpoint, flow, infer, lora, memory, optim, record
 from lorakit.config import load_config
-from lorakit.errors import ConfigError, LorakitError
+from lorakit.errors import ConfigError, LorakitError, LorakitWarning
 from lorakit.families import open_family
 from lorakit.train import Trainer
 
@@ -100,7 +100,6 @@ def test_weights_agree_with_diffusers():
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (["train.optimizer=adamw8bit"], "adamw8bit 要有 NVIDIA 显卡"),
         (["train.optimizer=prodigy"], "应当是 1 左右"),
         (["train.ema=1"], "小于 1"),
         (["train.optimizer=adam"], "是不是想写"),
@@ -109,6 +108,13 @@ def test_weights_agree_with_diffusers():
 def test_wrong_choices_are_explained(config, extra, said):
     with pytest.raises(ConfigError, match=said):
         Trainer(config(*extra))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="有显卡就真用 8-bit")
+def test_without_a_gpu_the_8bit_optimizer_becomes_adamw(config):
+    with pytest.warns(LorakitWarning, match="adamw8bit 换成 adamw"):
+        trainer = Trainer(config("train.optimizer=adamw8bit"))
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
 
 
 def test_a_missing_library_says_what_to_install(config, monkeypatch):

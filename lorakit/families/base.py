@@ -43,10 +43,12 @@ class Family(ABC):
     """一个模型家族；`folder` 是 diffusers 布局的文件夹。"""
 
     name: str
+    pipeline_class: str  # diffusers 里那条管线的类名
     multiple: int  # 宽和高必须是它的整数倍
     compression: int = 8  # VAE 每边缩小几倍
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")  # 决定文字条件的文件夹
+    # 决定文字条件的文件夹，次序与 _load_text 的结果相同
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
     caption_tokenizer: str = "tokenizer"  # 管着描述长短的那个分词器的文件夹
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
@@ -203,9 +205,19 @@ class Family(ABC):
     def predict_velocity(self, transformer: nn.Module, x_t, t, cond: Cond) -> torch.Tensor:
         """(B, C, h, w)、(B,)、拼好的一批条件 -> 速度 (B, C, h, w)。"""
 
-    @abstractmethod
-    def pipeline(self, transformer: nn.Module):
-        """stock diffusers 管线，供推理用。"""
+    def pipeline(self, transformer: nn.Module | None, vae="load"):
+        """stock diffusers 管线，供推理用；vae=None 就不载入 VAE。"""
+        return self._pipeline_type()(
+            scheduler=self.scheduler(),
+            vae=self.load("vae") if vae == "load" else vae,
+            transformer=transformer,
+            **dict(zip(self.text_parts, self.load("text"), strict=True)),
+        )
+
+    def _pipeline_type(self) -> type:
+        import diffusers
+
+        return getattr(diffusers, self.pipeline_class)
 
     @abstractmethod
     def sample_arguments(self, guidance: float, count: int) -> dict:

@@ -25,6 +25,7 @@ class Flux(KLVae, Family):
     """
 
     name = "flux"
+    pipeline_class = "FluxPipeline"
     licences: ClassVar = {"": "flux-1-dev-non-commercial-license"}
     multiple = 16
     embedded_guidance = True
@@ -133,20 +134,6 @@ class Flux(KLVae, Family):
             return_dict=False,
         )[0]
         return unpack(out, h, w)
-
-    def pipeline(self, transformer, vae="load"):
-        from diffusers import FluxPipeline
-
-        clip, tokenizer, t5, tokenizer_2 = self.load("text")
-        return FluxPipeline(
-            scheduler=self.scheduler(),
-            vae=self.load("vae") if vae == "load" else vae,
-            text_encoder=clip,
-            tokenizer=tokenizer,
-            text_encoder_2=t5,
-            tokenizer_2=tokenizer_2,
-            transformer=transformer,
-        )
 
     def sample_arguments(self, guidance, count):
         return {"guidance_scale": guidance, "max_sequence_length": self.text_length}

@@ -25,6 +25,7 @@ class Flux2Klein(Family):
     """
 
     name = "flux2-klein"
+    pipeline_class = "Flux2KleinPipeline"
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
     multiple = 16
     masks_text = False
@@ -118,18 +119,6 @@ class Flux2Klein(Family):
             return_dict=False,
         )[0]
         return out.transpose(1, 2).reshape(b, -1, h, w)  # (B, hw, C) -> (B, C, h, w)
-
-    def pipeline(self, transformer, vae="load"):
-        from diffusers import Flux2KleinPipeline
-
-        encoder, tokenizer = self.load("text")
-        return Flux2KleinPipeline(
-            scheduler=self.scheduler(),
-            vae=self.load("vae") if vae == "load" else vae,
-            text_encoder=encoder,
-            tokenizer=tokenizer,
-            transformer=transformer,
-        )
 
     def sample_arguments(self, guidance, count):
         # 负面提示词固定是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 4

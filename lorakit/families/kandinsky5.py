@@ -95,17 +95,8 @@ class Kandinsky5(KLVae, Family):
         )
         return out[:, 0].permute(0, 3, 1, 2)  # (B, 1, h, w, C) -> (B, C, h, w)
 
-    def pipeline(self, transformer, vae="load"):
-        encoder, tokenizer, encoder_2, tokenizer_2 = self.load("text")
-        return _pipeline_class()(
-            transformer=transformer,
-            vae=self.load("vae") if vae == "load" else vae,
-            text_encoder=encoder,
-            tokenizer=tokenizer,
-            text_encoder_2=encoder_2,
-            tokenizer_2=tokenizer_2,
-            scheduler=self.scheduler(),
-        )
+    def _pipeline_type(self) -> type:
+        return _pipeline_class()
 
     def sample_arguments(self, guidance, count):
         # 负面提示词不给就是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 3.5

@@ -117,19 +117,6 @@ class QwenImage(Family):
         mixed = mixed * (own.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
         return unpack(mixed, *v.shape[2:])
 
-    def pipeline(self, transformer, vae="load"):
-        import diffusers
-
-        encoder, tokenizer, *more = self.load("text")
-        return getattr(diffusers, self.pipeline_class)(
-            scheduler=self.scheduler(),
-            vae=self.load("vae") if vae == "load" else vae,
-            text_encoder=encoder,
-            tokenizer=tokenizer,
-            transformer=transformer,
-            **({"processor": more[0]} if more else {}),
-        )
-
     def sample_arguments(self, guidance, count):
         # 没有负面提示词管线就不做引导；官方示例用一个空格
         negative = {"negative_prompt": [" "] * count} if guidance > 1 else {}

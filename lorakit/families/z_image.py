@@ -17,6 +17,7 @@ class ZImage(KLVae, Family):
     """Tongyi-MAI/Z-Image（6 B）；时间参数是 1 - t，输出是 -v，没有内嵌引导。"""
 
     name = "z-image"
+    pipeline_class = "ZImagePipeline"
     licences: ClassVar = {"": "apache-2.0"}
     multiple = 16
     targets: ClassVar = {
@@ -68,18 +69,6 @@ class ZImage(KLVae, Family):
             return_dict=False,
         )[0]
         return -torch.stack(out).squeeze(2)  # B 个 (C, 1, h, w) -> (B, C, h, w)
-
-    def pipeline(self, transformer, vae="load"):
-        from diffusers import ZImagePipeline
-
-        encoder, tokenizer = self.load("text")
-        return ZImagePipeline(
-            scheduler=self.scheduler(),
-            vae=self.load("vae") if vae == "load" else vae,
-            text_encoder=encoder,
-            tokenizer=tokenizer,
-            transformer=transformer,
-        )
 
     def sample_arguments(self, guidance, count):
         # stock 算的是 cond + s (cond - uncond)，s 比通行的 CFG 少 1：我们的 5 是它的 4。
