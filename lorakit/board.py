@@ -5,10 +5,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from lorakit import checkpoint, lora, record
+from lorakit import record
 from lorakit.checkpoint import write_whole
 from lorakit.objective import EVAL_T
 from lorakit.report import FONT, draw_loss, grid
@@ -36,7 +35,7 @@ def plot(run: Path) -> Path:
         draw_loss(axes[0], metrics)
         _by_t(axes[1], metrics)
         _gradient(axes[2], metrics)
-        _changes(axes[3], run)
+        _changes(axes[3], metrics)
         if shots is not None:
             bottom = figure.add_subplot(spaces[2, :])
             bottom.imshow(shots)
@@ -76,32 +75,21 @@ def _gradient(axes, metrics):
     axes.grid(alpha=0.25)
 
 
-def _changes(axes, run: Path):
-    axes.set_title("LoRA 把各块的权重改了多少 |ΔW|")
-    found = checkpoint.latest(run)
-    file = found / lora.FILE if found else None
-    if file is None or not file.is_file():
-        axes.text(0.5, 0.5, "还没有检查点", ha="center", transform=axes.transAxes)
+def _changes(axes, metrics):
+    axes.set_title("各块的权重改了多少 |ΔW|")
+    tables = [(m["step"], m["delta"]) for m in metrics if m.get("delta")]
+    if not tables:
+        axes.text(0.5, 0.5, "没有记录", ha="center", transform=axes.transAxes)
         return
-    blocks = block_norms(file)
-    axes.bar(range(len(blocks)), blocks.values(), color=BLUE)
+    middle, last = tables[len(tables) // 2], tables[-1]
+    for (step, blocks), color in ((last, BLUE), (middle, GRAY)):
+        axes.bar(range(len(blocks)), blocks.values(), color=color, label=f"第 {step} 步")
+    blocks = last[1]
     if len(blocks) <= 12:
         axes.set_xticks(range(len(blocks)), blocks, fontsize=8)
     axes.set_xlabel("第几块（从输入到输出）")
+    axes.legend(fontsize=8)
     axes.grid(alpha=0.25, axis="y")
-
-
-def block_norms(file: Path) -> dict[str, float]:
-    """LoRA 文件 -> {块名: 块里各层 ΔW = B A 的总长度（Frobenius）}；不必真的乘出大矩阵。"""
-    (tensors, _), squares = lora.read(file), defaultdict(float)
-    for name, a in tensors.items():
-        if not name.endswith("lora_A.weight"):
-            continue
-        b = tensors[name.replace("lora_A", "lora_B")].double()
-        block = re.match(r"(?:transformer\.)?(.*?blocks?\.\d+|[^.]+)", name)[1]
-        # |BA|² = tr(AᵀBᵀBA) = Σ (BᵀB)∘(AAᵀ)：只需 r x r 的小矩阵
-        squares[block] += float(torch.sum((b.T @ b) * (a.double() @ a.double().T)))
-    return {block.split("_")[-1].removeprefix("blocks."): s**0.5 for block, s in squares.items()}
 
 
 def _samples(run: Path) -> Image.Image | None:

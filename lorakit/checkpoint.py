@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorakit.errors import LorakitError, WeightsError, plain_reason
+from lorakit.processes import gathered, shared_like
 
 STATE = "state"
 GROUP = "group-"  # 参数组里的数，与参数名分得开
@@ -89,33 +90,50 @@ def _unfold(optimizer, names: list[str]) -> tuple[dict[str, torch.Tensor], dict]
     return tensors, plain
 
 
-def save(
-    run: Path, step: int, parameters: Parameters, optimizer, write_weights, keep: int, average=None
-) -> Path:
+Files = dict[str, dict[str, torch.Tensor]]
+
+
+def snapshot(
+    accelerator, parameters: Parameters, optimizer, average: Mapping[str, torch.Tensor]
+) -> tuple[Files, dict]:
+    """续训要的一切 -> ({文件名: 张量}, 进 JSON 的数)；切开的拼回整个，所以进程数可以变。"""
+    tensors, plain = _unfold(optimizer, list(parameters))
+    files = {"weights": parameters, "optimizer": tensors}
+    files |= {"average": average} if average else {}
+    return {name: gathered(accelerator, one) for name, one in files.items()}, plain
+
+
+def save(run: Path, step: int, files: Files, facts: dict, write_weights, keep: int) -> Path:
     """写 run/checkpoint-{step}，再删掉多余的旧检查点，返回它的路径。
 
     Args:
+        files: `snapshot` 给的张量。
+        facts: 要记进 state.json 的其余。
         write_weights: 函数 (文件夹) -> None，写给别人用的权重文件。
         keep: 留下最新的几个；新的落盘之后才删旧的。
-        average: 滑动平均的权重 {名字: 张量}，没有就不写。
     """
-    tensors, plain = _unfold(optimizer, list(parameters))
 
     def write(folder: Path):
         (folder / STATE).mkdir(parents=True)
         write_weights(folder)
-        write_tensors(folder / STATE / "weights.safetensors", parameters)
-        write_tensors(folder / STATE / "optimizer.safetensors", tensors)
-        if average:
-            write_tensors(folder / STATE / "average.safetensors", average)
-        files = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
-        facts = {"step": step, "files": files, "optimizer": plain}
-        (folder / STATE / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        for name, tensors in files.items():
+            write_tensors(folder / STATE / f"{name}.safetensors", tensors)
+        digests = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
+        whole = {"step": step, "files": digests, **facts}
+        (folder / STATE / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
     path = write_whole(run / f"checkpoint-{step}", write)
     for old in all_of(run)[:-keep]:
         shutil.rmtree(old)
     return path
+
+
+def facts_of(path: Path) -> dict:
+    """检查点的 state.json：步数、进程数、优化器的数；没有或坏了就是空的。"""
+    try:
+        return json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
 
 
 def all_of(run: Path) -> list[Path]:
@@ -129,11 +147,8 @@ def all_of(run: Path) -> list[Path]:
 def latest(run: Path) -> Path | None:
     """最新的、核对无误的检查点；损坏的跳过，没有就返回 None。"""
     for path in reversed(all_of(run)):
-        state = path / STATE / "state.json"
-        if not state.is_file():
-            continue
-        files = json.loads(state.read_text(encoding="utf-8"))["files"]
-        if all(_digest(path / STATE / name) == digest for name, digest in files.items()):
+        files = facts_of(path).get("files")
+        if files and all(_digest(path / STATE / name) == digest for name, digest in files.items()):
             return path
     return None
 
@@ -145,7 +160,7 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
         WeightsError: 检查点与现在的模型对不上。
     """
     state = path / STATE
-    facts = json.loads((state / "state.json").read_text(encoding="utf-8"))
+    facts = facts_of(path)
     _put_back(path, load_file(state / "weights.safetensors"), parameters)
     if average:
         _put_back(path, load_file(state / "average.safetensors"), average)
@@ -156,10 +171,18 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
     for place, value in rows.items():
         name, key = place.rsplit("|", 1)
         group = name.removeprefix(GROUP)
-        old = whole["param_groups"][int(group)] if group != name else whole["state"][indices[name]]
-        old[key] = tuple(value) if isinstance(value, list) else value
+        if group != name:
+            whole["param_groups"][int(group)][key] = _plain(value)
+            continue
+        if isinstance(value, torch.Tensor):
+            value = shared_like(value, parameters[name])
+        whole["state"][indices[name]][key] = _plain(value)
     optimizer.load_state_dict(whole)
     return facts["step"]
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _put_back(path: Path, saved: dict, current: Mapping[str, torch.Tensor]):
@@ -169,4 +192,4 @@ def _put_back(path: Path, saved: dict, current: Mapping[str, torch.Tensor]):
         )
     with torch.no_grad():
         for name, value in current.items():
-            value.copy_(saved[name])
+            value.copy_(shared_like(saved[name], value))

@@ -8,11 +8,10 @@ from pathlib import Path
 from lorakit.cli_data import cache, caption, check
 from lorakit.cli_files import audit, export, push
 from lorakit.cli_machine import bench, doctor
-from lorakit.cli_options import parser
-from lorakit.cli_progress import bar, interrupt, say_encoding
+from lorakit.cli_options import DONE, INTERRUPTED, WRONG_INPUT, parser
+from lorakit.cli_progress import bar, first_speaks
+from lorakit.cli_train import train
 from lorakit.errors import LorakitError, LorakitWarning
-
-DONE, WRONG_INPUT, INTERRUPTED = 0, 1, 130  # 2 是命令写错了，见 cli_options
 
 
 def _demo(args) -> int:
@@ -51,63 +50,6 @@ def _init(args) -> int:
     from lorakit.config import template
 
     print(template(args.preset), end="")
-    return DONE
-
-
-def _train(args) -> int:
-    from lorakit import board, card, infer, report, verdict
-    from lorakit.config import load_config
-    from lorakit.record import read
-    from lorakit.train import Trainer
-
-    source = Path(args.config) if Path(args.config).is_file() else args.config
-    config = load_config(source, args.set)
-    trainer = Trainer(config, progress=say_encoding)
-    print(trainer.plan().text())
-    if trainer.step:
-        print(f"从第 {trainer.step} 步接着练（要从头来，换一个 run.output）。")
-    run = config.run.output
-    pictures: list[str] = []
-
-    def sample():
-        pipe = trainer.family.pipeline(trainer.transformer.eval())
-        pipe.set_progress_bar_config(disable=True)
-        images = infer.preview(trainer.family, pipe, config, trainer.dataset)
-        for i, image in enumerate(images):
-            path = report.save_image(image, run / "samples" / f"{trainer.step}_{i}.png")
-            pictures.append(str(path.relative_to(run)))
-        trainer.family.release("vae", "text")
-        trainer.transformer.train()
-        board.plot(run)
-
-    seconds = 0.0
-    if config.sample.prompts and config.sample.every and trainer.step == 0:
-        sample()  # 没有 LoRA 时的样子，留作对照
-    with bar(trainer.step) as show, interrupt(trainer) as interrupted:
-        for step in trainer:
-            seconds += step.seconds
-            show(step, config.train.steps)
-            due = config.sample.every and step.step % config.sample.every == 0
-            if config.sample.prompts and due and step.step < config.train.steps:
-                sample()
-    if interrupted:
-        print(f"\n已停在第 {trainer.step} 步并存好。再运行同一条命令就接着练。")
-        return INTERRUPTED
-    if config.sample.prompts:
-        sample()
-    report.plot_loss(run)
-    report.write_run_card(run, config, trainer.dataset, seconds, str(trainer.accelerator.device))
-    last = pictures[-len(config.sample.prompts) :] if pictures else []
-    card.write(run, config, trainer.family, trainer.dataset, last)
-    board.plot(run)
-    judged = verdict.judge(read(run))
-    print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
-    print(f"练完了：{run / f'checkpoint-{trainer.step}'}")
-    verb = "compare" if config.lora.kind == "lora" else "generate"
-    command = f'lorakit {verb} {run} --prompt "你的提示词"'
-    if trainer.family.controls[0]:
-        command = f'lorakit edit 要改的图.png "怎么改" --model {run}'
-    print(f"试试：{command}")
     return DONE
 
 
@@ -219,7 +161,7 @@ _RUN = {
     "check": check,
     "caption": caption,
     "cache": cache,
-    "train": _train,
+    "train": train,
     "generate": _generate,
     "edit": _edit,
     "compare": _compare,
@@ -244,11 +186,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _remind
-            return _RUN[args.command](args)
+            with first_speaks():
+                return _RUN[args.command](args)
     except LorakitError as error:
         if args.debug:
             raise
-        print(error, file=sys.stderr)
+        if not error.told:  # 几个进程一起停的，0 号已经说了
+            print(error, file=sys.stderr)
         return WRONG_INPUT
     except BrokenPipeError:  # 输出接到 head 之类、对方先走了：不算错，也别在退出时再报一次
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

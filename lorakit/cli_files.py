@@ -117,6 +117,8 @@ def audit(args) -> int:
     """体检一个 LoRA 文件：多少层放得上、改了多少、有没有坏数。"""
     from lorakit import lora, lora_files, lora_fused
 
+    if (args.file / "metrics.jsonl").is_file():
+        print(_held(args.file))
     file, family = lora.find(args.file), _family(args, args.file)
     shell = family.skeleton()
     result = lora_files.audit(file, shell, lora_fused.slots(family.original, shell))
@@ -135,3 +137,17 @@ def push(args) -> int:
         return 0
     print(f"\n传好了：{publish.upload(wanted)}")
     return 0
+
+
+def _held(run: Path) -> str:
+    """一次训练的各个检查点与它们的留出集损失。"""
+    from lorakit import checkpoint, record, verdict
+
+    metrics = record.read(run)
+    steps = [int(path.name.split("-")[1]) for path in checkpoint.all_of(run)]
+    held, best = verdict.held_by_step(metrics), verdict.best_of(metrics, steps)
+    lines = ["检查点  留出集损失"]
+    for step in steps:
+        loss = f"{held[step]:.4f}" if step in held else "没有检验"
+        lines.append(f"checkpoint-{step}  {loss}{'  留出集损失最低' if step == best else ''}")
+    return "\n".join(lines) + "\n"

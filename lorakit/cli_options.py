@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-USAGE = 2  # 命令写错了的退出码
+# 退出码：完成、输入有误、命令写错了、被打断但已存好
+DONE, WRONG_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
 _CHINESE = {
     "usage: ": "用法：",
     "positional arguments": "参数",

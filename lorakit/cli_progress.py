@@ -1,8 +1,21 @@
-"""命令行的进度：编码到第几张、训练到第几步、被打断时怎样停。"""
+"""命令行的进度：编码到第几张、训练到第几步、被打断时怎样停；几个进程时只有 0 号说话。"""
 
+import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+
+
+@contextmanager
+def first_speaks():
+    """几个进程一起练（启动器给每个编了 RANK）：不是 0 号的就不出声，免得每句话说几遍。"""
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
+
 
 _bars: dict = {}  # 在做什么 -> 它的进度条
 
@@ -47,16 +60,14 @@ def bar(start: int = 0):
 
 @contextmanager
 def interrupt(trainer):
-    """Ctrl-C 或 SIGTERM：练完手头这一步再停；产出的列表非空就是被打断过。"""
-    hits: list[int] = []
+    """Ctrl-C 或 SIGTERM：练完手头这一步再停。"""
 
     def stop(number, frame):
-        hits.append(number)
         trainer.stop()
 
     old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield hits
+        yield
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)

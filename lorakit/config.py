@@ -82,10 +82,15 @@ def template(preset: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """{设置名: 值}，例如 {"train.lr": 1e-4}。"""
+    return {field.name: _value(config, field.name) for field in fields()}
+
+
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """两份设置哪里不同：{设置名: (a 的值, b 的值)}。"""
-    pairs = {field.name: (_value(a, field.name), _value(b, field.name)) for field in fields()}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    old, new = flat(a), flat(b)
+    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 
 def load_config(

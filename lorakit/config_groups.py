@@ -256,3 +256,5 @@ class Run(_Group):
     """结果文件夹：检查点、预览图和记录都在里面；每次训练用一个自己的文件夹。"""
     resume: Literal["auto", "never"] = "auto"
     """auto：结果文件夹里有检查点就接着练；never：有检查点就停下来问你，免得混在一起。"""
+    tracker: Literal["none", "tensorboard", "wandb", "swanlab"] = "none"
+    """另外记到哪里：none 只记在结果文件夹里（够用）；后三个要先装；密钥只从环境变量里取。"""

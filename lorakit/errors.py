@@ -28,6 +28,8 @@ class LorakitWarning(UserWarning):
 class LorakitError(Exception):
     """用户能自己修好的问题；命令行只打印这句话，退出码 1。"""
 
+    told = False  # 几个进程一起练时：0 号进程会说这句话，自己就不用再说
+
 
 class ConfigError(LorakitError):
     """配置写错了：哪一项、得到什么、应该是什么、也许想写什么。"""

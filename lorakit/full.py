@@ -22,10 +22,14 @@ def attach(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return dict(transformer.named_parameters())
 
 
-def save(folder: Path, transformer: nn.Module, family) -> Path:
-    """写 folder/transformer：配置与权重，精度和底模推理时的一样。"""
+def save(folder: Path, transformer: nn.Module, family, values=None) -> Path:
+    """写 folder/transformer：配置与权重，精度和底模推理时的一样。
+
+    Args:
+        values: {名字: 张量}，不写就取 transformer 现在的。
+    """
     whole = family.skeleton()  # 借它的壳：练着的 fp32 权重不动
-    weights = transformer.state_dict().items()
+    weights = (values or transformer.state_dict()).items()
     whole.load_state_dict(
         {name: value.detach().to("cpu", family.dtype).clone() for name, value in weights},
         assign=True,

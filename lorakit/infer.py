@@ -7,6 +7,7 @@ from inspect import signature
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,7 +15,7 @@ from lorakit import full, lora, sampler
 from lorakit.config import Config
 from lorakit.config_groups import Sample
 from lorakit.data import read_image
-from lorakit.errors import ConfigError, WeightsError
+from lorakit.errors import ConfigError, LorakitError, WeightsError
 
 LANCZOS = Image.Resampling.LANCZOS
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
@@ -68,14 +69,17 @@ def generate(
         arguments = family.sample_arguments(settings.guidance, len(part))
         if negative.strip():
             arguments["negative_prompt"] = [negative] * len(part)
-        images += pipe(
+        drawn = pipe(
             prompt=part,
             width=size[0],
             height=size[1],
             num_inference_steps=settings.steps,
             generator=seeds,
+            output_type="np",
             **arguments,
         ).images
+        check_finite(drawn, part)
+        images += pipe.image_processor.numpy_to_pil(drawn)
     return images
 
 
@@ -125,6 +129,21 @@ def edit(
                 family, pipe.transformer, said, seen, fitted, seeds, wanted, *how
             )
     return images
+
+
+def check_finite(drawn: np.ndarray, prompts: Sequence[str]):
+    """画出来的每张图 (N, H, W, 3) 都要是有限的数；有 NaN 的存下来只会是黑图。
+
+    Raises:
+        LorakitError: 哪一句画坏了、怎么办。
+    """
+    bad = [said for said, image in zip(prompts, drawn, strict=True) if not np.isfinite(image).all()]
+    if bad:
+        raise LorakitError(
+            f"画“{bad[0]}”得到了 NaN 或无穷大（存下来会是黑图）。常见原因："
+            "学习率太大，权重已经坏了；或 fp16 溢出。"
+            "请换一个更早的检查点，或写 model.precision=bf16（不支持就用 fp32）。"
+        )
 
 
 def near_shape(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:

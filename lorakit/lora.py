@@ -3,6 +3,8 @@
 import difflib
 import json
 import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 from lorakit.checkpoint import write_tensors
 from lorakit.errors import ConfigError, WeightsError
+from lorakit.processes import whole
 
 FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
@@ -85,21 +88,59 @@ def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.
     return parameters
 
 
-def save(folder: Path, transformer: nn.Module, settings, facts: dict[str, str]) -> Path:
+def save(
+    folder: Path, transformer: nn.Module, settings, facts: dict[str, str], values=None
+) -> Path:
     """写 pytorch_lora_weights.safetensors：diffusers 名字，alpha / rank 折进 B，不另存 alpha。
 
     折进去是因为各家对 alpha 的理解不同：diffusers 读 Qwen 时会丢掉它，ComfyUI 缺了它就当 1。
+
+    Args:
+        values: {参数名: 张量}，不写就取 transformer 现在的（EMA 的平均、拼回整个的都从这里给）。
     """
-    rank = settings.rank
-    scale = (settings.alpha or rank) / (rank**0.5 if settings.variant == "rslora" else rank)
-    tensors = {}
-    for name, value in get_peft_model_state_dict(transformer, adapter_name=ADAPTER).items():
-        tensors[PREFIX + name] = value * scale if ".lora_B." in name else value
+    times, tensors = scale(settings), {}
+    named = get_peft_model_state_dict(transformer, state_dict=values, adapter_name=ADAPTER)
+    for name, value in named.items():
+        tensors[PREFIX + name] = value * times if ".lora_B." in name else value
     card = {"rank": str(settings.rank), "alpha": "folded", **facts}
     write_tensors(
         folder / FILE, tensors, {"format": "pt", "lorakit": json.dumps(card, ensure_ascii=False)}
     )
     return folder / FILE
+
+
+def scale(settings) -> float:
+    """LoRA 的作用要乘的数：alpha / 秩，rslora 是 alpha / √秩。"""
+    rank = settings.rank
+    return (settings.alpha or rank) / (rank**0.5 if settings.variant == "rslora" else rank)
+
+
+def delta_norms(tensors: Mapping[str, torch.Tensor], times: float = 1.0) -> dict[str, float]:
+    """LoRA 的张量 -> {块名: 块里各层 ΔW = times · B A 的总长度（Frobenius）}；没有 LoRA 就是空的。
+
+    不必真的乘出大矩阵：|BA|² = tr(AᵀBᵀBA) = Σ (BᵀB)∘(AAᵀ)，只要 r x r 的小矩阵。
+    DoRA 只算 B A 这一部分。
+    """
+    squares: dict[str, float] = defaultdict(float)
+    for name, value in tensors.items():
+        if ".lora_A." not in name:
+            continue
+        a = whole(value.detach()).double()
+        b = whole(tensors[name.replace(".lora_A.", ".lora_B.")].detach()).double()
+        squares[block_of(name)] += float(torch.sum((b.T @ b) * (a @ a.T)))
+    return {block: times * s**0.5 for block, s in squares.items()}
+
+
+def block_of(name: str) -> str:
+    """层名 -> 属于第几块，例如 transformer_blocks.3.attn.to_q 是 3；不在块里的是第一段名字。"""
+    block = re.match(r"(?:transformer\.)?(.*?blocks?\.\d+|[^.]+)", name)[1]
+    return block.split("_")[-1].removeprefix("blocks.")
+
+
+def summary(names: Sequence[str]) -> str:
+    """挂上 LoRA 的层 -> 一句话：共几层，每一种各几个。"""
+    kinds = Counter(re.sub(r".*?blocks?\.\d+\.", "", name) for name in names)
+    return f"{len(names)} 层：" + "、".join(f"{kind} × {n}" for kind, n in kinds.items())
 
 
 def find(path: Path) -> Path:

@@ -80,4 +80,6 @@ class Average:
     def _swap(self):
         for name, value in self.values.items():
             live = self.live[name]
-            live.data, self.values[name] = value, live.data
+            kept = live.clone()  # 就地换：FSDP2 认的是这块内存，不是参数对象
+            live.copy_(value)
+            value.copy_(kept)

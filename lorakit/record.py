@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 import psutil
 
 from lorakit import checkpoint
 from lorakit.config import Config, differences, load_config
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, LorakitWarning
 
 # 续训时可以改的设置：它们不影响已经练过的那些步
 CHANGEABLE = (
@@ -23,8 +25,9 @@ LOCK = ".running"  # 谁在用这个文件夹：进程号与它的启动时刻�
 class RunFolder:
     """一次训练的结果文件夹：先核对（能写、不是另一份设置的结果），一切就绪才 `claim` 认领。"""
 
-    def __init__(self, config: Config):
-        self.path = config.run.output
+    def __init__(self, config: Config, processes: int = 1):
+        """processes 是这次有几个进程。"""
+        self.path, self.processes = config.run.output, processes
         self.metrics = self.path / "metrics.jsonl"
         self.known = self.path / "config.yaml"
         self._refuse_second_run()
@@ -63,8 +66,14 @@ class RunFolder:
         kept = [m for m in read(self.path) if m["step"] <= step] if step else []
         me = {"pid": os.getpid(), "since": psutil.Process().create_time()}
         checkpoint.write_text(self.path / LOCK, json.dumps(me))
+        for half in self.path.glob(".checkpoint-*.tmp"):  # 上次被杀时正在写的
+            shutil.rmtree(half, ignore_errors=True)
         checkpoint.write_text(self.known, config.to_yaml())
         checkpoint.write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
+
+    def release(self):
+        """练完或停下：别的进程可以接着用这个文件夹了。"""
+        (self.path / LOCK).unlink(missing_ok=True)
 
     def asked_to_stop(self) -> bool:
         """运行文件夹里出现 STOP 文件就是请它停下；看到就删掉，好让下次接着练。"""
@@ -80,12 +89,29 @@ class RunFolder:
             for name, pair in differences(old, new).items()
             if not name.startswith(CHANGEABLE)
         }
+        before, now = self._views(old), new.train.grad_accum * self.processes
+        if before == now:  # 进程少了、累积多了，一步看的图还是那些
+            changed.pop("train.grad_accum", None)
         if changed:
             listed = "".join(f"\n  - {n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items())
             raise ConfigError(
                 f"run.output：“{self.path}”里是另一份设置的结果：{listed}\n"
                 "换一个 run.output，或改回原来的设置接着练。"
             )
+        if before != now:
+            same = f"，要一样就把 train.grad_accum 改成 {before // self.processes}"
+            warnings.warn(
+                f"进程数变了：一步原来看 {before} 批，现在 {now} 批。接得上，但取图的次序、"
+                f"噪声和每步的图数都和没断过不同{'' if before % self.processes else same}。",
+                LorakitWarning,
+                stacklevel=2,
+            )
+
+    def _views(self, old: Config) -> int:
+        """上次一步看几批：累积乘进程数；以前的检查点没有记进程数，当作没变。"""
+        last = checkpoint.all_of(self.path)[-1]
+        count = checkpoint.facts_of(last).get("processes") or self.processes
+        return old.train.grad_accum * count
 
     def append(self, facts: dict):
         with self.metrics.open("a", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lorakit import record
+from lorakit import choices, record
 from lorakit.checkpoint import write_text, write_whole
 from lorakit.config import Config
 
@@ -92,6 +92,29 @@ def draw_loss(axes, metrics: list[dict]):
     if train or held:
         axes.legend(fontsize=9, loc="upper right")
     axes.grid(alpha=0.25)
+
+
+def plot_density(config: Config, family, path: Path) -> Path:
+    """画训练时抽的 t 与推理时走过的 t 各有多密：差得远，画的时候就用着没怎么练过的。"""
+    from matplotlib import font_manager, rc_context
+    from matplotlib.figure import Figure
+
+    font_manager.fontManager.addfont(FONT)
+    name = font_manager.FontProperties(fname=FONT).get_name()
+    train, draw = choices.train_times(config, family).numpy(), choices.draw_times(config, family)
+    with rc_context({"font.family": [name, "DejaVu Sans"], "axes.unicode_minus": False}):
+        figure = Figure(figsize=(7, 3.6), dpi=110, layout="constrained")
+        axes, edges = figure.add_subplot(), np.linspace(0, 1, 11)
+        axes.hist(
+            train, edges, density=True, color="#5078b4", label=f"训练，平均 {train.mean():.2f}"
+        )
+        axes.hist(draw, edges, density=True, histtype="step", color="#c4382c", lw=2,
+                  label=f"推理，平均 {draw.mean():.2f}")  # fmt: skip
+        axes.set(
+            xlabel="t（0 是原图，1 是纯噪声）", ylabel="密度", title="练的和用的是不是同样的 t"
+        )
+        axes.legend(fontsize=9)
+        return write_whole(path, lambda to: figure.savefig(to, format="png"))
 
 
 def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:

@@ -3,12 +3,12 @@
     for step in Trainer(config):
         print(step.step, step.loss)
 
+几张显卡用 accelerate launch 启动同一条命令；每个进程都走这个循环。
 教程：notebooks/03_train_qwen.ipynb
 """
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,13 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
-from lorakit import cache, checkpoint, full, lora, memory, optim
+from lorakit import cache, checkpoint, choices, full, lora, memory, optim, processes, track
 from lorakit.arithmetic import Plan
 from lorakit.config import Config
-from lorakit.config_groups import Data, Lora
-from lorakit.errors import LorakitError, LorakitWarning
+from lorakit.errors import LorakitError
 from lorakit.families import open_family
 from lorakit.objective import Objective
 from lorakit.record import RunFolder
@@ -30,7 +28,7 @@ from lorakit.record import RunFolder
 
 @dataclass(frozen=True)
 class Step:
-    """一步的记录；held 是留出集的损失，held_each 是它按图、按 t 的明细，只有检验的那些步才有。"""
+    """一步的记录；held 起的几项只有检验的那些步才有。"""
 
     step: int
     loss: float
@@ -38,8 +36,9 @@ class Step:
     grad_norm: float
     t: float
     seconds: float
-    held: float | None = None
-    held_each: list[list[float]] | None = None
+    held: float | None = None  # 留出集的损失
+    held_each: list[list[float]] | None = None  # 它的明细：每张图一行、每个 t 一列
+    delta: dict[str, float] | None = None  # 每块的权重改了多少：|ΔW|
 
 
 class Trainer:
@@ -49,31 +48,48 @@ class Trainer:
         self, config: Config, dataset: cache.Dataset | None = None, progress=None, family=None
     ):
         self.config, self.run = config, config.run.output
-        self.record = RunFolder(config)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.family = family or open_family(config, self.accelerator.device)
-        self._check_choices()
-        self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
-        self.dataset = dataset or cache.prepare(config, self.family, progress)
-        self.transformer = self.family.load("transformer")
-        if config.lora.kind == "full":
-            self.parameters = full.attach(self.transformer)
-        else:
-            args = (self.transformer, self.family, config.lora, config.train.seed)
-            self.parameters = lora.attach(*args)
-        memory.prepare(self.transformer, config.memory, self.family)
-        self.optimizer = optim.build(self.parameters.values(), config.train)
+        self.accelerator = processes.start(self.run, config.run.tracker)
+        count = self.accelerator.num_processes
+        self.record = processes.by_first(self.accelerator, lambda: RunFolder(config, count))
+        if count > 1 and family is None:  # 每台机器只下载一遍，别的进程等它
+            parts = ("vae", "text", "transformer")
+            fetch = lambda: open_family(config, self.accelerator.device).fetch(*parts)  # noqa: E731
+            processes.by_local_first(self.accelerator, fetch)
+        processes.together(self.accelerator, lambda: self._open(dataset, progress, family))
+        pair = (self.transformer, self.optimizer)
+        self.model, self.optimizer = processes.prepare(self.accelerator, *pair)
+        self.parameters = processes.trainable(self.transformer)
         self.average = optim.Average(self.parameters, config.train.ema)
-        self.model, self.optimizer = self.accelerator.prepare(self.transformer, self.optimizer)
         self.objective = Objective(
             config, self.family, self.dataset, self.model, self.accelerator.device
         )
-        self.step, self._stop = 0, False
-        found = checkpoint.latest(self.run)
+        self.step, self._stop, self._saved, self._held = 0, False, None, None
+        found = processes.by_first(self.accelerator, lambda: checkpoint.latest(self.run))
         if found:
-            state = (self.parameters, self.optimizer, self.average.values)
-            self.step = checkpoint.load(found, *state)
-        self.record.claim(config, self.step)
+            processes.together(self.accelerator, lambda: self._restore(found))
+        processes.by_first(self.accelerator, lambda: self.record.claim(config, self.step))
+        track.start(self.accelerator, config)
+
+    def _open(self, dataset: cache.Dataset | None, progress, family):
+        """每个进程各自做的准备：核对、编码、载入底模、挂上 LoRA、造优化器。"""
+        config = self.config
+        self.family = family or open_family(config, self.accelerator.device)
+        sharded = self.accelerator.is_fsdp2
+        choices.check(config, self.family, self.accelerator.num_processes, sharded)
+        self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
+        self.dataset = dataset or cache.prepare(config, self.family, progress)
+        with self.family.on_cpu() if sharded else nullcontext():
+            self.transformer = self.family.load("transformer")
+        if config.lora.kind == "full":
+            parameters = full.attach(self.transformer)
+        else:
+            args = (self.transformer, self.family, config.lora, config.train.seed)
+            parameters = lora.attach(*args)
+        how = config.memory
+        if sharded and how.checkpointing == "auto":  # 各卡要一起重算：不能看各自还剩多少显存
+            how = how.model_copy(update={"checkpointing": "full"})
+        memory.prepare(self.transformer, how, self.family)
+        self.optimizer = optim.build(parameters.values(), config.train)
 
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""
@@ -81,16 +97,35 @@ class Trainer:
         world = self.accelerator.num_processes
         return Plan.of(self.config, repeats, self.objective.batches.per_epoch, world)
 
+    def describe(self) -> str:
+        """练的是什么：哪些层、多少个参数。"""
+        count = sum(value.numel() for value in self.parameters.values())
+        if self.config.lora.kind == "full":
+            return f"全量微调：{count:,} 个参数都练"
+        layers = [name.split(".lora_A.")[0] for name in self.parameters if ".lora_A." in name]
+        return f"LoRA 加在 {lora.summary(layers)}；要学的参数 {count:,} 个"
+
+    def last_good(self) -> Path | None:
+        """最后一个核对无误的检查点。"""
+        return checkpoint.latest(self.run)
+
     def __iter__(self) -> Iterator[Step]:
+        try:
+            yield from self._steps()
+        finally:
+            if self.accelerator.is_main_process:
+                self.record.release()
+
+    def _steps(self) -> Iterator[Step]:
         train = self.config.train
         if self.step == 0:
             self._note({"step": 0, **self.examine()})
-        while self.step < train.steps and not self._stop and not self.record.asked_to_stop():
+        while self.step < train.steps and not self._asked_to_stop():
             start = time.time()
-            self.transformer.train()
-            loss, t, items = self._step_or_explain()
+            self.model.train()
+            loss, t = self._step_or_explain()
             norm = self.accelerator.clip_grad_norm_(self.parameters.values(), train.max_grad_norm)
-            self._check_finite("梯度", float(norm), t, items)
+            self._check_finite("梯度", float(norm), self._used)
             lr = self.lr_at(self.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -98,8 +133,9 @@ class Trainer:
             self.optimizer.zero_grad()
             self.step += 1
             self.average.update(self.step)
-            held = self.examine() if self._due(self.config.eval.every) else {}
-            done = Step(self.step, loss, lr, float(norm), t, time.time() - start, **held)
+            watched = self.examine() if self._watched() else {}
+            self._held = watched.get("held")
+            done = Step(self.step, loss, lr, float(norm), t, time.time() - start, **watched)
             self._note(asdict(done))
             if self._due(train.save_every):
                 self.save()
@@ -112,31 +148,43 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise LorakitError(memory.explain_full(self.config, self.step + 1)) from error
 
-    def _accumulate(self) -> tuple[float, float, list]:
-        """攒够 grad_accum 份梯度，返回平均的损失与时间步、用到的图；只在最后一份上同步各进程。"""
-        count, facts, used = self.config.train.grad_accum, [], []
+    def _accumulate(self) -> tuple[float, float]:
+        """攒够 grad_accum 份梯度，只在最后一份上同步；返回各进程平均的损失与时间步。
+
+        一步的各份在全部进程里统一编号，所以 2 个进程与 1 个进程累积 2 份，取的图和噪声都一样。
+        """
+        count, used = self.config.train.grad_accum, []
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for micro in range(count):
             last = micro == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                number = (self.step * count + micro) * world + rank
-                loss, t, items = self.objective.draw(number, self.step, micro, rank)
-                self._check_finite("损失", float(loss.detach()), t.tolist(), items)
+                share = micro * world + rank
+                number = self.step * count * world + share
+                loss, t, items = self.objective.draw(number, self.step, share)
                 self.accelerator.backward(loss / count)
-            facts.append((float(loss.detach()), float(t.mean())))
-            used += items
-        return *(float(value) for value in np.mean(facts, axis=0)), used
+            names = [item.record.path.name for item in items]
+            used.append((float(loss.detach()), t.tolist(), names))
+        self._used = processes.collect(self.accelerator, used)
+        for loss, *where in self._used:
+            self._check_finite("损失", loss, [(loss, *where)])
+        losses, times, _ = zip(*self._used, strict=True)
+        return float(np.mean(losses)), float(np.mean([np.mean(t) for t in times]))
 
     def evaluate(self) -> float | None:
         """留出集的损失；没有留出集就返回 None。"""
         return self.examine()["held"]
 
     def examine(self) -> dict:
-        """留出集的损失：平均 held 与明细 held_each（每张图一行、每个 t 一列）；没有就是 None。"""
-        self.transformer.eval()
+        """留出集的损失 held 与明细 held_each（没有留出集就是 None），每块改了多少 delta。"""
+        self.model.eval()
         with self.average.swapped():
             each = self.objective.evaluate()
-        return {"held": float(np.mean(each)) if each else None, "held_each": each}
+            delta = lora.delta_norms(self.parameters, lora.scale(self.config.lora))
+        return {
+            "held": float(np.mean(each)) if each else None,
+            "held_each": each,
+            "delta": delta or None,
+        }
 
     def lr_at(self, step: int) -> float:
         """第 step 步的学习率：先热身，再按 schedule 变化。"""
@@ -150,77 +198,73 @@ class Trainer:
         """练完手头这一步、存好，然后停下。"""
         self._stop = True
 
+    def _asked_to_stop(self) -> bool:
+        """谁被叫停（Ctrl-C、SIGTERM、STOP 文件）都算，大家停在同一步。"""
+        asked = self.accelerator.is_main_process and self.record.asked_to_stop()
+        if processes.anyone(self.accelerator, self._stop or asked):
+            self._stop = True  # 只往“停”改：商量的时候也可能正好有人按下 Ctrl-C
+            return True
+        return False
+
     def save(self) -> Path:
-        """把当前这一步存成检查点（已经有了就不重复存）。"""
+        """把当前这一步存成检查点（已经存过就不重复）；几个进程要一起调用。"""
         target = self.run / f"checkpoint-{self.step}"
-        if self.accelerator.is_main_process and not target.exists():
-            state = (self.run, self.step, self.parameters, self.optimizer)
+        if self._saved == self.step:
+            return target
+        live, average = self.parameters, self.average.values
+        files, plain = checkpoint.snapshot(self.accelerator, live, self.optimizer, average)
+        facts = {"optimizer": plain, "processes": self.accelerator.num_processes}
+        whole = self.transformer.state_dict() if self.config.lora.kind == "full" else live
+        exported = processes.gathered(self.accelerator, {**whole, **average})
+
+        def write():
             keep = self.config.train.keep
-            checkpoint.save(*state, self._write_weights, keep, self.average.values)
+            to_others = lambda folder: self._export(folder, exported)  # noqa: E731
+            checkpoint.save(self.run, self.step, files, facts, to_others, keep)
+
+        processes.by_first(self.accelerator, write)
+        self._saved = self.step
         return target
 
-    def _write_weights(self, folder: Path):
+    def _restore(self, found: Path):
+        state = (self.parameters, self.optimizer, self.average.values)
+        self.step = self._saved = checkpoint.load(found, *state)
+
+    def _export(self, folder: Path, values: dict[str, torch.Tensor]):
         model = self.config.model
         facts = {"base": model.path, "family": model.family, "steps": str(self.step)}
         facts["trigger"] = self.config.data.trigger
-        with self.average.swapped():
-            if self.config.lora.kind == "full":
-                full.save(folder, self.transformer, self.family)
-            else:
-                lora.save(folder, self.transformer, self.config.lora, facts)
+        facts |= {} if self._held is None else {"held": f"{self._held:.6f}"}
+        if self.config.lora.kind == "full":
+            full.save(folder, self.transformer, self.family, values)
+        else:
+            lora.save(folder, self.transformer, self.config.lora, facts, values)
 
     def _note(self, facts: dict):
         if self.accelerator.is_main_process:
             self.record.append(facts)
+        track.log(self.accelerator, facts)
+
+    def _watched(self) -> bool:
+        """这一步要不要检验：到了时候，或要存检查点（好挑最好的那个）；0 就都不要。"""
+        every = self.config.eval.every
+        return self._due(every) or (every > 0 and self._due(self.config.train.save_every))
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
 
-    def _check_choices(self):
-        """编码和载入之前能发现的都先说：不能练的底模、对不上的目标层、不起作用的设置。"""
-        self.family.refuse_distilled(self.config.model.path)
-        memory.refuse(self.config, self.accelerator.num_processes)
-        if self.config.lora.kind == "full":
-            self._check_full()
-        else:
-            lora.plan(self.family.skeleton(), self.family, self.config.lora)
-        if self.config.train.guidance != 1 and not self.family.embedded_guidance:
-            warnings.warn(
-                f"train.guidance 对 {self.family.name} 不起作用。", LorakitWarning, stacklevel=3
-            )
-        data, plain = self.config.data, Data()
-        if data.class_folder is None and data.class_weight != plain.class_weight:
-            warnings.warn(
-                "data.class_weight 不起作用：没有写 data.class_folder。",
-                LorakitWarning,
-                stacklevel=3,
-            )
-        if data.mask == "none" and data.mask_floor != plain.mask_floor:
-            warnings.warn(
-                "data.mask_floor 不起作用：data.mask 是 none。", LorakitWarning, stacklevel=3
-            )
-
-    def _check_full(self):
-        """全量微调时不起作用的设置，和多半是抄错的学习率。"""
-        ours, plain = self.config.lora, Lora(kind="full")
-        idle = [f"lora.{key}" for key, value in plain if getattr(ours, key) != value]
-        if idle:
-            said = f"{'、'.join(idle)} 不起作用：lora.kind 是 full，每个权重都练。"
-            warnings.warn(said, LorakitWarning, stacklevel=4)
-        if self.config.train.lr > full.HIGH_LR:
-            warnings.warn(
-                f"train.lr 是 {self.config.train.lr:g}，全量微调多半会把底模练坏；常用 1e-5。",
-                LorakitWarning,
-                stacklevel=4,
-            )
-
-    def _check_finite(self, what: str, value: float, t, items):
+    def _check_finite(self, what: str, value: float, used: list):
+        """NaN 或无穷大：说出这一批的图、t 和最后一个好的检查点；各进程看到的一样，所以一起停。"""
         if math.isfinite(value):
             return
-        last = checkpoint.latest(self.run)
-        names = "、".join(item.record.path.name for item in items)
-        raise LorakitError(
-            f"第 {self.step + 1} 步的{what}变成了 {value}，已停下。这一批：{names}；t = {t}。"
+        first = self.accelerator.is_main_process
+        last = self.last_good() if first else None
+        names = "、".join(name for _, _, names in used for name in names)
+        times = [round(t, 3) for _, ts, _ in used for t in ts]
+        error = LorakitError(
+            f"第 {self.step + 1} 步的{what}变成了 {value}，已停下。这一批：{names}；t = {times}。"
             f"常见原因：学习率太大（现在 {self.config.train.lr}，试试除以 3），"
             f"或 fp16 溢出（改用 bf16）。最后一个好的检查点：{last or '还没有'}。"
         )
+        error.told = not first
+        raise error

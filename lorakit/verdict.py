@@ -1,10 +1,12 @@
 """判断学会了没有：只看留出集的损失，与没有 LoRA 时同一张图、同一个 t 逐个比，连误差一起说。"""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 SURE = 2.0  # 变化要超过几倍标准误，才算不是碰巧
+LEAST = 0.005  # 比这还小的变化，就算不是碰巧，画面上也看不出来
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,11 @@ def judge(metrics: list[dict]) -> Verdict:
     steps = sorted(table)
     best, last = min(steps, key=lambda step: table[step].mean()), steps[-1]
     gain, spread = _change(table[0], table[best])
-    if best == 0 or gain + SURE * spread >= 0:
+    if best == 0 or gain + SURE * spread >= 0 or gain > -LEAST:
         now = _change(table[0], table[last])
-        return Verdict(
-            "还没",
-            f"练了 {last} 步，留出集损失变化 {_percent(*now)}，在误差之内或更差。"
-            + _advice(now[0], now[1]),
-            best,
-        )
+        how = "更差了" if now[0] - SURE * now[1] > 0 else "小得看不出来，或在误差之内"
+        said = f"练了 {last} 步，留出集损失变化 {_percent(*now)}，{how}。"
+        return Verdict("还没", said + _advice(*now), best)
     learned = f"留出集损失比没有 LoRA 时变化 {_percent(gain, spread)}（第 {best} 步最低）。"
     back, wobble = _change(table[best], table[last])
     if back - SURE * wobble > 0:
@@ -48,6 +47,18 @@ def judge(metrics: list[dict]) -> Verdict:
     return Verdict("学到了", learned, best)
 
 
+def held_by_step(metrics: list[dict]) -> dict[int, float]:
+    """{步数: 留出集的损失}，只有检验过的那些步。"""
+    return {m["step"]: m["held"] for m in metrics if m.get("held") is not None}
+
+
+def best_of(metrics: list[dict], steps: Iterable[int]) -> int | None:
+    """这几步里留出集损失最低的一步；都没有检验过就是 None。"""
+    held = held_by_step(metrics)
+    known = [step for step in steps if step in held]
+    return min(known, key=held.get) if known else None
+
+
 def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     """逐个 ln(after / before) 的平均与标准误；负的是变好。"""
     ratio = np.log(after / before).ravel()
@@ -55,7 +66,8 @@ def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
 
 
 def _percent(change: float, spread: float) -> str:
-    return f"{np.expm1(change):+.0%} ± {np.exp(change) * spread:.0%}"
+    digits = 0 if abs(change) >= 0.02 else 1
+    return f"{np.expm1(change):+.{digits}%} ± {np.exp(change) * spread:.{digits}%}"
 
 
 def _advice(change: float, spread: float) -> str:

@@ -16,6 +16,7 @@ LAYER = {
     "data_mask": 1, "data_views": 1, "data_datasets": 1, "cache_lock": 1, "checkpoint": 1,
     "lora": 1, "full": 1, "optim": 1, "memory": 1, "families": 1, "bundled": 1, "hub": 1,
     "hub_sites": 1, "transfer": 1, "sampler": 1, "lora_files": 1, "lora_fused": 1, "comfyui": 1,
+    "processes": 1, "choices": 2, "track": 2, "cli_train": 4,
     "record": 2, "cache": 2, "cache_masks": 2, "cache_tools": 2, "caption": 2, "objective": 2,
     "train": 2, "infer": 2, "report": 2, "verdict": 2, "board": 2, "card": 2, "push": 2, "xy": 2,
     "tiny": 3, "cli_options": 4, "cli_progress": 4, "cli_files": 4, "cli": 4, "data_seen": 1,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import board, checkpoint, lora
+from lorakit import board, checkpoint, lora, record
 from lorakit.train import Trainer
 from lorakit.verdict import judge
 
@@ -32,6 +32,7 @@ def metrics(**factors: float) -> list[dict]:
         (dict(step_0=1, step_10=0.5, step_20=0.8), "过拟合", 10),
         (dict(step_0=1, step_10=0.995, step_20=0.994), "还没", 20),
         (dict(step_0=1, step_10=1.3, step_20=1.5), "还没", 0),
+        (dict(step_0=1, step_10=0.97), "学到了", 10),
         (dict(step_10=1.3), "没有留出集", None),
     ],
 )
@@ -49,6 +50,15 @@ def test_the_change_and_its_error_by_hand():
     mean, error = np.mean(ratios), np.std(ratios, ddof=1) / 2
     said = f"{math.exp(mean) - 1:+.0%} ± {math.exp(mean) * error:.0%}"
     assert said in judge(rows).sentence and judge(rows).word == "学到了"
+
+
+def test_a_sure_but_invisible_change_is_not_learning():
+    each = np.stack([BASE, BASE])
+    rows = [
+        {"step": s, "held": 1, "held_each": (each * f).tolist()} for s, f in ((0, 1), (9, 0.999))
+    ]
+    verdict = judge(rows)
+    assert verdict.word == "还没" and "-0.1% ± 0.0%，小得看不出来" in verdict.sentence
 
 
 def test_worse_and_not_enough_get_different_advice():
@@ -71,12 +81,13 @@ def test_board_at_every_stage(config, tmp_path):
 
 
 def test_block_norms_equal_the_multiplied_out_matrices(config):
-    settings = config()
+    settings = config("lora.alpha=8", "lora.variant=rslora")
     list(Trainer(settings))
     file = checkpoint.latest(settings.run.output) / lora.FILE
     tensors, _ = lora.read(file)
-    norms = board.block_norms(file)
+    norms = lora.delta_norms(tensors)
     assert list(norms) == ["0", "1", "2", "3"]
+    assert norms == pytest.approx(record.read(settings.run.output)[-1]["delta"])
     total = sum(
         (tensors[name.replace("lora_A", "lora_B")] @ a).pow(2).sum().item()
         for name, a in tensors.items()

@@ -128,6 +128,15 @@ class Family(ABC):
         model.streamer = streaming.Streamer(self.device)
         return quantize.build(model, read, self.quantize, *place, model.streamer.add)
 
+    @contextmanager
+    def on_cpu(self):
+        """暂时把东西载入到内存：FSDP2 会一块块切开再搬上显卡，整个放不下也不要紧。"""
+        device, self.device = self.device, torch.device("cpu")
+        try:
+            yield
+        finally:
+            self.device = device
+
     def config_of(self, part: str) -> dict:
         """一个部分的 config.json。"""
         return json.loads((self.folder / part / "config.json").read_text("utf-8"))

@@ -1,0 +1,128 @@
+"""开练之前能发现的都先说：不能练的底模、对不上的目标层、没装的库、不起作用的设置。"""
+
+import os
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lorakit import flow, full, lora, memory
+from lorakit.config import Config
+from lorakit.config_groups import Data, Lora
+from lorakit.errors import ConfigError, LorakitWarning
+
+FAR = 0.1  # 训练与推理的平均 t 相差多少算远；各家训练脚本之间相差 0.2
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab"}  # 名字 -> 包
+OFFLINE = {"offline", "disabled", "dryrun", "local"}  # 不联网就不用登录
+
+
+def check(config: Config, family, processes: int = 1, sharded: bool = False):
+    """编码和载入之前核对一遍；processes 是进程数，sharded 是用 FSDP 把参数切开了。
+
+    Raises:
+        LorakitError: 这份设置练不了。
+    """
+    family.refuse_distilled(config.model.path)
+    check_tracker(config.run.tracker)
+    memory.refuse(config, processes)
+    if config.lora.kind == "full":
+        _full(config)
+    else:
+        lora.plan(family.skeleton(), family, config.lora)
+    if sharded and config.train.optimizer != "adamw":
+        raise ConfigError(
+            f"train.optimizer：FSDP 把参数切开了，这时只能用 adamw，得到 {config.train.optimizer}。"
+            "改成 adamw，或不用 --use_fsdp 启动。"
+        )
+    if sharded and config.model.quantize != "none":
+        raise ConfigError(
+            f"model.quantize：FSDP 切不开 {config.model.quantize} 的底模。"
+            "改成 none（切开以后本来就省），或不用 --use_fsdp 启动。"
+        )
+    _idle(config, family)
+    _density(config, family)
+
+
+def check_tracker(name: str):
+    """记录到哪里：包要装好；要登录的，密钥只从环境里取，不写进设置。
+
+    Raises:
+        ConfigError: 没有装，或没有密钥。
+    """
+    if name == "none":
+        return
+    package = TRACKERS[name]
+    if find_spec(package) is None and not (name == "tensorboard" and find_spec("tensorboardX")):
+        raise ConfigError(
+            f"run.tracker：{name} 还没有装。请运行 pip install {package}，或写 run.tracker=none。"
+        )
+    variable, mode = f"{name.upper()}_API_KEY", os.environ.get(f"{name.upper()}_MODE", "")
+    if name == "tensorboard" or mode in OFFLINE or os.environ.get(variable) or _logged_in(name):
+        return
+    raise ConfigError(
+        f"run.tracker：{name} 要登录。请设环境变量 {variable}（密钥不要写进设置文件），"
+        f"或设 {name.upper()}_MODE=offline 只记在本地。"
+    )
+
+
+def _logged_in(name: str) -> bool:
+    """用它们自己的 login 命令登录过：密钥存在用户的 ~/.netrc 里。"""
+    file = Path.home() / ".netrc"
+    if name == "swanlab":
+        file = Path(os.environ.get("SWANLAB_SAVE_DIR", Path.home() / ".swanlab")) / ".netrc"
+    return file.is_file() and name in file.read_text(encoding="utf-8", errors="replace")
+
+
+def _tell(sentence: str):
+    warnings.warn(sentence, LorakitWarning, stacklevel=2)
+
+
+def _idle(config: Config, family):
+    """写了却不起作用的设置。"""
+    data, plain = config.data, Data()
+    if config.train.guidance != 1 and not family.embedded_guidance:
+        _tell(f"train.guidance 对 {family.name} 不起作用。")
+    if data.class_folder is None and data.class_weight != plain.class_weight:
+        _tell("data.class_weight 不起作用：没有写 data.class_folder。")
+    if data.mask == "none" and data.mask_floor != plain.mask_floor:
+        _tell("data.mask_floor 不起作用：data.mask 是 none。")
+
+
+def _full(config: Config):
+    """全量微调时不起作用的设置，和多半是抄错的学习率。"""
+    ours, plain = config.lora, Lora(kind="full")
+    idle = [f"lora.{key}" for key, value in plain if getattr(ours, key) != value]
+    if idle:
+        _tell(f"{'、'.join(idle)} 不起作用：lora.kind 是 full，每个权重都练。")
+    if config.train.lr > full.HIGH_LR:
+        _tell(f"train.lr 是 {config.train.lr:g}，全量微调多半会把底模练坏；常用 1e-5。")
+
+
+def train_times(config: Config, family, count: int = 4001) -> torch.Tensor:
+    """训练时 t 的分布：count 个等概率的分位点，(count,)。"""
+    place = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    if config.train.timestep.density == "logit-normal":
+        place = torch.sigmoid(torch.special.ndtri(place))
+    side, shift = config.data.resolution, config.train.timestep.shift
+    return flow.shift_t(place, family.shift(side, side) if shift == "auto" else float(shift))
+
+
+def draw_times(config: Config, family) -> np.ndarray:
+    """推理走过的 t：stock 管线在这个尺寸上的 50 步，每步取中点，(50,)。"""
+    side = config.sample.size or config.data.resolution
+    ends = np.asarray(family.times(50, side, side))
+    return (ends[1:] + ends[:-1]) / 2
+
+
+def _density(config: Config, family):
+    """训练时多练哪些 t，要和推理时走过的差不多，否则画的时候用的正是没怎么练过的。"""
+    train = float(train_times(config, family).mean())
+    draw = float(draw_times(config, family).mean())
+    if abs(train - draw) > FAR:
+        side = "偏向细节（噪声少）" if train < draw else "偏向构图（噪声多）"
+        _tell(
+            f"train.timestep：训练时 t 平均 {train:.2f}，画图时平均 {draw:.2f}，训练{side}。"
+            "这是有意的就不用管；否则把 train.timestep.shift 写成 auto。"
+        )

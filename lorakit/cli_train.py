@@ -1,0 +1,99 @@
+"""命令 train：训练、途中出样张、练完写报告；几个进程时都走这里，只有 0 号写文件、说话。"""
+
+from pathlib import Path
+
+from lorakit.cli_options import DONE, INTERRUPTED
+from lorakit.cli_progress import bar, interrupt, say_encoding
+from lorakit.errors import LorakitError
+
+
+def train(args) -> int:
+    """训练；被叫停时存好、说怎样接着练，返回 130。"""
+    from lorakit import processes, track
+    from lorakit.config import load_config
+    from lorakit.train import Trainer
+
+    source = Path(args.config) if Path(args.config).is_file() else args.config
+    config = load_config(source, args.set)
+    trainer = Trainer(config, progress=say_encoding)
+    print(trainer.plan().text())
+    print(trainer.describe())
+    if trainer.step:
+        print(f"从第 {trainer.step} 步接着练（要从头来，换一个 run.output）。")
+    try:
+        seconds = _loop(trainer)
+        if trainer.step < config.train.steps:
+            print(f"\n已停在第 {trainer.step} 步并存好。再运行同一条命令就接着练。")
+            return INTERRUPTED
+        if config.sample.prompts:
+            _sample(trainer)
+        processes.by_first(trainer.accelerator, lambda: _report(trainer, seconds))
+    finally:
+        track.finish(trainer.accelerator)
+    return DONE
+
+
+def _loop(trainer) -> float:
+    """练到完或被叫停；返回训练用了几秒。"""
+    sample, seconds = trainer.config.sample, 0.0
+    with interrupt(trainer), bar(trainer.step) as show:
+        if sample.prompts and sample.every and trainer.step == 0:
+            _sample(trainer)  # 没有 LoRA 时的样子，留作对照
+        for step in trainer:
+            seconds += step.seconds
+            show(step, trainer.config.train.steps)
+            due = sample.every and step.step % sample.every == 0
+            if sample.prompts and due and step.step < trainer.config.train.steps:
+                _sample(trainer)
+    return seconds
+
+
+def _sample(trainer):
+    """出一轮样张。每个进程都画（FSDP 切开的模型要大家一起算），只有 0 号存。"""
+    from lorakit import board, infer, processes, report, track
+
+    config, family = trainer.config, trainer.family
+    pipe = family.pipeline(trainer.transformer.eval())
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        with trainer.average.swapped():
+            images = infer.preview(family, pipe, config, trainer.dataset)
+    except LorakitError as error:
+        last = trainer.last_good()
+        said = f"第 {trainer.step} 步出样张时：{error}最后一个好的检查点：{last or '还没有'}。"
+        raise LorakitError(said) from error
+    family.release("vae", "text")
+
+    def write():
+        for i, image in enumerate(images):
+            report.save_image(image, trainer.run / "samples" / f"{trainer.step}_{i}.png")
+        board.plot(trainer.run)
+
+    processes.by_first(trainer.accelerator, write)
+    track.pictures(trainer.accelerator, images, trainer.step)
+
+
+def _report(trainer, seconds: float):
+    """练完：曲线、运行卡、模型卡、看板，和最后几句话。"""
+    from lorakit import board, card, checkpoint, report, verdict
+    from lorakit.record import read
+
+    config, run = trainer.config, trainer.run
+    report.plot_loss(run)
+    report.write_run_card(run, config, trainer.dataset, seconds, str(trainer.accelerator.device))
+    shots = [f"samples/{trainer.step}_{i}.png" for i in range(len(config.sample.prompts))]
+    card.write(run, config, trainer.family, trainer.dataset, shots)
+    board.plot(run)
+    metrics = read(run)
+    judged = verdict.judge(metrics)
+    print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
+    print(f"练完了：{run / f'checkpoint-{trainer.step}'}")
+    kept = [int(path.name.split("-")[1]) for path in checkpoint.all_of(run)]
+    best = verdict.best_of(metrics, kept)
+    if best is not None and best != trainer.step:
+        print(f"留出集损失最低的检查点是 {run / f'checkpoint-{best}'}，多半比最后一个好。")
+    verb = "compare" if config.lora.kind == "lora" else "generate"
+    command = f'lorakit {verb} {run} --prompt "你的提示词"'
+    if trainer.family.controls[0]:
+        command = f'lorakit edit 要改的图.png "怎么改" --model {run}'
+    print(f"试试：{command}")

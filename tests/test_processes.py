@@ -1,0 +1,196 @@
+"""几个进程：梯度真的同步、检查点在一个与两个进程之间通用、一起停、一个出错不让别的卡住。"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from two_processes import Ranks, command, each_rank, failing, sharded
+
+from lorakit import checkpoint, record
+from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.tiny import samples
+from lorakit.train import Trainer
+
+KINDS = {
+    "lora": ["train.ema=0.9", "lora.variant=dora"],
+    "full": ["lora.kind=full", "lora.targets=attention", "train.lr=1e-5"],
+}
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared") / "cache"
+
+
+@pytest.fixture(autouse=True)
+def one_cache(shared_cache, own_cache, monkeypatch):
+    """这里的图都一样，编码一次就够。"""
+    monkeypatch.setenv("LORAKIT_CACHE", str(shared_cache))
+
+
+def state(run, step):
+    folder = run / f"checkpoint-{step}"
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{f.name}|{k}": v for f in files for k, v in load_file(f).items()}
+
+
+def rows(run):
+    keys = ("step", "loss", "held", "grad_norm")
+    return [[m.get(key) for key in keys] for m in record.read(run)]
+
+
+def same(a, b):
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def near(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_are_one_with_twice_the_accumulation(config, tmp_path, kind):
+    two, one = (
+        config(*KINDS[kind], output="two"),
+        config(*KINDS[kind], "train.grad_accum=2", output="one"),
+    )
+    ranks = Ranks(tmp_path / "ranks", each_rank, two, tmp_path)
+    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
+    seen = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+    assert seen[0] != seen[1]  # 各看各的图
+    list(Trainer(one))
+    same(state(two.run.output, 4), state(one.run.output, 4))
+    assert rows(two.run.output) == rows(one.run.output)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_parameters_learn_the_same(config, tmp_path, kind):
+    shard, plain = (
+        config(*KINDS[kind], output="shard"),
+        config(*KINDS[kind], "train.grad_accum=2", output="plain"),
+    )
+    if kind == "lora":
+        shard, plain = (
+            c.model_copy(update={"lora": c.lora.model_copy(update={"variant": "plain"})})
+            for c in (shard, plain)
+        )
+    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
+    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
+    list(Trainer(plain))
+    near(state(shard.run.output, 4), state(plain.run.output, 4))
+    shutil.rmtree(shard.run.output / "checkpoint-4")  # 切开练的检查点，一个进程接着练
+    alone = shard.model_copy(update={"train": plain.train})
+    list(Trainer(alone))
+    near(state(shard.run.output, 4), state(plain.run.output, 4))
+    shutil.rmtree(plain.run.output / "checkpoint-4")  # 一个进程的检查点，切开接着练
+    back = plain.model_copy(update={"train": shard.train})
+    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, back, tmp_path)
+    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    near(state(plain.run.output, 4), state(shard.run.output, 4))
+
+
+def test_checkpoints_move_between_one_and_two_processes(config, tmp_path):
+    two, one = config(output="two"), config("train.grad_accum=2", output="one")
+    assert Ranks(tmp_path / "ranks", each_rank, two, tmp_path).wait() == [0, 0]
+    list(Trainer(one))
+    for run in (one.run.output, two.run.output):
+        shutil.copytree(run, run.with_suffix(".whole"))
+        shutil.rmtree(run / "checkpoint-4")
+    moved = two.model_copy(update={"run": one.run})
+    assert Ranks(tmp_path / "ranks", each_rank, moved, tmp_path).wait() == [0, 0]
+    with pytest.warns(LorakitWarning, match=r"一步原来看 2 批，现在 1 批.*grad_accum 改成 2"):
+        assert Trainer(two).step == 2
+    again = Trainer(one.model_copy(update={"run": two.run}))
+    assert again.step == 2
+    list(again)
+    for run in (one.run.output, two.run.output):
+        same(state(run, 4), state(run.with_suffix(".whole"), 4))
+        assert rows(run) == rows(run.with_suffix(".whole"))
+    with pytest.raises(ConfigError, match=r"grad_accum：原来 2，现在 3"):
+        Trainer(config("train.grad_accum=3", output="two"))
+
+
+def test_prior_preservation_and_accumulation_in_two_processes(config, tmp_path):
+    kin = samples.write("inkwash", tmp_path / "kin")
+    sets = [f"data.class_folder={kin}", "train.grad_accum=2", "train.steps=2"]
+    two = config(*sets, output="two")
+    ranks = Ranks(tmp_path / "ranks", each_rank, two, tmp_path)
+    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    one = config(*sets, "train.grad_accum=4", output="one")
+    list(Trainer(one))
+    near(state(two.run.output, 2), state(one.run.output, 2))
+
+
+@pytest.fixture
+def yaml(config, tmp_path):
+    def write(*more):
+        file = tmp_path / "x.yaml"
+        file.write_text(config(*more).to_yaml())
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "said"),
+    [
+        ("nan", 0, r"第 3 步的损失变成了 nan.*t = \[.*checkpoint-2"),
+        ("memory", 1, "第 3 步显存不够"),
+        ("killed", 1, ""),
+    ],
+)
+def test_trouble_on_one_rank_does_not_hang_the_other(yaml, config, tmp_path, how, rank, said):
+    import re
+
+    ranks = Ranks(tmp_path / "ranks", failing, yaml("train.steps=50"), how)
+    codes = ranks.wait()
+    assert all(code != 0 for code in codes)
+    assert re.search(said, ranks.out(rank)), ranks.out(rank)
+    if how == "nan":  # 一起停，只说一遍
+        assert codes == [1, 1] and ranks.out(1) == "" and "Traceback" not in ranks.out(0)
+    assert checkpoint.latest(config().run.output).name == "checkpoint-2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(yaml, config, tmp_path, number):
+    run = config().run.output
+    file = yaml("train.steps=500", "train.save_every=500", "eval.every=0", "sample.prompts=[猫]")
+    ranks = Ranks(tmp_path / "ranks", command, ["train", str(file)])
+    ranks.wait_for(run / "metrics.jsonl")
+    while len(record.read(run)) < 3:
+        assert ranks.all[0].is_alive(), ranks.out(0)
+    os.kill(ranks.all[1].pid, number)
+    assert ranks.wait() == [130, 130]
+    assert "再运行同一条命令就接着练" in ranks.out(0) and ranks.out(1) == ""
+    step = record.read(run)[-1]["step"]
+    assert checkpoint.latest(run).name == f"checkpoint-{step}"
+
+
+def test_a_mistake_is_told_once(yaml, tmp_path):
+    ranks = Ranks(tmp_path / "ranks", command, ["train", str(yaml("lora.targets=nothing"))])
+    assert ranks.wait() == [1, 1]
+    assert ranks.out(0).count("一层也没对上") == 1 and ranks.out(1) == ""
+
+
+def test_accelerate_launch(yaml, config, own_cache, monkeypatch):
+    monkeypatch.setenv("LORAKIT_CACHE", str(own_cache))
+    run = config().run.output
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1",
+              "--num_processes=2", "--main_process_port=0", "--mixed_precision=no",
+              "--dynamo_backend=no", "-m", "lorakit", "train", str(yaml("train.steps=2",
+              "sample.prompts=[一只猫]", "sample.every=1", "sample.steps=2"))]  # fmt: skip
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("练完了") == 1 and "2 个进程" in done.stdout
+    assert "编码图片" in done.stderr
+    assert [m["step"] for m in record.read(run)] == [0, 1, 2]
+    assert len(list(own_cache.glob("image/*.safetensors"))) == 24  # 一份缓存，共用
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["0_0.png", "1_0.png", "2_0.png"]
