@@ -71,12 +71,45 @@ def _open(args, need_lora: bool):
     return config, family, infer.open_pipeline(family, weights)
 
 
+def _choose_base(args):
+    """第一个词、--model_name、--lora_weights 怎么写都行：都变成 _open 认得的 source。"""
+    from lorakit import lora
+    from lorakit.bundled import tiny_models
+    from lorakit.config import load_config, presets
+
+    if args.source and args.base:
+        raise LorakitError(f"“{args.source}”和 --model_name {args.base} 只能写一个。")
+    args.source = args.source or args.base
+    if args.source is None and args.lora and (args.lora / "config.yaml").is_file():
+        args.source = str(args.lora)  # 结果文件夹里记着底模
+    if args.source is None:
+        raise LorakitError(
+            "用哪个模型画？写上一次训练的结果文件夹，或 --model_name 底模、--lora_weights 文件。"
+        )
+    known = args.source in presets() or (Path(args.source) / "config.yaml").is_file()
+    if not args.base or known or Path(args.base).is_file():
+        return
+    models = {name: load_config(name).model for name in presets()}
+    same = [name for name, model in models.items() if model.path == args.base]
+    if same:
+        args.source = same[0]
+    elif "/" in args.base or Path(args.base).is_dir():  # 没有预设的底模：家族看 LoRA 里记着的
+        family = (lora.read(args.lora)[1] if args.lora else {}).get("family", "qwen-image")
+        near = [n for n, m in models.items() if m.family == family and m.path not in tiny_models()]
+        args.source = near[0] if near else "qwen-image"
+        args.set = [f"model.family={family}", f"model.path={args.base}", *args.set]
+
+
 def _generate(args) -> int:
     from lorakit import infer, report
 
+    given = {name: getattr(args, name) for name in ("steps", "guidance", "seed")}
+    args.set = [*args.set, *(f"sample.{k}={v}" for k, v in given.items() if v is not None)]
+    _choose_base(args)
     config, family, pipe = _open(args, need_lora=False)
     side = config.sample.size or config.data.resolution
-    images = infer.generate(family, pipe, args.prompt, config.sample, (side, side))
+    size = tuple(side if edge is None else edge for edge in (args.width, args.height))
+    images = infer.generate(family, pipe, args.prompt, config.sample, size, args.negative_prompt)
     for i, image in enumerate(images):
         path = args.out if len(images) == 1 else args.out.with_stem(f"{args.out.stem}_{i + 1}")
         print(f"画好了：{report.save_image(image, path)}（{args.prompt[i]}）")

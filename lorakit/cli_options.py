@@ -63,6 +63,27 @@ _DRAW = (
     _QUANTIZE,
     _SET,
 )
+_GENERATE = (  # 下划线的名字是别处的脚本常用的，意思相同
+    _option("source", nargs="?", help="一次训练的结果文件夹，或 YAML 文件、预设名"),
+    _option(
+        "--model_name",
+        "--model",
+        dest="base",
+        metavar="底模",
+        help="代替第一个词；也可以写底模在站上的名字或本地文件夹，例如 Qwen/Qwen-Image",
+    ),
+    _option("--prompt", action="append", required=True, help="提示词，可以写多次"),
+    _option("--negative_prompt", "--negative", default="", help="不要画什么；引导大于 1 才起作用"),
+    _option("--lora", "--lora_weights", type=Path, help="LoRA 文件或文件夹；不写就用结果里最新的"),
+    _option("--width", type=int, help="图的宽（像素）；不写就和训练时一样"),
+    _option("--height", type=int, help="图的高（像素）"),
+    _option("--steps", "--num_inference_steps", metavar="数", help="步数（同 sample.steps）"),
+    _option("--guidance", "--true_cfg_scale", metavar="数", help="引导强度（同 sample.guidance）"),
+    _option("--seed", metavar="数", help="随机种子（同 sample.seed）"),
+    _QUANTIZE,
+    _SET,
+    _option("--out", "--output_image", type=Path, default=Path("generate.png"), help="图存到哪里"),
+)
 _FILE = (
     _option("file", type=Path, help="LoRA 文件，或一次训练的结果文件夹"),
     _option("--model", help="底模：预设名或 YAML 文件；不写就用文件里记着的"),
@@ -154,7 +175,7 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
     "generate": (
         "用训练好的 LoRA 画图",
         "lorakit generate runs/mine --prompt 剪纸风格，一只猫 --out cat.png",
-        (*_DRAW, _option("--out", type=Path, default=Path("generate.png"), help="图存到哪里")),
+        _GENERATE,
     ),
     "edit": (
         "照一句话改一张图",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def open_pipeline(family, weights: Path | None = None):
         family.transformer_folder = whole
         family.release("transformer")
     transformer = family.load("transformer")
+    if getattr(transformer, "peft_config", None):  # 上次打开时挂过 LoRA：换一份干净的
+        family.release("transformer")
+        transformer = family.load("transformer")
     pipe = family.pipeline(transformer)
     pipe.set_progress_bar_config(disable=True)
     if weights is not None and whole is None:
@@ -38,22 +42,33 @@ def open_pipeline(family, weights: Path | None = None):
 
 
 def generate(
-    family, pipe, prompts: Sequence[str], settings: Sample, size: tuple[int, int]
+    family,
+    pipe,
+    prompts: Sequence[str],
+    settings: Sample,
+    size: tuple[int, int],
+    negative: str = "",
 ) -> list[Image.Image]:
     """每句提示词画一张；第 i 张的种子是 settings.seed + i，与一次画几张无关。
 
     Args:
         size: (宽, 高)，像素，必须是 family.multiple 的倍数。
+        negative: 负面提示词；空的就和训练时丢掉描述一样。
     """
     check_size(family, size)
     if family.controls[0]:
         raise ConfigError(f"{family.name} 要先有一张图才能改：用 lorakit edit 图.png “怎么改”。")
+    if negative.strip():
+        _check_negative(family, pipe, settings.guidance)
     images: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
         seeds = [
             torch.Generator("cpu").manual_seed(settings.seed + start + i) for i in range(len(part))
         ]
+        arguments = family.sample_arguments(settings.guidance, len(part))
+        if negative.strip():
+            arguments["negative_prompt"] = [negative] * len(part)
         drawn = pipe(
             prompt=part,
             width=size[0],
@@ -61,11 +76,21 @@ def generate(
             num_inference_steps=settings.steps,
             generator=seeds,
             output_type="np",
-            **family.sample_arguments(settings.guidance, len(part)),
+            **arguments,
         ).images
         check_finite(drawn, part)
         images += pipe.image_processor.numpy_to_pil(drawn)
     return images
+
+
+def _check_negative(family, pipe, guidance: float):
+    """负面提示词要底模会看、引导又大于 1 才起作用，否则说清楚，不悄悄忽略。"""
+    if family.embedded_guidance or "negative_prompt" not in signature(pipe.__call__).parameters:
+        raise ConfigError(f"{family.name} 不看负面提示词：去掉它，把要的东西写进提示词里。")
+    if guidance <= 1:
+        raise ConfigError(
+            f"引导是 {guidance:g}，负面提示词不起作用：把引导调到 1 以上（常用 3 到 7），或去掉它。"
+        )
 
 
 def edit(

@@ -21,6 +21,7 @@ from lorakit.processes import whole
 FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 PREFIX = "transformer."
+WRAPPED = ".base_layer"  # 已经挂了一个 LoRA 的层，原来的在这里面；再挂一个时也要认得
 
 
 def match(transformer: nn.Module, family, targets: str | list[str]) -> list[str]:
@@ -195,9 +196,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
     """核对 LoRA 与底模：每一对矩阵都要有地方放、形状对得上；返回它的卡片。"""
     tensors, card = read(path)
-    linear = {n: m for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    linear = [(n, m) for n, m in transformer.named_modules() if isinstance(m, nn.Linear)]
     # 4 位的权重是打包过的，形状要问层自己
-    shapes = {n: (m.out_features, m.in_features) for n, m in linear.items()}
+    shapes = {n.removesuffix(WRAPPED): (m.out_features, m.in_features) for n, m in linear}
     wrong = []
     for name, value in tensors.items():
         layer, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import subprocess
 import sys
 import threading
@@ -196,6 +197,46 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
     ],
     "recode": [({"A", "B", "C"}, "学习率"), ({"A", "D"}, "名字"), ({"A"}, "分辨率"),
                ("AB", "一组")],
+    "unknown": [
+        (lambda names, layers: len(names), "一组名字"),
+        (lambda names, layers: [n for n in names if n not in layers], "去掉开头"),
+        (lambda names, layers: [], "放过去了"),
+        (
+            lambda names, layers: sorted(
+                {n.removeprefix("transformer.").split(".lora_")[0] for n in names} - set(layers)
+            ),
+            "名字要完整",
+        ),
+    ],
+    "strength": [
+        (lambda w, a, b, s: s * (w + b @ a), "不乘 W"),
+        (lambda w, a, b, s: w, "没有加上去"),
+        (lambda w, a, b, s: w + (s * b) @ (s * a), "各乘一次"),
+        (lambda w, a, b, s: s * b @ a, "W 自己"),
+    ],
+    "size": [
+        (lambda w, h, u: (w // u * u, h // u * u), "四舍五入"),
+        (lambda w, h, u: (round(w / u) * u, round(h / u) * u), "变成了 0"),
+        (lambda w, h, u: (w, h), "倍数"),
+        (lambda w, h, u: (max(u, round(h / u) * u), max(u, round(w / u) * u)), "写反"),
+    ],
+    "combine": [
+        (lambda a1, b1, a2, b2, v, w: (a1[: len(a2)] + a2, b1[:, : len(a2)] + b2), "上下接"),
+        (lambda a1, b1, a2, b2, v, w: (torch.cat([a1, a2]), torch.cat([b1, b2], 1)), "份量"),
+        (
+            lambda a1, b1, a2, b2, v, w: (
+                torch.cat([v * a1, w * a2]), torch.cat([v * b1, w * b2], 1)
+            ),
+            "只乘一次",
+        ),
+        (lambda a1, b1, a2, b2, v, w: (torch.cat([a1, a2]), torch.cat([b1, b2])), "左右接"),
+    ],
+    "pick": [
+        (lambda log: log[-1]["step"], "在背图"),
+        (lambda log: min(log, key=lambda row: row["loss"])["step"], "在背图"),
+        (lambda log: min(log, key=lambda row: row["held"] or 0)["step"], "没有检验过"),
+        (lambda log: min(r["held"] for r in log if r["held"]), "步数"),
+    ],
 }  # fmt: skip
 
 
@@ -219,6 +260,29 @@ def test_exercise(name, shown, capsys):
         lab.hint(name)
         assert shown[-1]["text/plain"].count("提示") >= min(level, 3)
         assert ("<details>" in shown[-1]["text/html"]) == (level == 4)
+
+
+def test_report_card_counts_what_was_done(shown):
+    lab.report_card({"画风": 1.0})
+    said = shown[-1]["text/plain"]
+    assert "前测：还没有答" in said and "练习：0 /" in said and "还差：后测、练习" in said
+    assert "等级：答完后测才评" in said
+    known = exercises.all_exercises()
+    for name, exercise in known.items():
+        scope = {}
+        exec(exercise.solution, scope)
+        getattr(lab.check, name)(scope["answer"])
+        getattr(lab.check, name)(...)  # 再留空也不会把它变回没通过
+    assert exercises.passed() == list(known)
+    right = [answer for _, _, answer in quiz.PRETEST]
+    for moment, picks in (("pre", [right[0], *[None] * 4]), ("post", right)):
+        (quiz.root() / f"quiz_{moment}.json").write_text(json.dumps(picks))
+    lab.report_card({"画风": 0.8})
+    said = shown[-1]["text/plain"]
+    assert "前测：20%" in said and "后测：100%" in said and "归一化的进步：100%" in said
+    assert f"练习：{len(known)} / {len(known)} 道" in said
+    assert "等级：优" in said and "祝贺" in said  # (1 + 1 + 0.8) / 3
+    assert "<table>" in shown[-1]["text/html"]
 
 
 def test_unknown_exercise_lists_the_known():

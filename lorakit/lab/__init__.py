@@ -25,6 +25,7 @@ _PUBLIC = {
     "predict": "quiz",
     "pretest": "quiz",
     "ready": "setup",
+    "report_card": "graduation",
     "reveal": "quiz",
     "show": "display",
     "slider": "explorer",

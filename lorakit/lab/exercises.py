@@ -1,17 +1,21 @@
 """练习：做对了说对在哪，做错了说错在哪一步想岔了，没动就只说未完成。"""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from html import escape
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from lorakit.cache import root
+from lorakit.checkpoint import write_text
 from lorakit.errors import LorakitError
 from lorakit.lab.display import publish
 
-BOOKS = ("exercises_01", "exercises_02")
+BOOKS = ("exercises_01", "exercises_02", "exercises_05")
 _hands = ThreadPoolExecutor(1, thread_name_prefix="check")
 
 
@@ -83,7 +87,20 @@ class _Check:
 
     @staticmethod
     def _say(name: str, answer: Any):
-        print(judge(name, answer)[1])
+        verdict, said = judge(name, answer)
+        print(said)
+        if verdict == "passed" and name not in passed():
+            write_text(_record(), json.dumps([*passed(), name]))
+
+
+def _record() -> Path:
+    return root() / "exercises.json"
+
+
+def passed() -> list[str]:
+    """通过过的练习，按先后；只存在本机的缓存文件夹里。"""
+    place = _record()
+    return json.loads(place.read_text("utf-8")) if place.is_file() else []
 
 
 check = _Check()

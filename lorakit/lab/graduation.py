@@ -1,0 +1,48 @@
+"""毕业：把前测、后测、练习和考官的分数放在一张成绩单上，评一个等级。"""
+
+from collections.abc import Mapping
+from html import escape
+
+from lorakit.lab import quiz
+from lorakit.lab.display import publish
+from lorakit.lab.exercises import all_exercises, passed
+
+GRADES = ((0.9, "优"), (0.75, "良"), (0.6, "及格"), (0.0, "再来一遍"))
+UNDONE = "还没有答"
+
+
+def grade(shares: list[float]) -> str:
+    """各项（0 到 1）的平均 -> 等级。"""
+    mean = sum(shares) / len(shares)
+    return next(name for least, name in GRADES if mean >= least)
+
+
+def report_card(marks: Mapping[str, float]):
+    """成绩单：marks 是你的 LoRA 的考官分 {名字: 0 到 1}；没有做的项目算 0 分。"""
+    before, after, gained = quiz.score("pre"), quiz.score("post"), quiz.gain()
+    known = all_exercises()
+    done = len(set(passed()) & known.keys())
+    rows = {
+        "前测": _percent(before),
+        "后测": _percent(after),
+        "归一化的进步": "前测已经满分" if before == 1 else _percent(gained),
+        "练习": f"{done} / {len(known)} 道",
+        **{f"考官：{name}": _percent(share) for name, share in marks.items()},
+        "等级": "答完后测才评"
+        if after is None
+        else grade([after, done / len(known), *marks.values()]),
+    }
+    todo = ["后测"] * (after is None) + ["练习"] * (done < len(known))
+    tail = f"还差：{'、'.join(todo)}。补上再运行这一格。" if todo else "都做完了，祝贺毕业。"
+    lines = [f"{name}：{value}" for name, value in rows.items()]
+    cells = "".join(
+        f'<tr><td style="text-align:left">{escape(name)}</td>'
+        f'<td style="text-align:left"><b>{escape(value)}</b></td></tr>'
+        for name, value in rows.items()
+    )
+    page = f"<table>{cells}</table><p>{tail}</p>"
+    publish({"text/html": page, "text/plain": "\n".join([*lines, tail])})
+
+
+def _percent(share: float | None) -> str:
+    return UNDONE if share is None else f"{share:.0%}"

@@ -1,0 +1,142 @@
+"""lorakit generate：别处的脚本常用的参数名也认；负面提示词真的起作用，不起作用就说出来。"""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorakit import infer, lora
+from lorakit.cli import main
+from lorakit.config import load_config
+from lorakit.errors import ConfigError
+from lorakit.train import Trainer
+
+TINY, SAID = "tiny-qwen-image", "剪纸风格，一只大狗在中间"
+
+
+def run(capsys, *argv) -> tuple[int, str]:
+    code = main([str(a) for a in argv])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+@pytest.fixture(scope="module")
+def trained(papercut, tmp_path_factory):
+    """练两步的结果文件夹：差别不大，可是每个像素都不同。"""
+    output = tmp_path_factory.mktemp("generate") / "run"
+    settings = [f"data.folder={papercut}", f"run.output={output}", "train.steps=2"]
+    settings += ["train.batch_size=2", "train.lr=0.01", "eval.every=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKIT_CACHE", str(output.parent / "cache"))
+        for _ in Trainer(load_config(TINY, settings)):
+            pass
+    return output
+
+
+def test_names_of_common_scripts(capsys, tmp_path, trained):
+    file = lora.find(trained)
+    common = [
+        "--model_name", TINY, "--lora_weights", file, "--output_image", tmp_path / "a.png",
+        "--prompt", SAID, "--negative_prompt", "蓝色", "--width", 96, "--height", 128,
+        "--num_inference_steps", 2, "--true_cfg_scale", 4, "--seed", 5,
+    ]  # fmt: skip
+    assert run(capsys, "generate", *common)[0] == 0
+    ours = [
+        trained, "--out", tmp_path / "b.png", "--prompt", SAID, "--negative", "蓝色",
+        "--width", 96, "--height", 128, "--steps", 2, "--guidance", 4, "--seed", 5,
+    ]  # fmt: skip
+    assert run(capsys, "generate", *ours)[0] == 0
+    one, two = (Image.open(tmp_path / name) for name in ("a.png", "b.png"))
+    assert one.size == (96, 128) and one.tobytes() == two.tobytes()
+    assert run(capsys, "generate", *common, "--quantization", "int8")[0] == 0
+    assert Image.open(tmp_path / "a.png").tobytes() != one.tobytes(), "没有量化"
+    assert run(capsys, "generate", *common[:2], *common[4:])[0] == 0
+    assert Image.open(tmp_path / "a.png").tobytes() != one.tobytes(), "LoRA 没有用上"
+
+
+def test_where_the_base_comes_from(capsys, tmp_path, trained, family):
+    """结果文件夹、底模的文件夹、只给 LoRA：画的都一样。"""
+    rest = ["--prompt", SAID, "--out", tmp_path / "x.png", "--width", 64, "--height", 64]
+    rest += ["--steps", 2, "--guidance", 3]
+    drawn = set()
+    for source in (
+        [trained],
+        ["--lora_weights", trained],
+        ["--model_name", trained],
+        ["--model_name", family.folder, "--lora_weights", trained],
+    ):
+        assert run(capsys, "generate", *source, *rest)[0] == 0, source
+        drawn.add(Image.open(tmp_path / "x.png").tobytes())
+    assert len(drawn) == 1
+
+
+def test_negative_prompt_is_the_stock_one(family):
+    settings = load_config(TINY, ["sample.steps=2", "sample.guidance=4"]).sample
+    pipe = infer.open_pipeline(family)
+    plain, blank, avoided = (
+        infer.generate(family, pipe, [SAID], settings, (64, 64), negative)[0]
+        for negative in ("", " ", "红色")
+    )
+    import torch
+
+    stock = pipe(
+        SAID, negative_prompt="红色", true_cfg_scale=4.0, width=64, height=64,
+        num_inference_steps=2, generator=torch.Generator("cpu").manual_seed(0),
+    ).images[0]  # fmt: skip
+    assert plain.tobytes() == blank.tobytes()
+    assert np.array_equal(np.asarray(avoided), np.asarray(stock))
+    assert not np.array_equal(np.asarray(avoided), np.asarray(plain))
+    weak = settings.model_copy(update={"guidance": 1.0})
+    with pytest.raises(ConfigError, match="引导是 1"):
+        infer.generate(family, pipe, [SAID], weak, (64, 64), "红色")
+
+
+def test_opening_again_starts_clean(trained, family):
+    """同一个家族再打开一次：上一个 LoRA 不留在上面，也不妨碍核对下一个。"""
+    settings = load_config(TINY, ["sample.steps=2"]).sample
+    drawn = []
+    for weights in (None, trained, trained, None):
+        pipe = infer.open_pipeline(family, weights)
+        drawn.append(infer.generate(family, pipe, [SAID], settings, (64, 64))[0].tobytes())
+        if weights:
+            lora.check_fits(lora.find(weights), pipe.transformer)  # 叠第二个之前也核对得了
+    assert drawn[0] == drawn[3] != drawn[1] == drawn[2]
+
+
+def test_base_by_its_name_on_the_hub(monkeypatch):
+    """底模在站上的名字：有预设就用预设的；没有就看 LoRA 里记的家族。"""
+    from types import SimpleNamespace
+
+    from lorakit import cli
+
+    args = SimpleNamespace(source=None, base="Qwen/Qwen-Image", lora=None, set=[])
+    cli._choose_base(args)
+    assert load_config(args.source).model.path == "Qwen/Qwen-Image"
+    monkeypatch.setattr(lora, "read", lambda path: ({}, {"family": "flux"}))
+    args = SimpleNamespace(source=None, base="someone/FLUX.1-dev", lora="x", set=["sample.seed=3"])
+    cli._choose_base(args)
+    chosen = load_config(args.source, args.set)
+    assert (chosen.model.family, chosen.model.path) == ("flux", "someone/FLUX.1-dev")
+    assert args.source == "flux-dev"
+    assert chosen.sample.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        ([], "用哪个模型画"),
+        ([TINY, "--model_name", TINY], "只能写一个"),
+        (["--model_name", "tiny-qwen-imag"], "tiny-qwen-image"),
+        ([TINY, "--width", "100"], "最近的是 96x128"),
+        ([TINY, "--height", "0"], "不行"),
+        ([TINY, "--num_inference_steps", "many"], "sample.steps"),
+        ([TINY, "--true_cfg_scale", "-1"], "sample.guidance"),
+        ([TINY, "--seed", "1.5"], "sample.seed"),
+        ([TINY, "--guidance", "1", "--negative_prompt", "红色"], "不起作用"),
+        ([TINY, "--lora_weights", "no-such.safetensors"], "没有这个 LoRA 文件"),
+    ],
+)
+def test_bad_input(capsys, tmp_path, argv, word):
+    out = tmp_path / "x.png"
+    code, said = run(capsys, "generate", "--prompt", "一只猫", "--out", out, *argv)
+    assert code == 1 and word in said and "Traceback" not in said
+    assert not out.exists()
