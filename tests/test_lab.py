@@ -237,6 +237,26 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
         (lambda log: min(log, key=lambda row: row["held"] or 0)["step"], "没有检验过"),
         (lambda log: min(r["held"] for r in log if r["held"]), "步数"),
     ],
+    "tokens": [(lambda side: (side / 8) ** 2, "2x2"), (lambda side: side * side, "像素"),
+               (lambda side: side / 16, "一条边"), (lambda side: (side // 32) ** 2, "一条边")],
+    "lora_total": [
+        (lambda n, d, r: n * d * d, "大矩阵"),
+        (lambda n, d, r: n * d * r, "只数了一个"),
+        (lambda n, d, r: 2 * d * r, "层数"),
+    ],
+    "warmup": [
+        (lambda k, lr, w: lr * min(1, k / w), "白练"),
+        (lambda k, lr, w: lr, "没有热身"),
+        (lambda k, lr, w: lr * (k + 1) / w, "升过头"),
+    ],
+    "rescue": [({"A", "B"}, "学习率"), ({"A", "C", "D"}, "步数"), ({"C"}, "省得最多"),
+               ("AC", "一组")],
+    "global_batch": [
+        (lambda b, a, c: b * a, "显卡没有用上"),
+        (lambda b, a, c: b * c, "累积没有用上"),
+        (lambda b, a, c: b * a / c, "方向反了"),
+        (lambda b, a, c: b + a + c, "30"),
+    ],
 }  # fmt: skip
 
 

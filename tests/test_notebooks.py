@@ -125,5 +125,5 @@ def test_static_page_has_no_blank_widget(book, committed, tmp_path):
 
 def test_docstrings_point_to_books_that_exist():
     for path in (ROOT / "lorakit").rglob("*.py"):
-        for name in re.findall(r"教程：notebooks/(0[12]\w+\.ipynb)", path.read_text("utf-8")):
+        for name in re.findall(r"教程：notebooks/(0[123]\w+\.ipynb)", path.read_text("utf-8")):
             assert (ROOT / "notebooks" / name).is_file(), path.name
