@@ -1,6 +1,5 @@
 """你自己的图、你要用的模型：在 01 里设一次，后面每一本都用它。"""
 
-import os
 from pathlib import Path
 
 import torch
@@ -86,8 +85,6 @@ def uploaded(value) -> bytes | None:
 
 def open_model(name: str) -> Config:
     """名字 -> 设置；自带的微型模型马上能用，真模型先说清楚要多大的显卡，放不下就不开始。"""
-    # 没装 torchvision 时 transformers 每次都要说一遍，和练习册无关
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if name.startswith(TINY):
         config = load_config(name)
         print(f"{name}：随包自带，不下载；图 {config.data.resolution}x{config.data.resolution}。")
