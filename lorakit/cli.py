@@ -75,7 +75,7 @@ def _choose_base(args):
     """第一个词、--model_name、--lora_weights 怎么写都行：都变成 _open 认得的 source。"""
     from lorakit import lora
     from lorakit.bundled import tiny_models
-    from lorakit.config import load_config, presets
+    from lorakit.config import load_config, preset_for, presets
 
     if args.source and args.base:
         raise LorakitError(f"“{args.source}”和 --model_name {args.base} 只能写一个。")
@@ -89,12 +89,11 @@ def _choose_base(args):
     known = args.source in presets() or (Path(args.source) / "config.yaml").is_file()
     if not args.base or known or Path(args.base).is_file():
         return
-    models = {name: load_config(name).model for name in presets()}
-    same = [name for name, model in models.items() if model.path == args.base]
-    if same:
-        args.source = same[0]
-    elif "/" in args.base or Path(args.base).is_dir():  # 没有预设的底模：家族看 LoRA 里记着的
+    if preset_for(args.base):
+        return
+    if "/" in args.base or Path(args.base).is_dir():  # 没有预设的底模：家族看 LoRA 里记着的
         family = (lora.read(args.lora)[1] if args.lora else {}).get("family", "qwen-image")
+        models = {name: load_config(name).model for name in presets()}
         near = [n for n, m in models.items() if m.family == family and m.path not in tiny_models()]
         args.source = near[0] if near else "qwen-image"
         args.set = [f"model.family={family}", f"model.path={args.base}", *args.set]

@@ -67,6 +67,16 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def preset_for(base: str) -> str | None:
+    """底模的名字（Qwen/Qwen-Image）-> 用它的预设，几个里取名字最短的；没有就是 None。"""
+    trees = {
+        name: yaml.safe_load((PRESETS / f"{name}.yaml").read_text("utf-8")) for name in presets()
+    }
+    return min(
+        (n for n, tree in trees.items() if tree["model"]["path"] == base), key=len, default=None
+    )
+
+
 def template(preset: str) -> str:
     """把一个预设写成完整的 YAML，每一项上面都有一句说明；供 `lorakit init` 使用。"""
     config = load_config(preset)
@@ -98,7 +108,7 @@ def load_config(
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Config:
-    """读设置：`source` 是 YAML 文件、预设名、字典或 None（全用默认值），再用 "名字=值" 逐条覆盖。
+    """读设置：`source` 是 YAML 文件、预设名、底模名、字典或 None（全用默认值），overrides 再逐条覆盖。
 
     别处常见的扁平 YAML 也能读，逐项对应交给 say 说出来。
 
@@ -149,8 +159,9 @@ def _value(config: Config, name: str) -> Any:
 
 
 def _locate(source: str | Path) -> Path:
-    """预设名或路径 -> 文件；找不到就说附近有什么。"""
-    path = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
+    """预设名、底模的名字或路径 -> 文件；找不到就说附近有什么。"""
+    name = source if source in presets() else preset_for(str(source))
+    path = PRESETS / f"{name}.yaml" if name else Path(source)
     if path.is_file():
         return path
     folder = path if path.is_dir() else path.parent

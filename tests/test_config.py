@@ -368,3 +368,11 @@ def test_import_is_light():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_name_of_a_base_finds_its_preset():
+    """练习册里把 模型 换成真模型的名字，别处都不用改。"""
+    assert load_config("Qwen/Qwen-Image") == load_config("qwen-image")
+    assert load_config("black-forest-labs/FLUX.1-dev") == load_config("flux-dev")
+    with pytest.raises(ConfigError, match="没有叫这个名字的预设"):
+        load_config("Qwen/Qwen-Imag")
