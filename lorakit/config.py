@@ -108,7 +108,7 @@ def load_config(
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Config:
-    """读设置：`source` 是 YAML 文件、预设名、底模名、字典或 None（全用默认值），overrides 再逐条覆盖。
+    """读设置：`source` 是 YAML 文件、预设名、底模名、字典或 None，overrides 再逐条覆盖。
 
     别处常见的扁平 YAML 也能读，逐项对应交给 say 说出来。
 
