@@ -170,7 +170,7 @@ def _pipeline_class():
                 sources = generator if isinstance(generator, list) else [generator] * len(prompt)
                 images = []
                 for line, source in zip(prompt, sources, strict=True):
-                    images += draw(line, generator=source, **options).image
+                    images.extend(draw(line, generator=source, **options).image)
             return ImagePipelineOutput(images=images)
 
     return Kandinsky5Pipeline
