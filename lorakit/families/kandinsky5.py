@@ -3,6 +3,7 @@
 from functools import cache
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -168,9 +169,13 @@ def _pipeline_class():
                 images = draw(prompt, generator=generator, **options).image
             else:  # stock 成批时没有掩码，一句句画才与单独画一样
                 sources = generator if isinstance(generator, list) else [generator] * len(prompt)
-                images = []
-                for line, source in zip(prompt, sources, strict=True):
-                    images.extend(draw(line, generator=source, **options).image)
+                drawn = (
+                    draw(line, generator=source, **options).image[0]
+                    for line, source in zip(prompt, sources, strict=True)
+                )
+                images = list(drawn)
+                if options.get("output_type") == "np":
+                    images = np.stack(images)  # (B, H, W, 3)，与 stock 的其他管线一样
             return ImagePipelineOutput(images=images)
 
     return Kandinsky5Pipeline
