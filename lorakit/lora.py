@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -82,6 +83,10 @@ def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.
     with torch.random.fork_rng():  # PEFT 用全局随机数初始化 A：借用一下，用完还原
         torch.manual_seed(seed)
         transformer.add_adapter(adapter, adapter_name=ADAPTER)
+    for module in transformer.modules():
+        if isinstance(module, BaseTunerLayer):
+            # 精度交给 autocast；PEFT 会先把每层的输入抄成 fp32，又慢又占显存
+            module.cast_input_dtype_enabled = False
     parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     for parameter in parameters.values():
         parameter.data = parameter.data.float()  # 底模可以是 bf16，要学的这点参数一律 fp32

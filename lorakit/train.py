@@ -122,34 +122,50 @@ class Trainer:
             self._note({"step": 0, **self.examine()})
         while self.step < train.steps and not self._asked_to_stop():
             start = time.time()
-            self.model.train()
-            loss, t = self._step_or_explain()
-            norm = self.accelerator.clip_grad_norm_(self.parameters.values(), train.max_grad_norm)
-            self._check_finite("梯度", float(norm), self._used)
-            lr = self.lr_at(self.step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            loss, t, norm, lr = self._update_or_explain()
             self.step += 1
             self.average.update(self.step)
             watched = self.examine() if self._watched() else {}
             self._held = watched.get("held")
-            done = Step(self.step, loss, lr, float(norm), t, time.time() - start, **watched)
+            done = Step(self.step, loss, lr, norm, t, time.time() - start, **watched)
             self._note(asdict(done))
             if self._due(train.save_every):
                 self.save()
             yield done
         self.save()
 
-    def _step_or_explain(self):
+    def _update_or_explain(self):
         try:
-            return self._accumulate()
+            return self._update()
         except torch.OutOfMemoryError as error:
             raise LorakitError(memory.explain_full(self.config, self.step + 1)) from error
 
-    def _accumulate(self) -> tuple[float, float]:
-        """攒够 grad_accum 份梯度，只在最后一份上同步；返回各进程平均的损失与时间步。
+    def _update(self) -> tuple[float, float, float, float]:
+        """更新一次权重，返回损失、时间步、梯度的长度、学习率；损失与时间步是各进程平均的。
+
+        先把一步的活都派给显卡，最后才等它的结果：中途等一次，它就要闲一次。
+        """
+        self.model.train()
+        used = self._accumulate()
+        norm = self.accelerator.clip_grad_norm_(
+            self.parameters.values(), self.config.train.max_grad_norm
+        )
+        lr = self.lr_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        used = [(float(loss), *rest) for loss, *rest in used]
+        used = processes.collect(self.accelerator, used)
+        for loss, *where in used:
+            self._check_finite("损失", loss, [(loss, *where)])
+        self._check_finite("梯度", float(norm), used)
+        losses, times, _ = zip(*used, strict=True)
+        t = float(np.mean([np.mean(t) for t in times]))
+        return float(np.mean(losses)), t, float(norm), lr
+
+    def _accumulate(self) -> list[tuple]:
+        """攒够 grad_accum 份梯度，只在最后一份上同步；返回各份的损失（还在设备上）、t、图的名字。
 
         一步的各份在全部进程里统一编号，所以 2 个进程与 1 个进程累积 2 份，取的图和噪声都一样。
         """
@@ -162,13 +178,8 @@ class Trainer:
                 number = self.step * count * world + share
                 loss, t, items = self.objective.draw(number, self.step, share)
                 self.accelerator.backward(loss / count)
-            names = [item.record.path.name for item in items]
-            used.append((float(loss.detach()), t.tolist(), names))
-        self._used = processes.collect(self.accelerator, used)
-        for loss, *where in self._used:
-            self._check_finite("损失", loss, [(loss, *where)])
-        losses, times, _ = zip(*self._used, strict=True)
-        return float(np.mean(losses)), float(np.mean([np.mean(t) for t in times]))
+            used.append((loss.detach(), t.tolist(), [item.record.path.name for item in items]))
+        return used
 
     def evaluate(self) -> float | None:
         """留出集的损失；没有留出集就返回 None。"""

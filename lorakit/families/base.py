@@ -269,10 +269,11 @@ class Family(ABC):
                 batch[key] = torch.stack(rows)
                 continue
             batch[key] = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L, D)
-            length = torch.tensor([len(row) for row in rows], device=rows[0].device)
-            if int(length.min()) < int(length.max()):
-                place = torch.arange(int(length.max()), device=rows[0].device)
-                batch[f"{key}_mask"] = place[None] < length[:, None]
+            lengths = [len(row) for row in rows]
+            if min(lengths) < max(lengths):
+                place = torch.arange(max(lengths), device=rows[0].device)
+                ends = torch.tensor(lengths, device=rows[0].device)
+                batch[f"{key}_mask"] = place[None] < ends[:, None]
         return batch
 
 
