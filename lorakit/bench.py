@@ -26,6 +26,7 @@ from lorakit.data import Record
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.estimate import GIB, TOKENS
 from lorakit.families import open_blank
+from lorakit.trace import Trace, record
 from lorakit.train import Trainer
 
 TEMPLATE = 34  # 每步现编码时，模板另占的词元
@@ -50,6 +51,7 @@ class Row:
     host: float = 0.0  # GiB，进程此刻占的内存
     floor: float = 0.0  # 占理论下限的几成
     error: str = ""
+    trace: Trace | None = None  # --trace：时间花在哪
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Report:
         for way in ("seed", "plain"):
             if {"ours", way} <= done.keys():
                 lines.append(f"lorakit 的速度是“{WAYS[way]}”的 {done[way] / done['ours']:.2f} 倍。")
+        traced = [row for row in self.rows if row.trace]
+        lines += [f"\n{WAYS[row.way]}：{row.trace.text()}" for row in traced]
         return "\n".join(lines)
 
     def save(self, path: Path) -> Path:
@@ -96,19 +100,20 @@ class Report:
 
 
 def run(
-    config: Config, ways=("ours",), steps: int = 10, warm: int = 3, tier: float | None = None
+    config: Config, ways=("ours",), steps=10, warm=3, tier: float | None = None, trace=False
 ) -> Report:
     """按设置测几种走法。
 
     Args:
         warm: 先走几步不计时（编译、挑内核都在这几步里）。
         tier: 假装是一块标着这么多 GB 的显卡。
+        trace: 计时之后多走一步，记下时间花在哪。
     """
     if steps < 1 or warm < 1:
         raise ConfigError(f"--steps 和 --warm 至少是 1，得到 {steps} 和 {warm}。")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        config = load_config(config.to_dict(), _quiet(place, config, steps + warm))
+        config = load_config(config.to_dict(), _quiet(place, config, steps + warm + trace))
         family = open_blank(config, place / "model")
         limit = _limit(tier, family.device)
         asked = estimate.measure(family, config)
@@ -117,7 +122,7 @@ def run(
         tera = asked.floor(config) / 1e12
         rows = []
         for way in ways:
-            row = _measured(way, config, family, steps, warm)
+            row = _measured(way, config, family, steps, warm, trace)
             share = 0.0 if row.error else tera / ceiling / row.step
             rows.append(replace(row, floor=share))
             family.release("transformer", "vae", "encoders")
@@ -203,7 +208,7 @@ def _between(start, end) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def _measured(way: str, config: Config, family, steps: int, warm: int) -> Row:
+def _measured(way: str, config: Config, family, steps: int, warm: int, trace: bool) -> Row:
     """走 warm + steps 步，只计后面的；显存的峰值两段都算。"""
     gpu = family.device.type == "cuda"
     gc.collect()  # 上一种走法的模型与编译好的代码都放掉，峰值才只是自己的
@@ -221,8 +226,9 @@ def _measured(way: str, config: Config, family, steps: int, warm: int) -> Row:
         marks = [mark()]
         for _ in islice(walk, steps):
             marks.append(mark())
-        walk.close()
         step = statistics.median(_between(a, b) for a, b in pairwise(marks))
+        traced = record(lambda: next(walk), family.device) if trace else None
+        walk.close()
     except torch.OutOfMemoryError as error:
         return Row(way, error=str(error))
     except LorakitError as error:
@@ -238,6 +244,7 @@ def _measured(way: str, config: Config, family, steps: int, warm: int) -> Row:
         allocated=torch.cuda.max_memory_allocated() / GIB if gpu else 0.0,
         reserved=torch.cuda.max_memory_reserved() / GIB if gpu else 0.0,
         host=psutil.Process().memory_info().rss / GIB,
+        trace=traced,
     )
 
 

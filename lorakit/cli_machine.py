@@ -32,7 +32,7 @@ def bench(args) -> int:
 
     args.config = args.config or ("qwen-image" if torch.cuda.is_available() else "tiny-qwen-image")
     ways = ["ours", *([args.baseline] if args.baseline else []), *(["plain"] if args.plain else [])]
-    report = speed.run(_load(args), ways, args.steps, args.warm, args.tier)
+    report = speed.run(_load(args), ways, args.steps, args.warm, args.tier, args.trace)
     print(report.text())
     print(f"也写在：{report.save(args.out)}")
     return 1 if report.rows[0].error else 0

@@ -275,6 +275,7 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
             _option("--tier", type=float, metavar="GB", help="只许用这么多显存，假装是小一点的卡"),
             _option("--steps", type=int, default=10, help="计时的步数（10）"),
             _option("--warm", type=int, default=3, help="先走几步热身，不计时（3）"),
+            _option("--trace", action="store_true", help="计时之后再走一步，看时间花在哪"),
             _option("--out", type=Path, default=Path("bench.json"), help="结果存到哪里"),
             _SET,
         ),

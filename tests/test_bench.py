@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lorakit import bench, doctor, estimate, lora
+from lorakit import bench, doctor, estimate, lora, trace
 from lorakit.bundled import ASSETS
 from lorakit.cli import main
 from lorakit.config import load_config, presets
@@ -228,3 +230,29 @@ def test_tier_must_be_positive():
 def test_packing_is_what_the_floor_counts():
     """一张 1024² 的图是 4096 个图像词元：估计用的形状与训练的一样。"""
     assert pack(torch.zeros(1, 16, 128, 128)).shape == (1, 4096, 64)
+
+
+def test_a_trace_says_where_the_time_goes():
+    names = {
+        "nvjet_tst_256x128_64x4_1x2_h_bz_coopA_NTN": "矩阵乘法",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16": "注意力",
+        "triton_poi_fused_add_mul_3": "逐元素（编译器写的）",
+        "Memcpy HtoD (Pinned -> Device)": "搬运",
+        "void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "优化器",
+        "void at::native::vectorized_elementwise_kernel": "其余",
+    }
+    assert {name: trace.kind_of(name) for name in names} == names
+    a = torch.rand(300, 300)
+    seen = trace.record(lambda: [a @ a for _ in range(7)], torch.device("cpu"))
+    assert {share.name: share.count for share in seen.slowest}["aten::mm"] == 7
+    assert sum(share.milliseconds for share in seen.kinds) == pytest.approx(seen.milliseconds)
+
+
+def test_overlapping_kernels_are_counted_once():
+    def event(start, end, device=DeviceType.CUDA):
+        span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+        return SimpleNamespace(name="k", device_type=device, time_range=span)
+
+    ran = [event(0, 10), event(5, 12), event(20, 25), event(0, 99, DeviceType.CPU)]
+    runs, busy = trace._on_gpu(ran)
+    assert busy == 17 and [time for _, time in runs] == [10, 7, 5]

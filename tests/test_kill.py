@@ -56,12 +56,12 @@ def kill_somewhere(ranks: Ranks, run, dice: random.Random, saving: bool):
     """saving：等到某一次存检查点写到一半；否则在随机的一步、步里随机的时刻。"""
     step, end = dice.randint(1, STEPS - 2), time.time() + LONGEST
     while time.time() < end and all(process.is_alive() for process in ranks.all):
-        half = [
+        rows = record.read(run)
+        half = rows and [  # 有记录之前，文件夹会为了试写建一下又删掉
             p
             for p in run.glob(".checkpoint-*.tmp")
             if int(p.name.split("-")[1].split(".")[0]) >= step
         ]
-        rows = record.read(run)
         if half if saving else rows and rows[-1]["step"] >= step:
             break
         time.sleep(0.001)
