@@ -9,7 +9,7 @@ from lorakit.errors import LorakitError
 
 def train(args) -> int:
     """训练；被叫停时存好、说怎样接着练，返回 130。"""
-    from lorakit import processes, track
+    from lorakit import processes
     from lorakit.config import load_config
     from lorakit.train import Trainer
 
@@ -29,7 +29,7 @@ def train(args) -> int:
             _sample(trainer)
         processes.by_first(trainer.accelerator, lambda: _report(trainer, seconds))
     finally:
-        track.finish(trainer.accelerator)
+        trainer.accelerator.end_training()  # 记录写完、进程组拆掉：不拆，退出时偶尔会崩
     return DONE
 
 

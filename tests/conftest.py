@@ -1,5 +1,6 @@
 """共用的小装置：随包的微型模型、一份样例数据、各测试自己的缓存。"""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ import torch
 
 from lorakit.config import load_config
 from lorakit.tiny import samples
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # 几个进程各用一个核，才不会互相等
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
