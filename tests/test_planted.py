@@ -61,7 +61,7 @@ def report(tmp_path_factory) -> str:
         )
     nbformat.write(notebook, folder / "planted.ipynb")
     rules = ROOT / "tests" / "nbval_sanitize.cfg"
-    command = [sys.executable, "-m", "pytest", "-v", "-n", "0", "--color=no", "-p", "no:cacheprovider",
+    command = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider",
                "--rootdir", str(ROOT), "-o", "addopts=", "--nbval", "--nbval-current-env",
                f"--nbval-sanitize-with={rules}", str(folder / "planted.ipynb")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
