@@ -88,7 +88,8 @@ class Trainer:
         how = config.memory
         if sharded and how.checkpointing == "auto":  # 各卡要一起重算：不能看各自还剩多少显存
             how = how.model_copy(update={"checkpointing": "full"})
-        memory.prepare(self.transformer, how, self.family)
+        masked = self.family.masks_text and config.train.batch_size > 1
+        memory.prepare(self.transformer, how, self.family, masked)
         self.optimizer = optim.build(parameters.values(), config.train)
 
     def plan(self) -> Plan:

@@ -1,5 +1,6 @@
 """省显存的各招：算出来的和不省时一样；合不来的说为什么。"""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -192,8 +193,42 @@ def test_attention_backends_are_checked(trainer, monkeypatch):
     model.set_attention_backend("native")  # diffusers 记在全局，用完还原
     assert {backend.value for backend in backends} == {"_native_flash"}
     monkeypatch.setattr(memory, "attention_error", lambda *_: 0.5)
-    with pytest.raises(ConfigError, match=r"差 0\.5.*auto"):
+    with pytest.raises(ConfigError, match=r"差 0\.5.*native"):
         memory.set_attention(model, maskless, "flash")
+
+
+def test_auto_takes_the_first_attention_kernel_that_is_right(monkeypatch):
+    """像 H200 上那样：带掩码时 cuDNN 的梯度是 NaN，就不用它。"""
+    asked, chosen = [], []
+
+    def error(backend, device, dtype, masked):
+        asked.append(backend)
+        return float("nan") if masked and backend == "_native_cudnn" else 0.004
+
+    monkeypatch.setattr(memory, "attention_error", error)
+    gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, attention="cudnn")
+    model = SimpleNamespace(set_attention_backend=chosen.append)
+    memory.set_attention(model, gpu, "auto", masked=False)
+    memory.set_attention(model, gpu, "auto", masked=True)
+    assert chosen == ["_native_cudnn", "_native_efficient"]
+    assert asked == ["_native_cudnn", "_native_cudnn", "_native_efficient"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_gradients_are_checked_too(masked, monkeypatch):
+    from diffusers.models import attention_dispatch
+
+    assert memory.attention_error("native", CPU, torch.float32, masked) < 1e-4
+    assert memory.attention_error("native", CPU, torch.bfloat16, masked) < memory.ATTENTION_ERROR
+    right = attention_dispatch.dispatch_attention_fn
+
+    def broken(q, k, v, **options):
+        out = right(q, k, v, **options)
+        out.register_hook(lambda grad: grad * torch.nan)
+        return out
+
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", broken)
+    assert math.isnan(memory.attention_error("native", CPU, torch.float32, masked))
 
 
 def test_values_of_checkpointing():
