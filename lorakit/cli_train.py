@@ -10,6 +10,14 @@ from lorakit.errors import LorakitError
 def train(args) -> int:
     """训练；被叫停时存好、说怎样接着练，返回 130。"""
     from lorakit import processes
+
+    code = _train(args)
+    processes.leave()
+    return code
+
+
+def _train(args) -> int:
+    from lorakit import processes, track
     from lorakit.config import load_config
     from lorakit.train import Trainer
 
@@ -29,7 +37,7 @@ def train(args) -> int:
             _sample(trainer)
         processes.by_first(trainer.accelerator, lambda: _report(trainer, seconds))
     finally:
-        trainer.accelerator.end_training()  # 记录写完、进程组拆掉：不拆，退出时偶尔会崩
+        track.finish(trainer.accelerator)
     return DONE
 
 

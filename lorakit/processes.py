@@ -3,6 +3,7 @@
 一个进程也走同一条路，那时这里的每一步都什么也不做。教程：README 的“几张显卡”。
 """
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -54,6 +55,16 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
         # torch 想把 broadcast_buffers 换个名字，而 accelerate 只认这一个
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         return accelerator.prepare(model, optimizer)
+
+
+def leave():
+    """练完了，离开进程组；不离开，退出时偶尔会崩。训练器要先放掉，没有人再用这个组。
+
+    拆组要等它的线程，线程又可能在等 Python 的锁：由 DDP 来拆就互相等下去，由 torch 来拆不会。
+    """
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def asks_to_shard() -> bool:

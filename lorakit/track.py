@@ -49,3 +49,10 @@ def pictures(accelerator: Accelerator, images: Sequence[Image.Image], step: int)
             tracker.log_images({"sample": stack}, step=step, dataformats="NHWC")
         else:
             tracker.log_images({"sample": list(images)}, step=step)
+
+
+def finish(accelerator: Accelerator):
+    """把没写完的写完。"""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers.clear()
