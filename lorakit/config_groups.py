@@ -237,7 +237,7 @@ class Memory(_Group):
     """显存：放不下时用时间换空间"""
 
     checkpointing: bool | Literal["auto", "full", "selective", "off"] = False
-    """梯度检查点：中间结果用到时重算，省很多显存，大约慢三成。true 就是 full（每块都重算），
+    """梯度检查点：中间结果用到时重算，省很多显存，大约慢四成。true 就是 full（每块都重算），
     selective 隔一块重算一块，auto 看剩下的显存，能不重算就不重算；false 就是 off。"""
     compile: bool = False
     """用 torch.compile 编译：开头多等几分钟，之后更快；只练几百步就不值得开。"""
