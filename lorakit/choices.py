@@ -84,6 +84,8 @@ def _idle(config: Config, family):
     data, plain = config.data, Data()
     if config.train.guidance != 1 and not family.embedded_guidance:
         _tell(f"train.guidance 对 {family.name} 不起作用。")
+    if config.lora.variant == "lokr" and config.lora.init != Lora().init:
+        _tell("lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。")
     if data.class_folder is None and data.class_weight != plain.class_weight:
         _tell("data.class_weight 不起作用：没有写 data.class_folder。")
     if data.mask == "none" and data.mask_floor != plain.mask_floor:

@@ -107,8 +107,7 @@ def _convert(args):
         lora_files.merge(layers, transformer)
         print(f"合并好了：{full.save(args.out, transformer, family)}")
         return
-    card = lora.read(files[0])[1] | {"alpha": "folded"}
-    card["rank"] = str(max(len(a) for a, _ in layers.values()))
+    card = lora.read(files[0])[1]
     made = lora_files.write(layers, args.to, args.out, card, places)
     print(f"写好了：{made}（{args.to}，{len(layers)} 层；重读核对过，每层的 ΔW 都没有变）")
 

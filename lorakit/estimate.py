@@ -76,7 +76,7 @@ def measure(family, config) -> Estimate:
     cls = family._class_of("transformer")
     shell = quantize.empty(cls, family.config_of("transformer"))
     whole = quantize.blocks(shell)
-    trained = _trained(shell, family, config.lora)
+    trained = _trained(quantize.empty(cls, family.config_of("transformer")), family, config.lora)
     parameters = sum(p.numel() for p in shell.parameters())
     each = [_weights(block, name, shell, config.model.quantize) for name, block in whole.items()]
     inside = {id(p) for block in whole.values() for p in block.parameters()}
@@ -118,8 +118,8 @@ def measure(family, config) -> Estimate:
 def _trained(shell: nn.Module, family, settings) -> int:
     if settings.kind == "full":
         return sum(p.numel() for p in shell.parameters())
-    layers = [shell.get_submodule(name) for name in lora.plan(shell, family, settings)]
-    return sum(settings.rank * (m.in_features + m.out_features) for m in layers)
+    with torch.device("meta"):  # 真的挂一遍再数，所以每种变体都准；只有形状，不占内存
+        return sum(p.numel() for p in lora.attach(shell, family, settings, 0).values())
 
 
 def _weights(block: nn.Module, name: str, model: nn.Module, kind: str) -> int:
@@ -183,6 +183,8 @@ def _activations(family, model: nn.Module, settings, given) -> tuple[int, int]:
     def note(module, args):
         nonlocal extra
         extra += 2 * args[0].numel()  # LoRA 的 A 要留一份 bf16 的输入
+        if settings.variant == "lokr":  # PEFT 每次把整个 ΔW 乘出来，也要留一份
+            extra += 2 * module.in_features * module.out_features
 
     if settings.kind == "lora":
         for name in lora.match(model, family, settings.targets):

@@ -37,7 +37,7 @@ def open_pipeline(family, weights: Path | None = None):
     if weights is not None and whole is None:
         file = lora.find(weights)
         lora.check_fits(file, transformer)
-        pipe.load_lora_weights(file.parent, weight_name=file.name)
+        lora.put_on(pipe, file)
     return pipe
 
 

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from lorakit import lokr
 from lorakit.checkpoint import write_tensors
 from lorakit.errors import ConfigError, WeightsError
 from lorakit.processes import whole
@@ -72,14 +73,8 @@ def plan(transformer: nn.Module, family, settings) -> list[str]:
 def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.Parameter]:
     """按设置挂上 LoRA，返回 {名字: 可训练参数}（fp32）；B 从 0 开始，所以刚挂上时什么也不改变。"""
     names = plan(transformer, family, settings)
-    adapter = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha or settings.rank,
-        target_modules=names,
-        init_lora_weights=True if settings.init == "default" else settings.init,
-        use_rslora=settings.variant == "rslora",
-        use_dora=settings.variant == "dora",
-    )
+    make = lokr.settings_for if settings.variant == "lokr" else _settings_for
+    adapter = make(settings, names)
     with torch.random.fork_rng():  # PEFT 用全局随机数初始化 A：借用一下，用完还原
         torch.manual_seed(seed)
         transformer.add_adapter(adapter, adapter_name=ADAPTER)
@@ -93,10 +88,21 @@ def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.
     return parameters
 
 
+def _settings_for(settings, names: Sequence[str]) -> LoraConfig:
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha or settings.rank,
+        target_modules=list(names),
+        init_lora_weights=True if settings.init == "default" else settings.init,
+        use_rslora=settings.variant == "rslora",
+        use_dora=settings.variant == "dora",
+    )
+
+
 def save(
     folder: Path, transformer: nn.Module, settings, facts: dict[str, str], values=None
 ) -> Path:
-    """写 pytorch_lora_weights.safetensors：diffusers 名字，alpha / rank 折进 B，不另存 alpha。
+    """写 pytorch_lora_weights.safetensors：diffusers 名字，不另存 alpha：缩放折进 B（LoKr 是 w1）。
 
     折进去是因为各家对 alpha 的理解不同：diffusers 读 Qwen 时会丢掉它，ComfyUI 缺了它就当 1。
 
@@ -106,7 +112,8 @@ def save(
     times, tensors = scale(settings), {}
     named = get_peft_model_state_dict(transformer, state_dict=values, adapter_name=ADAPTER)
     for name, value in named.items():
-        tensors[PREFIX + name] = value * times if ".lora_B." in name else value
+        folded = ".lora_B." in name or name.endswith(lokr.FOLDED)
+        tensors[PREFIX + name] = value * times if folded else value
     card = {"rank": str(settings.rank), "alpha": "folded", **facts}
     write_tensors(
         folder / FILE, tensors, {"format": "pt", "lorakit": json.dumps(card, ensure_ascii=False)}
@@ -121,7 +128,7 @@ def scale(settings) -> float:
 
 
 def delta_norms(tensors: Mapping[str, torch.Tensor], times: float = 1.0) -> dict[str, float]:
-    """LoRA 的张量 -> {块名: 块里各层 ΔW = times · B A 的总长度（Frobenius）}；没有 LoRA 就是空的。
+    """LoRA 的张量 -> {块名: 块里各层 times · ΔW 的总长度（Frobenius）}；没有 LoRA 就是空的。
 
     不必真的乘出大矩阵：|BA|² = tr(AᵀBᵀBA) = Σ (BᵀB)∘(AAᵀ)，只要 r x r 的小矩阵。
     DoRA 只算 B A 这一部分。
@@ -133,6 +140,9 @@ def delta_norms(tensors: Mapping[str, torch.Tensor], times: float = 1.0) -> dict
         a = whole(value.detach()).double()
         b = whole(tensors[name.replace(".lora_A.", ".lora_B.")].detach()).double()
         squares[block_of(name)] += float(torch.sum((b.T @ b) * (a @ a.T)))
+    for name, parts in lokr.by_layer(tensors).items():
+        product = lokr.Product.of({key: whole(value.detach()) for key, value in parts.items()})
+        squares[block_of(name)] += product.norm() ** 2
     return {block: times * s**0.5 for block, s in squares.items()}
 
 
@@ -142,10 +152,11 @@ def block_of(name: str) -> str:
     return block.split("_")[-1].removeprefix("blocks.")
 
 
-def summary(names: Sequence[str]) -> str:
-    """挂上 LoRA 的层 -> 一句话：共几层，每一种各几个。"""
-    kinds = Counter(re.sub(r".*?blocks?\.\d+\.", "", name) for name in names)
-    return f"{len(names)} 层：" + "、".join(f"{kind} × {n}" for kind, n in kinds.items())
+def summary(parameters: Iterable[str]) -> str:
+    """要学的参数名 -> 挂在哪些层上，一句话：共几层，每一种各几个。"""
+    layers = dict.fromkeys(re.split(r"\.lo(?:ra|kr)_", name)[0] for name in parameters)
+    kinds = Counter(re.sub(r".*?blocks?\.\d+\.", "", name) for name in layers)
+    return f"{len(layers)} 层：" + "、".join(f"{kind} × {n}" for kind, n in kinds.items())
 
 
 def find(path: Path) -> Path:
@@ -186,9 +197,10 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise WeightsError(
             f"“{path}”打不开：不是完整的 safetensors 文件（{error}）。请重新下载或换一个。"
         ) from error
-    if not any(re.search(r"\.lora[._](A|down)\.", name) for name in tensors):
+    if not any(re.search(r"\.lora[._](A|down)\.|\.lokr_w1", name) for name in tensors):
         raise WeightsError(
-            f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B）。它也许是整个模型。"
+            f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B，或 lokr_w1 / lokr_w2）。"
+            "它也许是整个模型。"
         )
     bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
     if bad:
@@ -204,12 +216,18 @@ def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
     linear = [(n, m) for n, m in transformer.named_modules() if isinstance(m, nn.Linear)]
     # 4 位的权重是打包过的，形状要问层自己
     shapes = {n.removesuffix(WRAPPED): (m.out_features, m.in_features) for n, m in linear}
-    wrong = []
-    for name, value in tensors.items():
+    products = lokr.by_layer(tensors)
+    wrong = [
+        name
+        for name, parts in products.items()
+        if (product := lokr.Product.of(parts)) is None
+        or product.shape != shapes.get(name.removeprefix(PREFIX))
+    ]
+    for name in [name for name in tensors if not lokr.NAME.fullmatch(name)]:
         layer, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
         shape = shapes.get(layer)
         side = 1 if kind.startswith(("A", "down")) else 0  # A 接输入；B 与 DoRA 的长度接输出
-        if shape is None or value.shape[side] != shape[side]:
+        if shape is None or tensors[name].shape[side] != shape[side]:
             wrong.append(name)
     if wrong:
         raise WeightsError(
@@ -218,3 +236,15 @@ def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
             f"它多半是给别的底模训练的（文件里写的是 {card.get('base', '未注明')}）。"
         )
     return card
+
+
+def put_on(pipe, file: Path, name: str | None = None):
+    """用 diffusers 自己的方法把文件挂到管线上；name 是以后开关它用的名字。
+
+    LoKr 只有 Z-Image 与 FLUX.2 的管线肯收，模型自己的 load_lora_adapter 则全都收。
+    """
+    if any(".lokr_" in key for key in read(file)[0]):
+        loader = pipe.transformer.load_lora_adapter
+    else:
+        loader = pipe.load_lora_weights
+    loader(file.parent, weight_name=file.name, adapter_name=name)

@@ -6,7 +6,8 @@
   DiffSynth   <路径>.lora_A.default.weight
   ComfyUI     diffusion_model.<路径>.lora_A.weight
   kohya       lora_unet_<路径，点换成下划线>.lora_down / lora_up.weight 加 .alpha
-FLUX 在后两家里用原作者的路径，q、k、v 并在一起（lora_fused.py）。
+  LyCORIS     lycoris_<路径，点换成下划线>.lokr_w1 / lokr_w2 加 .alpha（LoKr，见 lokr.py）
+FLUX 在 ComfyUI 与 kohya 里用原作者的路径，q、k、v 并在一起（lora_fused.py）。
 """
 
 import json
@@ -20,16 +21,18 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from lorakit import lora, lora_fused
+from lorakit import lokr, lora, lora_fused
 from lorakit.checkpoint import write_tensors, write_whole
 from lorakit.errors import WeightsError
 from lorakit.quantize import is_quantized
 
-# 层名 -> (A (r, 入), B (出, r))，缩放已折进 B
-Layers = dict[str, tuple[torch.Tensor, torch.Tensor]]
-TENSOR = re.compile(r"(.+?)\.(?:lora[._](A|B|down|up)(?:\.\w+)?\.weight|(alpha))")
+Pair = lora_fused.Pair  # A (r, 入), B (出, r)，缩放已折进 B
+Layers = dict[str, Pair | lokr.Product]  # 层名 -> 它的 ΔW
+TENSOR = re.compile(
+    r"(.+?)\.(?:lora[._](A|B|down|up)(?:\.\w+)?\.weight|(alpha)|lokr_(w[12](?:_[ab])?))"
+)
 PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "model.diffusion_model.")
-FLAT = ("lora_unet_", "lora_transformer_")  # kohya 一系：点换成了下划线
+FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya 一系：点换成了下划线
 FORMATS = ("diffusers", "comfyui", "kohya")
 SAME = 1e-6  # 转换前后 ΔW 的相对误差不能超过它
 
@@ -42,7 +45,7 @@ def read(
     places 是原作者的层名（见 lora_fused.slots），没有就只认 diffusers 的。
 
     Raises:
-        WeightsError: 不是 LoRA、成对的缺一个、是 DoRA 或 LoKr 等只能由原来的工具读的变体。
+        WeightsError: 不是 LoRA、成对的缺一个、是 DoRA 等只能由原来的工具读的变体。
     """
     tensors, _ = lora.read(file)
     known = {name: name for name in (*modules, *places)}
@@ -53,17 +56,21 @@ def read(
         found = TENSOR.fullmatch(key)
         if found is None:
             raise WeightsError(
-                f"“{file}”里的 {key} 不是普通 LoRA 的张量（也许是 DoRA、LoKr），转换不了；"
+                f"“{file}”里的 {key} 不是 LoRA 或 LoKr 的张量（也许是 DoRA），转换不了；"
                 "请用训练它的工具，或先合并进底模。"
             )
         path = _path(found[1], known, flat)
         if path is None:
             unknown.append(key)
             continue
-        kind = {"down": "A", "up": "B"}.get(found[2], found[2]) or "alpha"
+        kind = {"down": "A", "up": "B"}.get(found[2], found[2]) or found[3] or found[4]
         parts[path][kind] = value.float()
     layers = {}
     for path, part in parts.items():
+        product = lokr.Product.of(part)
+        if product is not None:
+            layers |= _unfused(product, path, places)
+            continue
         if not {"A", "B"} <= part.keys():
             raise WeightsError(f"“{file}”里 {path} 只有一半（{'、'.join(part)}），文件不完整。")
         rank = part["A"].shape[0]
@@ -71,6 +78,29 @@ def read(
         pair = (part["A"], part["B"] * scale)
         layers |= lora_fused.split(*pair, places[path]) if path in places else {path: pair}
     return layers, unknown
+
+
+def _unfused(product: lokr.Product, path: str, places: lora_fused.Slots) -> Layers:
+    """克罗内克积拆不开；原作者并在一起的层要先写成普通 LoRA。"""
+    if path not in places:
+        return {path: product}
+    return lora_fused.split(*plain(path, product), places[path])
+
+
+def plain(path: str, layer: Pair | lokr.Product) -> Pair:
+    """一层写成普通 LoRA，ΔW 不变。
+
+    Raises:
+        WeightsError: LoKr 的这一层要的秩太大。
+    """
+    if not isinstance(layer, lokr.Product):
+        return layer
+    if layer.rank > lokr.PLAIN_RANK:
+        raise WeightsError(
+            f"{path} 是 LoKr，写成普通 LoRA 要秩 {layer.rank}，最多 {lokr.PLAIN_RANK}。"
+            "请直接用原来的文件（diffusers 和 ComfyUI 都能读），或加 --merge 合并进底模。"
+        )
+    return layer.pair()
 
 
 def _path(name: str, known: Mapping[str, str], flat: Mapping[str, str]) -> str | None:
@@ -90,8 +120,9 @@ def write(
     card: Mapping[str, str],
     places: lora_fused.Slots = MappingProxyType({}),
 ) -> Path:
-    """按 form 的写法写一个文件，写完重读一遍，核对每一层的 ΔW 没有变。"""
-    tensors = {}
+    """按 form 的写法写一个文件（LoKr 写成普通 LoRA），写完重读一遍，核对每一层的 ΔW 没有变。"""
+    layers = {path: plain(path, layer) for path, layer in layers.items()}
+    ranks, tensors = [len(a) for a, _ in layers.values()], {}
     theirs = layers if form == "diffusers" else lora_fused.join(layers, places)
     for path, (a, b) in theirs.items():
         prefix = {"diffusers": "transformer.", "comfyui": "diffusion_model."}
@@ -102,7 +133,8 @@ def write(
         tensors |= {f"{stem}.{down}.weight": a, f"{stem}.{up}.weight": b}
         if form == "kohya":
             tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))  # 等于秩：乘 1
-    facts = {"format": "pt", "lorakit": json.dumps(dict(card), ensure_ascii=False)}
+    card = {**card, "alpha": "folded", "rank": str(max(ranks))}
+    facts = {"format": "pt", "lorakit": json.dumps(card, ensure_ascii=False)}
 
     def checked(temporary: Path):
         write_tensors(temporary, tensors, facts)
@@ -115,9 +147,11 @@ def write(
     return write_whole(file.with_suffix(".safetensors"), checked)
 
 
-def delta(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """这一层的权重改了多少：ΔW = B A，(出, 入)。"""
-    a, b = pair
+def delta(layer: Pair | lokr.Product) -> torch.Tensor:
+    """这一层的权重改了多少：ΔW = B A（LoKr 是 w1 ⊗ w2），(出, 入)。"""
+    if isinstance(layer, lokr.Product):
+        return layer.delta()
+    a, b = layer
     return b.double() @ a.double()
 
 
@@ -160,11 +194,11 @@ def audit(
     """LoRA 文件与底模（骨架就够）逐层核对；只对上一半的文件也会在这里现形。"""
     shapes = {n: m.weight.shape for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
     layers, unknown = read(file, shapes, places)
-    misfit = [p for p, (a, b) in layers.items() if (len(b), a.shape[1]) != tuple(shapes[p])]
-    silent = [path for path, (_, b) in layers.items() if not b.any()]
+    misfit = [path for path, layer in layers.items() if _shape(layer) != tuple(shapes[path])]
+    spectra = {path: _spectrum(layer) for path, layer in layers.items()}
+    silent = [path for path, values in spectra.items() if not values.any()]
     groups = defaultdict(list)
-    for path, (a, b) in layers.items():
-        values = _core(a, b)[1]
+    for path, values in spectra.items():
         groups[re.match(r"(.*?blocks?\.\d+|[^.]+)", path)[1]].append(values)
     blocks = {
         name: (
@@ -175,6 +209,14 @@ def audit(
     }
     card = lora.read(file)[1]
     return Audit(len(layers), tuple(unknown), tuple(misfit), tuple(silent), blocks, card)
+
+
+def _shape(layer: Pair | lokr.Product) -> tuple[int, int]:
+    return layer.shape if isinstance(layer, lokr.Product) else (len(layer[1]), layer[0].shape[1])
+
+
+def _spectrum(layer: Pair | lokr.Product) -> torch.Tensor:
+    return layer.spectrum() if isinstance(layer, lokr.Product) else _core(*layer)[1]
 
 
 def _core(a: torch.Tensor, b: torch.Tensor):
@@ -208,8 +250,8 @@ def refuse(result: Audit, file: Path):
 def resize(layers: Layers, rank: int) -> tuple[Layers, float]:
     """用奇异值分解把每层缩到 rank -> (新的层, 保住的能量，0 到 1)。"""
     small, kept, whole = {}, 0.0, 0.0
-    for path, (a, b) in layers.items():
-        u, s, vh = _core(a, b)
+    for path, layer in layers.items():
+        u, s, vh = _core(*plain(path, layer))
         root = s[:rank].sqrt()
         small[path] = ((root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float())
         kept, whole = kept + float(s[:rank].square().sum()), whole + float(s.square().sum())
@@ -218,13 +260,14 @@ def resize(layers: Layers, rank: int) -> tuple[Layers, float]:
 
 def combine(several: Sequence[tuple[Layers, float]]) -> Layers:
     """几个 LoRA 按份量叠成一个：A 上下接、B 左右接，秩相加，ΔW 正好是加权和。"""
-    paths = {path: None for layers, _ in several for path in layers}
+    joined: dict[str, list[Pair]] = defaultdict(list)
+    for layers, weight in several:
+        for path, layer in layers.items():
+            a, b = plain(path, layer)
+            joined[path].append((a, b * weight))
     return {
-        path: (
-            torch.cat([layers[path][0] for layers, _ in several if path in layers]),
-            torch.cat([layers[path][1] * w for layers, w in several if path in layers], dim=1),
-        )
-        for path in paths
+        path: (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1))
+        for path, pairs in joined.items()
     }
 
 

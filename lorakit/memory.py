@@ -30,6 +30,10 @@ def refuse(config, processes: int = 1):
         "请写 lora.variant=plain 或 rslora，或 model.quantize=none。": (
             model.quantize != "none" and lora.variant == "dora"
         ),
+        "lora.variant：lokr 要知道底模每一层的形状，nf4 把它打包了。"
+        "请写 model.quantize=fp8 或 int8，或 lora.variant=plain。": (
+            model.quantize == "nf4" and lora.variant == "lokr"
+        ),
         "lora.variant：dora 要一开始就看得到底模的权重，memory.offload=blocks 时它们不在显卡上。"
         "请写 lora.variant=plain 或 rslora。": (
             how.offload == "blocks" and lora.variant == "dora" and model.quantize == "none"

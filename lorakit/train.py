@@ -103,8 +103,7 @@ class Trainer:
         count = sum(value.numel() for value in self.parameters.values())
         if self.config.lora.kind == "full":
             return f"全量微调：{count:,} 个参数都练"
-        layers = [name.split(".lora_A.")[0] for name in self.parameters if ".lora_A." in name]
-        return f"LoRA 加在 {lora.summary(layers)}；要学的参数 {count:,} 个"
+        return f"LoRA 加在 {lora.summary(self.parameters)}；要学的参数 {count:,} 个"
 
     def last_good(self) -> Path | None:
         """最后一个核对无误的检查点。"""

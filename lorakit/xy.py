@@ -95,7 +95,7 @@ def xy_grid(
     for file in files:
         with warnings.catch_warnings():  # PEFT 提醒“挂了不止一个”：这里正是要挂好几个
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_adapter(file))
+            lora.put_on(pipe, file, _adapter(file))
 
     def draw(row, column) -> Image.Image:
         chosen = {y.name: row, x.name: column}

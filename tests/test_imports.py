@@ -14,7 +14,7 @@ LAYER = {
     "data": 1, "data_check": 1, "data_read": 1, "data_report": 1, "data_sources": 1,
     "data_lint": 1, "data_mend": 1, "data_fix": 1, "data_html": 1, "data_pairs": 1,
     "data_mask": 1, "data_views": 1, "data_datasets": 1, "cache_lock": 1, "checkpoint": 1,
-    "lora": 1, "full": 1, "optim": 1, "memory": 1, "families": 1, "bundled": 1, "hub": 1,
+    "lora": 1, "lokr": 1, "full": 1, "optim": 1, "memory": 1, "families": 1, "bundled": 1, "hub": 1,
     "hub_sites": 1, "transfer": 1, "sampler": 1, "lora_files": 1, "lora_fused": 1, "comfyui": 1,
     "processes": 1, "choices": 2, "track": 2, "cli_train": 4,
     "record": 2, "cache": 2, "cache_masks": 2, "cache_tools": 2, "caption": 2, "objective": 2,
