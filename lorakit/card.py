@@ -158,7 +158,7 @@ def snippet(run: Path, config: Config, family, prompt: str) -> str:
     rows = [f"    {name}={json.dumps(v, ensure_ascii=False)}," for name, v in given.items()]
     if family.controls[0]:
         rows.insert(0, '    image=Image.open("要改的图.png").convert("RGB"),')
-    whole = config.lora.kind == "full"
+    whole, lokr = config.lora.kind == "full", config.lora.variant == "lokr"
     tiny = in_package(config)
     base = f'str(locate("{config.model.path}"))' if tiny else json.dumps(config.model.path)
     imports = ["import torch", f"from diffusers import {'AutoModel, ' * whole}DiffusionPipeline"]
@@ -180,9 +180,11 @@ def snippet(run: Path, config: Config, family, prompt: str) -> str:
             "base, transformer=transformer, torch_dtype=dtype)",
         ]
     else:
+        # LoKr 多数管线不收，模型自己收
+        load = "transformer.load_lora_adapter" if lokr else "load_lora_weights"
         lines += [
             "pipe = DiffusionPipeline.from_pretrained(base, torch_dtype=dtype)",
-            f'pipe.load_lora_weights(lora, weight_name="{FILE}")',
+            f'pipe.{load}(lora, weight_name="{FILE}")',
         ]
     return "\n".join(
         [

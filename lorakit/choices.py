@@ -86,6 +86,12 @@ def _idle(config: Config, family):
         _tell(f"train.guidance 对 {family.name} 不起作用。")
     if config.lora.variant == "lokr" and config.lora.init != Lora().init:
         _tell("lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。")
+    if (
+        config.model.precision == "bf16"
+        and family.device.type == "cuda"
+        and not memory.has_bf16(family.device)
+    ):
+        _tell("model.precision=bf16：这块显卡没有 bf16 的计算单元，模拟很慢；写 auto 会用 fp32。")
     if data.class_folder is None and data.class_weight != plain.class_weight:
         _tell("data.class_weight 不起作用：没有写 data.class_folder。")
     if data.mask == "none" and data.mask_floor != plain.mask_floor:

@@ -112,7 +112,7 @@ def _gpu(tier: float | None) -> list[Check]:
     busy = total - free > 2 * GIB
     said = f"{name}，{total / GIB:.1f} GiB，空闲 {free / GIB:.1f} GiB"
     checks = [Check(WARN if busy else GOOD, "显卡", said + ("，别的程序占着一些" if busy else ""))]
-    fine = torch.cuda.is_bf16_supported(including_emulation=False)
+    fine = memory.has_bf16(torch.device("cuda"))
     slow = "不支持，会用 fp32：慢一倍、多占一倍显存"
     return [*checks, Check(GOOD if fine else WARN, "bf16", "支持" if fine else slow)]
 

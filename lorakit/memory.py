@@ -217,5 +217,9 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if precision != "auto":
         return names[precision]
-    modern = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return names["bf16" if modern else "fp32"]
+    return names["bf16" if has_bf16(device) else "fp32"]
+
+
+def has_bf16(device: torch.device) -> bool:
+    """显卡真有 bf16 的计算单元；T4 那样模拟的不算，比 fp32 还慢。"""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -3,8 +3,10 @@
 一个进程也走同一条路，那时这里的每一步都什么也不做。教程：README 的“几张显卡”。
 """
 
+import atexit
 import gc
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -41,6 +43,10 @@ def start(run, tracker: str) -> Accelerator:
             project_dir=run,
             kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
+    if accelerator.num_processes > 1:
+        # 出错停下时走不到 leave：gloo 的后台线程放下最后一个张量要拿 GIL，解释器收场时它拿不到，
+        # 进程就卡住或崩溃。所以走之前先让一让（它只要几微秒）
+        atexit.register(time.sleep, 0.2)
     if accelerator.is_fsdp2:  # 我们从不就地改模型的输出
         warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     if asks_to_shard() and not accelerator.is_fsdp2:

@@ -57,9 +57,11 @@ class RunFolder:
     def _try_writing(self):
         """真写一次再擦掉：等练完才发现写不进就晚了。"""
         new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        checkpoint.write_text(self.path / ".try", "").unlink()
-        for folder in new:
-            folder.rmdir()
+        try:
+            checkpoint.write_text(self.path / ".try", "").unlink()
+        finally:
+            for folder in (folder for folder in new if folder.exists()):
+                folder.rmdir()
 
     def claim(self, config: Config, step: int):
         """写下设置；检查点之后的记录作废，免得同一步记两次，从头练就清空。"""

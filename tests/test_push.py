@@ -84,7 +84,8 @@ def test_the_snippet_of_the_card_runs(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "build", "kind"),
     [("flux", random_flux, "lora"), ("flux2-klein", random_flux2_klein, "lora"),
-     ("z-image", random_zimage, "lora"), ("qwen-image", random_qwen, "full")],
+     ("z-image", random_zimage, "lora"), ("qwen-image", random_qwen, "full"),
+     ("qwen-image", random_qwen, "lokr")],
     ids=lambda value: str(value),
 )  # fmt: skip
 def test_the_snippet_of_every_family_runs(name, build, kind, tmp_path, monkeypatch):
@@ -92,7 +93,9 @@ def test_the_snippet_of_every_family_runs(name, build, kind, tmp_path, monkeypat
     folder, run = build.build(tmp_path / "model"), tmp_path / "run"
     config = load_config("tiny-qwen-image", [
         f"model.family={name}", f"model.path={folder}", "lora.rank=2", "lora.targets=attention",
-        f"lora.kind={kind}", "train.steps=1", "sample.steps=2", "sample.size=64", "train.warmup=0",
+        f"lora.kind={'full' if kind == 'full' else 'lora'}", "train.steps=1",
+        f"lora.variant={'lokr' if kind == 'lokr' else 'plain'}", 
+        "sample.steps=2", "sample.size=64", "train.warmup=0",
     ])  # fmt: skip
     family = open_family(config, torch.device("cpu"))
     transformer = family.load("transformer")

@@ -142,19 +142,25 @@ def test_stop_saves_the_step_in_hand(config):
     assert checkpoint.latest(settings.run.output).name == "checkpoint-3"
 
 
-def test_nan_stops_at_once_and_names_the_step(config, monkeypatch):
-    settings = config("train.steps=6", "train.save_every=1")
-    trainer = Trainer(settings)
-    real = Objective.loss
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_bad_losses_stop_at_once_and_name_step_items_and_t(config, monkeypatch, bad):
+    settings = config("train.save_every=1", "eval.every=0", "data.resolution=64")
+    trainer, seen = Trainer(settings), []
+    real = Objective.draw
 
     def poisoned(self, *args):
-        bad = trainer.step == 3 and self.model.training
-        return real(self, *args) * (float("nan") if bad else 1)
+        loss, t, items = real(self, *args)
+        seen[:] = [item.record.path.name for item in items], [round(x, 3) for x in t.tolist()]
+        return loss * (float(bad) if trainer.step == 2 else 1), t, items
 
-    monkeypatch.setattr(Objective, "loss", poisoned)
-    with pytest.raises(LorakitError, match=r"第 4 步.*学习率.*checkpoint-3"):
+    monkeypatch.setattr(Objective, "draw", poisoned)
+    with pytest.raises(
+        LorakitError, match=rf"第 3 步的损失变成了 {bad}.*学习率.*checkpoint-2"
+    ) as told:
         list(trainer)
-    assert checkpoint.latest(settings.run.output).name == "checkpoint-3"
+    names, times = seen
+    assert "、".join(names) in str(told.value) and f"t = {times}" in str(told.value)
+    assert checkpoint.latest(settings.run.output).name == "checkpoint-2"
 
 
 def test_a_full_disk_keeps_what_was_saved(config, monkeypatch):
