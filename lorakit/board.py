@@ -41,7 +41,8 @@ def plot(run: Path) -> Path:
             bottom.imshow(shots)
             bottom.axis("off")
         verdict = judge(metrics)
-        figure.suptitle(f"{verdict.word}：{verdict.sentence}", fontsize=14, wrap=True)
+        said = verdict.sentence.rstrip("。").replace("。", "。\n", 1)
+        figure.suptitle(f"{verdict.word}：{said}。", fontsize=14, wrap=True)
         return write_whole(run / "board.png", lambda to: figure.savefig(to, format="png"))
 
 
@@ -63,14 +64,15 @@ def _by_t(axes, metrics):
 
 
 def _gradient(axes, metrics):
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_title("梯度的长度（裁剪之前）")
     pairs = [(m["step"], m["grad_norm"]) for m in metrics if m.get("grad_norm") is not None]
     if pairs:
         axes.semilogy(*zip(*pairs, strict=True), color=BLUE, lw=1)
-        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            ticks(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # 别的刻度不写字，免得叠在一起
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("步数")
     axes.grid(alpha=0.25)
 

@@ -45,7 +45,7 @@ def _loop(trainer) -> float:
     """练到完或被叫停；返回训练用了几秒。"""
     sample, seconds = trainer.config.sample, 0.0
     with interrupt(trainer), bar(trainer.step) as show:
-        if sample.prompts and sample.every and trainer.step == 0:
+        if sample.prompts and trainer.step == 0:
             _sample(trainer)  # 没有 LoRA 时的样子，留作对照
         for step in trainer:
             seconds += step.seconds

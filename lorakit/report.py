@@ -78,14 +78,18 @@ def draw_loss(axes, metrics: list[dict]):
         axes.plot(steps, losses, color="#c8d0dc", lw=0.8, label="训练损失（每步换噪声，所以抖）")
         smooth = np.array([losses[max(0, i - 24) : i + 1].mean() for i in range(len(losses))])
         axes.plot(steps, smooth, color="#5078b4", lw=1.6, label="训练损失的滑动平均")
-        low, high = np.quantile(losses, [0.01, 0.98])
-        axes.set_ylim(max(0, low * 0.8), high * 1.15)
+        shown = [*np.quantile(losses, [0.01, 0.98]), *(loss for _, loss in held)]
+        axes.set_ylim(max(0, min(shown) * 0.8), max(shown) * 1.15)
     if held:
         steps, losses = zip(*held, strict=True)
         axes.plot(
             steps, losses, "o-", color="#c4382c", lw=2, ms=5, label="留出集损失（固定噪声，看这条）"
         )
         axes.axhline(losses[0], color="#c4382c", lw=1, ls=":", label="没有 LoRA 时的留出集损失")
+        best = min(held, key=lambda pair: pair[1])
+        if best[0] not in (steps[0], steps[-1]):
+            star = dict(color="#c4382c", ms=14, mec="white", zorder=3)
+            axes.plot(*best, "*", **star, label=f"留出集损失最低：第 {best[0]} 步")
     axes.set_xlabel("步数")
     axes.set_ylabel("损失")
     axes.set_title("学会了没有？")

@@ -7,6 +7,7 @@ import numpy as np
 
 SURE = 2.0  # 变化要超过几倍标准误，才算不是碰巧
 LEAST = 0.005  # 比这还小的变化，就算不是碰巧，画面上也看不出来
+BROKEN = 0.05  # 平均好了，却有一个 t 差了这么多：模型多半只会猜个大概了
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ def judge(metrics: list[dict]) -> Verdict:
         said = f"练了 {last} 步，留出集损失变化 {_percent(*now)}，{how}。"
         return Verdict("还没", said + _advice(*now), best)
     learned = f"留出集损失比没有 LoRA 时变化 {_percent(gain, spread)}（第 {best} 步最低）。"
+    place, worse, doubt = _worst(table[0], table[best])
+    if worse - SURE * doubt > BROKEN:
+        said = f"{learned}可是 t = {place:.2f} 时反而差了 {_percent(worse, doubt)}，"
+        said += "画面多半是坏的：先看样张，再把学习率除以 3 重练。"
+        return Verdict("还没", said, best)
     back, wobble = _change(table[best], table[last])
     if back - SURE * wobble > 0:
         return Verdict(
@@ -63,6 +69,14 @@ def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     """逐个 ln(after / before) 的平均与标准误；负的是变好。"""
     ratio = np.log(after / before).ravel()
     return float(ratio.mean()), float(ratio.std(ddof=1) / np.sqrt(len(ratio)))
+
+
+def _worst(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
+    """变化最差的一个 t：它是多少、变化与标准误（只有一张留出图时是 0）。"""
+    ratio = np.log(after / before)  # (图, t)
+    column = int(ratio.mean(0).argmax())
+    spread = ratio[:, column].std(ddof=min(1, len(ratio) - 1)) / np.sqrt(len(ratio))
+    return (column + 0.5) / ratio.shape[1], float(ratio[:, column].mean()), float(spread)
 
 
 def _percent(change: float, spread: float) -> str:

@@ -61,6 +61,17 @@ def test_a_sure_but_invisible_change_is_not_learning():
     assert verdict.word == "还没" and "-0.1% ± 0.0%，小得看不出来" in verdict.sentence
 
 
+def test_better_on_average_but_broken_at_one_t_is_not_learning():
+    """学习率太大时，模型会忘掉输入、只猜平均：平均的损失可以比以前低，画出来却是一片花。"""
+    rows = metrics(step_0=1, step_10=0.7)
+    each = np.array(rows[1]["held_each"])
+    each[:, -1] *= 1.9
+    rows[1] |= {"held": each.mean(), "held_each": each.tolist()}
+    verdict = judge(rows)
+    assert verdict.word == "还没"
+    assert "t = 0.94 时反而差了 +30%" in verdict.sentence and "除以 3" in verdict.sentence
+
+
 def test_worse_and_not_enough_get_different_advice():
     assert "除以 3" in judge(metrics(step_0=1, step_10=1.5)).sentence
     assert "乘 3" in judge(metrics(step_0=1, step_10=1.0)).sentence
