@@ -18,6 +18,16 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
+def explain_nan(step: int, what: str, value: float, used: list[tuple], lr: float) -> str:
+    """NaN 或无穷大时的话：哪一步、哪些图、什么 t、多半为什么；used 是 (损失, [t], [图名])。"""
+    names = "、".join(name for _, _, names in used for name in names)
+    times = [round(t, 3) for _, ts, _ in used for t in ts]
+    return (
+        f"第 {step} 步的{what}变成了 {value}，已停下。这一批：{names}；t = {times}。"
+        f"常见原因：学习率太大（现在 {lr}，试试除以 3），或 fp16 溢出（改用 bf16）。"
+    )
+
+
 def _any_view(item: Item, rng: torch.Generator) -> Item:
     """几种样子里随机取一种；只有一种就不抽，免得打乱后面的随机数。"""
     if not item.variants:
@@ -92,7 +102,9 @@ class Objective:
     @torch.no_grad()
     def evaluate(self) -> list[list[float]] | None:
         """留出集的损失，每张图一行、8 个固定的 t 一列，噪声也固定；没有留出集就返回 None。"""
-        losses, size = [], self.config.train.batch_size
+        losses = []
+        # 显卡上别超过训练时的批次，免得显存不够；CPU 上的微型模型一次算完更快
+        size = len(EVAL_T) if self.device.type == "cpu" else self.config.train.batch_size
         for index, item in enumerate(self.dataset.held):
             rng = generator(self.config.train.seed, index, EVAL_DRAW)
             noise = torch.randn(item.mean.shape, generator=rng)

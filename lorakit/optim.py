@@ -1,5 +1,6 @@
 """优化器与滑动平均：优化器来自 torch、bitsandbytes 与 prodigyopt，这里只按设置挑选。"""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,14 @@ def build(parameters: Iterable[torch.nn.Parameter], train) -> torch.optim.Optimi
     return _module("prodigyopt").Prodigy(
         parameters, use_bias_correction=True, safeguard_warmup=True, **common
     )
+
+
+def lr_at(step: int, train) -> float:
+    """第 step 步的学习率：先热身，再按 train.schedule 变化。"""
+    warm = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
+    done = max(0, step - train.warmup) / max(1, train.steps - train.warmup)
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return train.lr * warm * fall[train.schedule]
 
 
 def _module(name: str):

@@ -22,7 +22,7 @@ from lorakit.arithmetic import Plan
 from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
-from lorakit.objective import Objective
+from lorakit.objective import Objective, explain_nan
 from lorakit.record import RunFolder
 
 
@@ -150,7 +150,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(
             self.parameters.values(), self.config.train.max_grad_norm
         )
-        lr = self.lr_at(self.step)
+        lr = optim.lr_at(self.step, self.config.train)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -158,8 +158,8 @@ class Trainer:
         used = [(float(loss), *rest) for loss, *rest in used]
         used = processes.collect(self.accelerator, used)
         for loss, *where in used:
-            self._check_finite("损失", loss, [(loss, *where)])
-        self._check_finite("梯度", float(norm), used)
+            self._refuse_nan("损失", loss, [(loss, *where)])
+        self._refuse_nan("梯度", float(norm), used)
         losses, times, _ = zip(*used, strict=True)
         t = float(np.mean([np.mean(t) for t in times]))
         return float(np.mean(losses)), t, float(norm), lr
@@ -196,14 +196,6 @@ class Trainer:
             "held_each": each,
             "delta": delta or None,
         }
-
-    def lr_at(self, step: int) -> float:
-        """第 step 步的学习率：先热身，再按 schedule 变化。"""
-        train = self.config.train
-        warm = min(1.0, (step + 1) / train.warmup) if train.warmup else 1.0
-        done = max(0, step - train.warmup) / max(1, train.steps - train.warmup)
-        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + np.cos(np.pi * done))}
-        return float(train.lr * warm * fall[train.schedule])
 
     def stop(self):
         """练完手头这一步、存好，然后停下。"""
@@ -264,18 +256,13 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
 
-    def _check_finite(self, what: str, value: float, used: list):
-        """NaN 或无穷大：说出这一批的图、t 和最后一个好的检查点；各进程看到的一样，所以一起停。"""
+    def _refuse_nan(self, what: str, value: float, used: list):
+        """NaN 或无穷大就停，说出这一批和最后一个好的检查点；各进程看到的一样，所以一起停。"""
         if math.isfinite(value):
             return
         first = self.accelerator.is_main_process
-        last = self.last_good() if first else None
-        names = "、".join(name for _, _, names in used for name in names)
-        times = [round(t, 3) for _, ts, _ in used for t in ts]
-        error = LorakitError(
-            f"第 {self.step + 1} 步的{what}变成了 {value}，已停下。这一批：{names}；t = {times}。"
-            f"常见原因：学习率太大（现在 {self.config.train.lr}，试试除以 3），"
-            f"或 fp16 溢出（改用 bf16）。最后一个好的检查点：{last or '还没有'}。"
-        )
+        last = (self.last_good() if first else None) or "还没有"
+        said = explain_nan(self.step + 1, what, value, used, self.config.train.lr)
+        error = LorakitError(f"{said}最后一个好的检查点：{last}。")
         error.told = not first
         raise error

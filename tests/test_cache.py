@@ -62,7 +62,7 @@ def test_a_changed_caption_encodes_one_sentence(encode, folder):
 
 def test_another_resolution_encodes_all_pictures(encode):
     encode()
-    assert encode("data.resolution=64")[1:] == (6, 0)
+    assert encode("data.resolution=96")[1:] == (6, 0)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_clean_takes_everything_that_can_be_made_again(encode, own_cache):
 
 def test_every_step_may_draw_a_fresh_sample(encode):
     item = encode()[0].train[0]
-    assert item.mean.shape == (16, 16, 16)
+    assert item.mean.shape == (16, 8, 8)
     assert (item.std > 0).all()
 
 
@@ -242,7 +242,7 @@ def test_why_names_the_field_that_changed(encode, why, other, folder):
         lines = why("data.trigger=ohwx", *overrides)
         return tuple("" if "会重用" in line else line.split("变了的是 ")[1] for line in lines)
 
-    assert changed("data.resolution=64") == ("训练尺寸", "")
+    assert changed("data.resolution=96") == ("训练尺寸", "")
     assert changed("data.trigger=别的词") == ("", "描述")
     assert changed("model.precision=bf16") == ("计算精度", "计算精度")
     named = "编码器（底模换了，或权重文件变了）"

@@ -100,7 +100,7 @@ def test_preview_in_mixed_precision(settings):
     trainer = Trainer(settings("model.precision=bf16", "sample.prompts=[一只猫]", "sample.steps=2"))
     pipe = trainer.family.pipeline(trainer.transformer.eval())
     (image,) = infer.preview(trainer.family, pipe, trainer.config, trainer.dataset)
-    assert image.size == (128, 128) and image.getextrema() != ((0, 0),) * 3
+    assert image.size == (64, 64) and image.getextrema() != ((0, 0),) * 3
 
 
 def test_settings_without_effect_and_a_high_rate_are_told(settings):

@@ -60,8 +60,9 @@ def test_the_weighted_loss_by_hand():
 
 def test_file_masks_reach_the_loss_with_a_floor(config, family, folder):
     settings = config(
-        f"data.folder={folder}", "data.mask=file", "data.mask_floor=0.2", "eval.holdout=0"
-    )
+        f"data.folder={folder}", "data.mask=file", "data.mask_floor=0.2", "eval.holdout=0",
+        "data.resolution=128",
+    )  # fmt: skip
     with pytest.warns(UserWarning, match=r"2 张图没有遮罩，整张都学：2\.png、3\.png"):
         dataset = cache.prepare(settings, family)
     first, _, third, _ = dataset.train
@@ -98,7 +99,8 @@ def test_alpha_is_the_mask(config, family, folder):
     alpha[:32] = 255  # 只有上面四分之一
     image.putalpha(gray(alpha))
     image.save(folder / "3.png")
-    settings = config(f"data.folder={folder}", "data.mask=alpha", "eval.holdout=0")
+    sets = (f"data.folder={folder}", "data.mask=alpha", "eval.holdout=0", "data.resolution=128")
+    settings = config(*sets)
     with pytest.warns(UserWarning, match="3 张图没有遮罩"):
         dataset = cache.prepare(settings, family)
     assert float(dataset.train[3].mask.mean()) == pytest.approx(0.25)

@@ -13,9 +13,7 @@ from lorakit.errors import ConfigError, LorakitError, LorakitWarning
 from lorakit.families import open_family
 from lorakit.train import Trainer
 
-CHOICES = {
-    "adafactor": ["train.optimizer=adafactor"],
-    "prodigy": ["train.optimizer=prodigy", "train.lr=1"],
+CHOICES = {  # 别的优化器：test_kill.py
     "ema": ["train.ema=0.9"],
     "dora": ["lora.variant=dora"],
     "rslora": ["lora.variant=rslora", "lora.alpha=8"],
@@ -66,6 +64,24 @@ def test_every_variant_starts_as_the_base(config, name):
     settings = config(*CHOICES[name])
     plain, trainer = Trainer(config(output="plain")), Trainer(settings)
     assert trainer.evaluate() == pytest.approx(plain.evaluate(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_schedules_agree_with_transformers(config, kind):
+    """热身之后相同；热身时我们第一步就有一点学习率，它的第一步是零。"""
+    from transformers import get_scheduler
+
+    names = {"constant": "constant_with_warmup"}
+    train = config(f"train.schedule={kind}", "train.steps=40", "train.warmup=8").train
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=train.lr)
+    theirs = get_scheduler(names.get(kind, kind), other, train.warmup, train.steps)
+    for step in range(train.steps):
+        (want,) = theirs.get_last_lr()
+        if step < train.warmup:
+            want += train.lr / train.warmup
+        assert optim.lr_at(step, train) == pytest.approx(want), step
+        other.step()
+        theirs.step()
 
 
 def test_average_by_hand():

@@ -20,6 +20,7 @@ KINDS = {
     "lora": ["train.ema=0.9", "lora.variant=dora"],
     "full": ["lora.kind=full", "lora.targets=attention", "train.lr=1e-5"],
 }
+SHARDED = {**KINDS, "lora": ["train.ema=0.9"], "lokr": ["lora.variant=lokr"]}  # DoRA 切不开
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +71,19 @@ def test_two_processes_are_one_with_twice_the_accumulation(config, tmp_path, kin
     assert rows(two.run.output) == rows(one.run.output)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SHARDED)
 def test_sharded_parameters_learn_the_same(config, tmp_path, kind):
     shard, plain = (
-        config(*KINDS[kind], output="shard"),
-        config(*KINDS[kind], "train.grad_accum=2", output="plain"),
+        config(*SHARDED[kind], output="shard"),
+        config(*SHARDED[kind], "train.grad_accum=2", output="plain"),
     )
-    if kind == "lora":
-        shard, plain = (
-            c.model_copy(update={"lora": c.lora.model_copy(update={"variant": "plain"})})
-            for c in (shard, plain)
-        )
     ranks = Ranks(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
     assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
     same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
     list(Trainer(plain))
     near(state(shard.run.output, 4), state(plain.run.output, 4))
+    if kind == "lokr":  # 检查点的来回搬，与 LoRA 走同一条路
+        return
     shutil.rmtree(shard.run.output / "checkpoint-4")  # 切开练的检查点，一个进程接着练
     alone = shard.model_copy(update={"train": plain.train})
     list(Trainer(alone))
@@ -98,7 +96,8 @@ def test_sharded_parameters_learn_the_same(config, tmp_path, kind):
 
 
 def test_checkpoints_move_between_one_and_two_processes(config, tmp_path):
-    two, one = config(output="two"), config("train.grad_accum=2", output="one")
+    lokr = "lora.variant=lokr"
+    two, one = config(lokr, output="two"), config(lokr, "train.grad_accum=2", output="one")
     assert Ranks(tmp_path / "ranks", each_rank, two, tmp_path).wait() == [0, 0]
     list(Trainer(one))
     for run in (one.run.output, two.run.output):
@@ -115,7 +114,7 @@ def test_checkpoints_move_between_one_and_two_processes(config, tmp_path):
         same(state(run, 4), state(run.with_suffix(".whole"), 4))
         assert rows(run) == rows(run.with_suffix(".whole"))
     with pytest.raises(ConfigError, match=r"grad_accum：原来 2，现在 3"):
-        Trainer(config("train.grad_accum=3", output="two"))
+        Trainer(config(lokr, "train.grad_accum=3", output="two"))
 
 
 def test_prior_preservation_and_accumulation_in_two_processes(config, tmp_path):
@@ -186,10 +185,10 @@ def test_accelerate_launch(yaml, config, own_cache, monkeypatch):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1",
               "--num_processes=2", "--main_process_port=0", "--mixed_precision=no",
               "--dynamo_backend=no", "-m", "lorakit", "train", str(yaml("train.steps=2",
-              "sample.prompts=[一只猫]", "sample.every=1", "sample.steps=2"))]  # fmt: skip
+              "sample.prompts=[一只猫]", "sample.steps=2"))]  # fmt: skip
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("练完了") == 1 and "2 个进程" in done.stdout
     assert [m["step"] for m in record.read(run)] == [0, 1, 2]
     assert len(list(own_cache.glob("image/*.safetensors"))) == 24  # 一份缓存，共用
-    assert sorted(p.name for p in (run / "samples").iterdir()) == ["0_0.png", "1_0.png", "2_0.png"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["0_0.png", "2_0.png"]

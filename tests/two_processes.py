@@ -17,7 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lorakit.cli", "lorakit.train", "lorakit.infer", "lorakit.board"])
+CONTEXT.set_forkserver_preload(
+    ["lorakit.cli", "lorakit.train", "lorakit.infer", "lorakit.board", 
+     "diffusers.models.transformers.transformer_qwenimage",
+     "diffusers.pipelines.qwenimage.pipeline_qwenimage"]
+)  # fmt: skip
 LONGEST = 120  # 秒；到了还没结束就是卡住了
 
 
