@@ -146,7 +146,7 @@ class Lora(_Group):
     也可以写层名结尾的列表，或一个正则表达式。层越多学得越多，也越占显存。"""
     variant: Literal["plain", "rslora", "dora", "lokr"] = "plain"
     """变体：plain 是普通 LoRA；rslora 除以秩的平方根，秩很大时更稳；dora 另学每行长度，细而慢；
-    lokr 用两个小矩阵的克罗内克积，文件小得多，但每一步要多占显存，别的软件也少有认它的。"""
+    lokr 用两个小矩阵的克罗内克积，文件小得多，每步稍慢、多占显存，学习率常要大三四倍。"""
     init: Literal["gaussian", "default", "orthogonal"] = "gaussian"
     """初值：gaussian 正态分布，default 是 PEFT 的 kaiming，orthogonal 各方向不重复；差别很小。"""
 

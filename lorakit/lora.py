@@ -242,9 +242,18 @@ def put_on(pipe, file: Path, name: str | None = None):
     """用 diffusers 自己的方法把文件挂到管线上；name 是以后开关它用的名字。
 
     LoKr 只有 Z-Image 与 FLUX.2 的管线肯收，模型自己的 load_lora_adapter 则全都收。
+
+    Raises:
+        WeightsError: 名字前没有 transformer. 之类，diffusers 会一声不响地一层也不挂。
     """
     if any(".lokr_" in key for key in read(file)[0]):
         loader = pipe.transformer.load_lora_adapter
     else:
         loader = pipe.load_lora_weights
+    before = set(getattr(pipe.transformer, "peft_config", {}))
     loader(file.parent, weight_name=file.name, adapter_name=name)
+    if before == set(getattr(pipe.transformer, "peft_config", {})):
+        raise WeightsError(
+            f"“{file}”的写法 diffusers 不认，一层也没挂上。先转一下："
+            f"lorakit export {file} --to diffusers --out 新文件 --model 底模的预设。"
+        )

@@ -73,6 +73,14 @@ def test_estimate_equals_a_real_step(blank, tmp_path):
     assert 1 < flops.get_total_flops() / (asked.linear + asked.attention) < 2
 
 
+@pytest.mark.parametrize("variant", ["dora", "lokr"])
+def test_every_variant_is_counted_as_it_is(blank, tmp_path, variant):
+    config, _, asked = blank("tiny-qwen-image", f"lora.variant={variant}")
+    family = open_blank(config, tmp_path, torch.device("cpu"))
+    learned = lora.attach(family.load("transformer"), family, config.lora, 0)
+    assert asked.trained == sum(p.numel() for p in learned.values())
+
+
 def test_full_size_models_match_what_was_measured_on_a_card(blank):
     """H200 上实测过的峰值（GiB）：见设置里的注释；估计差不到一成。"""
     config, _, qwen = blank("qwen-image")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorakit import lora
+from lorakit import infer, lora
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, WeightsError
 from lorakit.families import open_family
@@ -69,6 +69,17 @@ def test_saved_file_has_the_same_effect_in_the_stock_pipeline(tmp_path, override
     assert (expected - base).abs().max() > 1e-3
     pipe.fuse_lora()
     torch.testing.assert_close(velocity(family, pipe.transformer), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["plain", "lokr"])
+def test_a_file_the_stock_loader_would_silently_skip_is_refused(tmp_path, variant):
+    """名字前面没有 transformer. 的，diffusers 一层也不挂，也不报错。"""
+    config, family, transformer, _ = fresh(f"lora.variant={variant}")
+    tensors = load_file(lora.save(tmp_path, transformer, config.lora, {}))
+    bare = tmp_path / "bare.safetensors"
+    save_file({name.removeprefix("transformer."): v for name, v in tensors.items()}, bare)
+    with pytest.raises(WeightsError, match=r"一层也没挂上.*export .*bare.* --to diffusers"):
+        infer.open_pipeline(family, bare)
 
 
 @pytest.mark.parametrize(

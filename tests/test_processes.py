@@ -20,7 +20,7 @@ KINDS = {
     "lora": ["train.ema=0.9", "lora.variant=dora"],
     "full": ["lora.kind=full", "lora.targets=attention", "train.lr=1e-5"],
 }
-SHARDED = {**KINDS, "lora": ["train.ema=0.9"], "lokr": ["lora.variant=lokr"]}  # DoRA 切不开
+SHARDED = {**KINDS, "lora": ["train.ema=0.9"], "lokr": ["lora.variant=lokr"]}
 
 
 @pytest.fixture(scope="module")
