@@ -221,5 +221,5 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """显卡真有 bf16 的计算单元；T4 那样模拟的不算，比 fp32 还慢。"""
+    """显卡真有 bf16 的计算单元；T4 那样由 PyTorch 模拟的不算。"""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -72,7 +72,7 @@ def test_a_card_without_bf16_works_in_fp32_and_says_so(config, family, monkeypat
     (_, told) = doctor._gpu(None)
     assert told.level == doctor.WARN and "会用 fp32" in told.said
     monkeypatch.setattr(family, "device", CUDA)
-    with pytest.warns(LorakitWarning, match=r"precision=bf16.*模拟很慢；写 auto"):
+    with pytest.warns(LorakitWarning, match=r"precision=bf16.*多半很慢；写 auto"):
         choices._idle(config("model.precision=bf16"), family)
 
 

@@ -152,6 +152,20 @@ def test_infinite_gradients_stop_the_run(config, monkeypatch):
         list(trainer)
 
 
+def test_gradients_are_clipped_and_the_norm_before_is_told(config, monkeypatch):
+    trainer, after = Trainer(config("train.max_grad_norm=0.01", "train.steps=2")), []
+    real = trainer.optimizer.step
+
+    def step():
+        squares = [p.grad.square().sum() for p in trainer.parameters.values() if p.grad is not None]
+        after.append(float(torch.stack(squares).sum().sqrt()))
+        real()
+
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    assert all(done.grad_norm > 0.1 for done in trainer)
+    assert after == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
 def test_out_of_memory_names_three_settings(config, monkeypatch):
     trainer = Trainer(config())
 

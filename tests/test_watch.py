@@ -112,6 +112,14 @@ def test_swanlab_through_the_class_of_accelerate(train, config, monkeypatch):
     assert logged[-1] == (4, {"sample": [(64, 64)]})
 
 
+@pytest.mark.parametrize("variant", ["plain", "dora", "lokr"])
+def test_what_the_targets_match_is_listed(train, capsys, variant):
+    sets = ("lora.targets=[attn.to_q, to_out.0]", f"lora.variant={variant}", "train.steps=1")
+    assert train(*sets, "train.warmup=0", "lora.rank=4") == 0
+    out = capsys.readouterr().out
+    assert "LoRA 加在 8 层：attn.to_q × 4、attn.to_out.0 × 4；要学的参数 " in out
+
+
 def test_a_stop_file_stops_the_command_with_130(train, config, capsys):
     run = config().run.output
     run.mkdir()
