@@ -91,7 +91,7 @@ def _idle(config: Config, family):
         and family.device.type == "cuda"
         and not memory.has_bf16(family.device)
     ):
-        _tell("model.precision=bf16：这块显卡没有 bf16 的计算单元，只能模拟，多半很慢；写 auto 会用 fp32。")
+        _tell("model.precision=bf16：这块显卡只能模拟 bf16，多半很慢；写 auto 会用 fp32。")
     if data.class_folder is None and data.class_weight != plain.class_weight:
         _tell("data.class_weight 不起作用：没有写 data.class_folder。")
     if data.mask == "none" and data.mask_floor != plain.mask_floor:
