@@ -9,14 +9,6 @@ from lorakit.errors import LorakitError
 
 def train(args) -> int:
     """训练；被叫停时存好、说怎样接着练，返回 130。"""
-    from lorakit import processes
-
-    code = _train(args)
-    processes.leave()
-    return code
-
-
-def _train(args) -> int:
     from lorakit import processes, track
     from lorakit.config import load_config
     from lorakit.train import Trainer

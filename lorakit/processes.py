@@ -6,7 +6,6 @@
 import atexit
 import gc
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -44,9 +43,7 @@ def start(run, tracker: str) -> Accelerator:
             kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     if accelerator.num_processes > 1:
-        # 出错停下时走不到 leave：gloo 的后台线程放下最后一个张量要拿 GIL，解释器收场时它拿不到，
-        # 进程就卡住或崩溃。所以走之前先让一让（它只要几微秒）
-        atexit.register(time.sleep, 0.2)
+        atexit.register(leave)
     if accelerator.is_fsdp2:  # 我们从不就地改模型的输出
         warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     if asks_to_shard() and not accelerator.is_fsdp2:
@@ -64,9 +61,9 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
 
 
 def leave():
-    """练完了，离开进程组；不离开，退出时偶尔会崩。训练器要先放掉，没有人再用这个组。
+    """离开进程组；解释器收场前做，那时训练器已经放掉。不离开，退出时偶尔会崩或卡住。
 
-    拆组要等它的线程，线程又可能在等 Python 的锁：由 DDP 来拆就互相等下去，由 torch 来拆不会。
+    拆组要等它的线程，线程放下最后一个张量又要拿 Python 的锁：torch 自己拆会先让出锁，DDP 拆不会。
     """
     gc.collect()
     if torch.distributed.is_initialized():
