@@ -18,7 +18,7 @@ def _demo(args) -> int:
     from lorakit.tiny import demo
 
     with bar() as show:
-        result = demo.run(args.out, args.lesson, args.set, show, say=print)
+        result = demo.run(args.out, args.lesson, args.set, show, print, args.config)
     scores = "\n".join(
         f"  {what}：训练前 {result.before[what]:.0%} -> 训练后 {share:.0%}"
         for what, share in result.after.items()

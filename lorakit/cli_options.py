@@ -102,6 +102,7 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
                 help="学什么：papercut inkwash pixel lineart porcelain（画风）、ohwx-cat（角色）、"
                 "edit-lineart edit-hat edit-night edit-blue（改图）",
             ),
+            _option("--config", help="换一个预设，例如 tiny-flux（ohwx-cat 这一课）"),
             _SET,
         ),
     ),

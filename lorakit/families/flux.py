@@ -26,7 +26,7 @@ class Flux(KLVae, Family):
 
     name = "flux"
     pipeline_class = "FluxPipeline"
-    licences: ClassVar = {"": "flux-1-dev-non-commercial-license"}
+    licences: ClassVar = {"tiny-flux": "apache-2.0", "": "flux-1-dev-non-commercial-license"}
     multiple = 16
     embedded_guidance = True
     masks_text = False

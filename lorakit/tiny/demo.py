@@ -22,10 +22,11 @@ class Result:
     seconds: float
 
 
-def settings(out: Path, chosen, overrides: list[str]) -> Config:
-    """demo 的设置：这门课的预设，数据与结果都放在 out 里。"""
+def settings(out: Path, chosen, preset: str | None, overrides: list[str]) -> Config:
+    """demo 的设置：这门课的预设（或另给的），数据与结果都放在 out 里。"""
     places = [f"{key}={out / name}" for key, name in folders(chosen).items()]
-    return load_config(chosen.preset, [*places, f"run.output={out / 'run'}", *overrides])
+    preset = preset or chosen.preset
+    return load_config(preset, [*places, f"run.output={out / 'run'}", *overrides])
 
 
 def folders(chosen) -> dict[str, str]:
@@ -33,8 +34,10 @@ def folders(chosen) -> dict[str, str]:
     return {key: "data" if key == "data.folder" else name for key, name in chosen.data.items()}
 
 
-def run(out: Path, name: str, overrides: list[str], on_step=None, say=print) -> Result:
-    """整个演示；name 是课的名字，on_step(步, 总步数) 每步调一次。"""
+def run(
+    out: Path, name: str, overrides: list[str], on_step=None, say=print, preset: str | None = None
+) -> Result:
+    """整个演示；name 是课的名字，on_step(步, 总步数) 每步调一次；preset 换掉这门课的预设。"""
     from lorakit.train import Trainer
 
     chosen = lesson(name)
@@ -42,7 +45,7 @@ def run(out: Path, name: str, overrides: list[str], on_step=None, say=print) -> 
         if not (out / folder).exists():
             samples.write(chosen.data[key], out / folder)
     say(f"数据：{out / 'data'}（{samples.COUNT} 张，描述在同名的 .txt 里；考题里的都没练过）")
-    config = settings(out, chosen, overrides)
+    config = settings(out, chosen, preset, overrides)
     trainer = Trainer(config)
     say(trainer.plan().text())
     pipe = trainer.family.pipeline(trainer.transformer)
