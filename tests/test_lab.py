@@ -16,6 +16,7 @@ from PIL import Image
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
+from lorakit.families.qwen_image import pack
 from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
@@ -256,6 +257,33 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
         (lambda b, a, c: b * c, "累积没有用上"),
         (lambda b, a, c: b * a / c, "方向反了"),
         (lambda b, a, c: b + a + c, "30"),
+    ],
+    "pack": [
+        (lambda x: x.reshape(len(x), -1, 4 * x.shape[1]), "不相邻"),
+        (lambda x: x.flatten(2).transpose(1, 2), "2x2"),
+        (lambda x: x[:, :, ::2, ::2], "一个数也不丢"),
+        (lambda x: pack(x.transpose(2, 3)), "次序不对"),
+    ],
+    "positions": [
+        (lambda rows, cols: [[0, c, r] for r in range(rows) for c in range(cols)], "写反"),
+        (lambda rows, cols: [[r, c] for r in range(rows) for c in range(cols)], "三个数"),
+        (lambda rows, cols: [[0, r, c] for c in range(cols) for r in range(rows)], "次序"),
+        (lambda rows, cols: [[0, r, r] for r in range(rows)], "行数"),
+    ],
+    "shift": [
+        (lambda t, s: s * t, "超过 1"),
+        (lambda t, s: t / (s - (s - 1) * t), "方向反了"),
+        (lambda t, s: t, "方向反了"),
+        (lambda t, s: t ** (1 / s), "中间的值"),
+    ],
+    "two_guidances": [((3.5, 1.0), "写反"), ((3.5, 3.5), "真实的图"), ((1.0, 1.0), "没有加强"),
+                      ((1.0, 20.0), "2 到 5"), (3.5, "两个数")],
+    "best_cell": [
+        (lambda table: min(table.values()), "损失"),
+        (lambda table: max(table, key=lambda k: (k[0], -k[1])), "秩最大"),
+        (lambda table: min(table, key=table.get), "第一格"),
+        (lambda table: (16, 1e-2), "练坏"),
+        (lambda table: (4, 1e-4), "越小越好"),
     ],
 }  # fmt: skip
 

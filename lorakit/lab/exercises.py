@@ -15,7 +15,7 @@ from lorakit.checkpoint import write_text
 from lorakit.errors import LorakitError
 from lorakit.lab.display import publish
 
-BOOKS = ("exercises_01", "exercises_02", "exercises_03", "exercises_05")
+BOOKS = tuple(f"exercises_0{book}" for book in range(1, 6))
 _hands = ThreadPoolExecutor(1, thread_name_prefix="check")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lorakit.bundled import tiny_models
 from lorakit.cache import root
 from lorakit.config import Config, load_config
 from lorakit.data import fit, read_image
@@ -19,6 +20,7 @@ TINY = "tiny-"
 SPEED = 20  # MB/s；估计下载时间用
 NEEDS = {  # 真模型：下载多少 GB、至少要多少 GB 显存（bf16 的权重本身）
     "Qwen/Qwen-Image": ("qwen-image", 57, 40),
+    "black-forest-labs/FLUX.1-dev": ("flux-dev", 34, 32),
 }
 
 
@@ -90,7 +92,7 @@ def open_model(name: str) -> Config:
         print(f"{name}：随包自带，不下载；图 {config.data.resolution}x{config.data.resolution}。")
         return config
     if name not in NEEDS:
-        known = "、".join(["tiny-qwen-image", *NEEDS])
+        known = "、".join([*tiny_models(), *NEEDS])
         raise LorakitError(f"练习册还不认识模型“{name}”。可以写：{known}。")
     preset, download, memory = NEEDS[name]
     has = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
@@ -101,6 +103,6 @@ def open_model(name: str) -> Config:
     )
     if has < memory:
         raise LorakitError(
-            f"放不下，没有开始。请把 模型 改回 tiny-qwen-image，或换 {memory} GB 的卡。"
+            f"放不下，没有开始。请把 模型 改回微型的（tiny- 开头），或换 {memory} GB 的卡。"
         )
     return load_config(preset)
