@@ -248,13 +248,13 @@ def _measured(way: str, config: Config, family, steps: int, warm: int, trace: bo
     )
 
 
-def made_up(family, config: Config, count: int = 4) -> Dataset:
-    """几张假的、编码好的图：形状与真的一样。"""
+def made_up(family, config: Config) -> Dataset:
+    """一批假的、编码好的图：形状与真的一样，不多不少，每一步都是满的一批。"""
     rng = torch.Generator().manual_seed(0)
     side = config.data.resolution
     small = side // family.compression
     items = []
-    for _ in range(count):
+    for _ in range(config.train.batch_size):
         cond = {
             name: torch.randn(shape, generator=rng).to(family.dtype)
             for name, shape in family.cond_shapes(TOKENS, side).items()
@@ -292,8 +292,8 @@ def _seed(config: Config, family) -> Iterator:
 def _plain(config: Config, family) -> Iterator:
     """同样的模型、同样的 LoRA，已经编码好；循环只用 diffusers、PEFT 与 torch。"""
     items = made_up(family, config).train
-    first = torch.stack([items[0].mean] * config.train.batch_size)
-    recompute = config.memory.checkpointing not in (False, "off")
+    first = torch.stack([item.mean for item in items])
+    recompute = config.memory.checkpointing in (True, "full")  # auto 就不重算，两边一样
     return _plainly(config, family, lambda: first, config.lora.targets, recompute)
 
 
@@ -309,7 +309,7 @@ def _plainly(config: Config, family, encode, targets, recompute: bool) -> Iterat
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=train.lr, weight_decay=train.weight_decay)
     device, dtype = family.device, family.dtype
-    conds = [made_up(family, config, 1).train[0].cond] * train.batch_size
+    conds = [item.cond for item in made_up(family, config).train]
     conds = [{name: value.to(device) for name, value in cond.items()} for cond in conds]
     model.train()
     while True:
