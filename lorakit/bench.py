@@ -26,6 +26,7 @@ from lorakit.data import Record
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.estimate import GIB, TOKENS
 from lorakit.families import open_blank
+from lorakit.memory import set_attention
 from lorakit.trace import Trace, record
 from lorakit.train import Trainer
 
@@ -165,7 +166,7 @@ def _limit(tier: float | None, device: torch.device) -> float | None:
     limit = estimate.usable(tier)
     if not 0 < limit * GIB <= total:
         raise ConfigError(f"--tier：这块显卡一共 {total / GIB:.0f} GiB，不能当成 {tier:g} GB 的。")
-    torch.cuda.set_per_process_memory_fraction(limit * GIB / total, device)
+    torch.cuda.set_per_process_memory_fraction(limit * GIB / total, device.index)
     return limit
 
 
@@ -304,6 +305,7 @@ def _plainly(config: Config, family, encode, targets, recompute: bool) -> Iterat
     model.add_adapter(
         LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=names)
     )
+    set_attention(model, family, "auto")  # 与我们同一个注意力内核：比的是别处
     if recompute:
         model.enable_gradient_checkpointing()
     learned = [p for p in model.parameters() if p.requires_grad]

@@ -257,7 +257,9 @@ def test_modules_that_must_stay_fp32_stay(tmp_path):
 
 
 def test_random_weights_need_no_files():
-    family = open_family(load_config("tiny-qwen-image", ["model.quantize=int8"]))
+    family = open_family(
+        load_config("tiny-qwen-image", ["model.quantize=int8"]), torch.device("cpu")
+    )
     family.random_weights = True
     model = family.load("transformer")
     weight = model.transformer_blocks[0].attn.norm_q.weight
