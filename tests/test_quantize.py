@@ -257,7 +257,8 @@ def test_modules_that_must_stay_fp32_stay(tmp_path):
 
 
 def test_random_weights_need_no_files():
-    family = open_family(
+    config = load_config("tiny-qwen-image", ["model.quantize=int8"])
+    family = open_family(config, torch.device("cpu"))
         load_config("tiny-qwen-image", ["model.quantize=int8"]), torch.device("cpu")
     )
     family.random_weights = True
