@@ -26,6 +26,7 @@ from lorakit.data import Record
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.estimate import GIB, TOKENS
 from lorakit.families import open_blank
+from lorakit.memory import set_attention
 from lorakit.trace import Trace, record
 from lorakit.train import Trainer
 
@@ -165,7 +166,7 @@ def _limit(tier: float | None, device: torch.device) -> float | None:
     limit = estimate.usable(tier)
     if not 0 < limit * GIB <= total:
         raise ConfigError(f"--tier：这块显卡一共 {total / GIB:.0f} GiB，不能当成 {tier:g} GB 的。")
-    torch.cuda.set_per_process_memory_fraction(limit * GIB / total, device)
+    torch.cuda.set_per_process_memory_fraction(limit * GIB / total, device.index)
     return limit
 
 
@@ -248,13 +249,13 @@ def _measured(way: str, config: Config, family, steps: int, warm: int, trace: bo
     )
 
 
-def made_up(family, config: Config, count: int = 4) -> Dataset:
-    """几张假的、编码好的图：形状与真的一样。"""
+def made_up(family, config: Config) -> Dataset:
+    """一批假的、编码好的图：形状与真的一样，不多不少，每一步都是满的一批。"""
     rng = torch.Generator().manual_seed(0)
     side = config.data.resolution
     small = side // family.compression
     items = []
-    for _ in range(count):
+    for _ in range(config.train.batch_size):
         cond = {
             name: torch.randn(shape, generator=rng).to(family.dtype)
             for name, shape in family.cond_shapes(TOKENS, side).items()
@@ -292,8 +293,8 @@ def _seed(config: Config, family) -> Iterator:
 def _plain(config: Config, family) -> Iterator:
     """同样的模型、同样的 LoRA，已经编码好；循环只用 diffusers、PEFT 与 torch。"""
     items = made_up(family, config).train
-    first = torch.stack([items[0].mean] * config.train.batch_size)
-    recompute = config.memory.checkpointing not in (False, "off")
+    first = torch.stack([item.mean for item in items])
+    recompute = config.memory.checkpointing in (True, "full")  # auto 就不重算，两边一样
     return _plainly(config, family, lambda: first, config.lora.targets, recompute)
 
 
@@ -304,12 +305,13 @@ def _plainly(config: Config, family, encode, targets, recompute: bool) -> Iterat
     model.add_adapter(
         LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=names)
     )
+    set_attention(model, family, "auto")  # 与我们同一个注意力内核：比的是别处
     if recompute:
         model.enable_gradient_checkpointing()
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=train.lr, weight_decay=train.weight_decay)
     device, dtype = family.device, family.dtype
-    conds = [made_up(family, config, 1).train[0].cond] * train.batch_size
+    conds = [item.cond for item in made_up(family, config).train]
     conds = [{name: value.to(device) for name, value in cond.items()} for cond in conds]
     model.train()
     while True:

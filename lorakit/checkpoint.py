@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -82,12 +82,23 @@ def _unfold(optimizer, names: list[str]) -> tuple[dict[str, torch.Tensor], dict]
     groups = [{k: v for k, v in g.items() if k != "params"} for g in whole["param_groups"]]
     rows += [(f"{GROUP}{i}", values) for i, values in enumerate(groups)]
     for name, values in rows:
-        for key, value in values.items():
+        for key, value in _flat(values):
             if isinstance(value, torch.Tensor):
                 tensors[f"{name}|{key}"] = value
             elif isinstance(value, bool | int | float | str | tuple | list | None):
                 plain[f"{name}|{key}"] = value
+            else:
+                raise TypeError(f"优化器的状态 {key} 是 {type(value).__name__}，不会存。")
     return tensors, plain
+
+
+def _flat(values: Mapping) -> Iterator[tuple[str, object]]:
+    """bitsandbytes 把 8 位的状态包在里层的字典里（给 FSDP 看的）；拆开了它也认。"""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield key, value
 
 
 Files = dict[str, dict[str, torch.Tensor]]

@@ -1,5 +1,6 @@
 """显存与速度：每一招一个函数，用不用由设置决定。"""
 
+import logging
 import math
 from collections.abc import Iterable
 
@@ -107,7 +108,7 @@ def free_memory(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
     if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.8 起
-        limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
+        limit = int(total * torch.cuda.get_per_process_memory_fraction(device.index))
         free = min(free, limit - reserved)
     return free + reserved - torch.cuda.memory_allocated(device)
 
@@ -131,11 +132,13 @@ def set_attention(transformer: nn.Module, family, name: str, masked: bool = Fals
             f"memory.attention：{family.name} 成批时注意力要用掩码，flash 没有掩码。请写 auto。"
         )
     errors = {}
-    for kind in (family.attention, "efficient") if name == "auto" else (name,):
+    sizes = transformer.config  # 每头的维数就是位置编码各轴的维数之和
+    head = sum(sizes.get("axes_dims_rope") or sizes["axes_dims"])
+    for kind in (family.attention, "efficient", "native") if name == "auto" else (name,):
         backend = kind if kind == "native" else f"_native_{kind}"
-        errors[kind] = attention_error(backend, family.device, family.dtype, masked)
+        errors[kind] = attention_error(backend, family.device, family.dtype, masked, head)
         if errors[kind] < ATTENTION_ERROR:
-            transformer.set_attention_backend(backend)
+            _use_attention(transformer, backend)
             return
     said = "、".join(f"{kind} 差 {error:.2g}" for kind, error in errors.items())
     raise ConfigError(
@@ -143,8 +146,24 @@ def set_attention(transformer: nn.Module, family, name: str, masked: bool = Fals
     )
 
 
+def _use_attention(transformer: nn.Module, backend: str):
+    """只改这一个模型；diffusers 顺手还会改全局的默认，别的模型就跟着变了，所以用完还原。"""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # 它每次都说一句“还在试验”
+    with attention_backend("native"):
+        transformer.set_attention_backend(backend)
+    logger.setLevel(level)
+
+
 def attention_error(
-    backend: str, device: torch.device, dtype: torch.dtype, masked: bool = False
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    masked: bool = False,
+    head_dim: int = 128,
 ) -> float:
     """一种内核的输出与梯度，和 fp32 参考算法的最大相对误差；跑不起来就是无穷大，出了 NaN 就是 NaN。
 
@@ -153,7 +172,7 @@ def attention_error(
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
     source = torch.Generator(device).manual_seed(0)
-    shape = (2, 320, 2, 128)  # (B, L, 头数, 每头的维数)
+    shape = (2, 320, 2, head_dim)  # (B, L, 头数, 每头的维数)
     q, k, v, grad = (torch.randn(shape, generator=source, device=device) for _ in range(4))
     seen = torch.ones(2, 1, 1, shape[1], dtype=torch.bool, device=device)
     seen[1, ..., -100:] = not masked
@@ -209,7 +228,9 @@ def explain_full(config, step: int) -> str:
 
 def pick_device() -> torch.device:
     """有显卡用显卡，没有就用 CPU。"""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -214,12 +214,13 @@ def build(
     precise = set(model._keep_in_fp32_modules or ())  # diffusers 规定一直用 fp32 的模块
     whole = blocks(model)
     inside = tuple(f"{name}." for name in whole)
-    modules = list(model.named_modules())
+    paths = [path for path, _ in model.named_modules()]  # 只记名字：换下来的层要马上放掉
     last = {}  # 块里最后一个模块 -> 块
     for name, block in whole.items():
-        last[[path for path, _ in modules if path.startswith(f"{name}.")][-1]] = block
+        last[[path for path in paths if path.startswith(f"{name}.")][-1]] = block
     shown = shown and sum(p.numel() for p in model.parameters()) > 1e8  # 小模型一眨眼就好
-    for path, module in tqdm(modules, desc="载入底模", unit="层", disable=not shown):
+    for path in tqdm(paths, desc="载入底模", unit="层", disable=not shown):
+        module = model.get_submodule(path)
         keep = not precise.isdisjoint(path.split("."))
         for name, shape in list(module.named_parameters(recurse=False)):
             value = read(f"{path}.{name}".strip("."), shape)

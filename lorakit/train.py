@@ -145,7 +145,8 @@ class Trainer:
 
         先把一步的活都派给显卡，最后才等它的结果：中途等一次，它就要闲一次。
         """
-        self.model.train()
+        if not self.transformer.training:  # 走遍每一层要几毫秒，不必每步都走
+            self.model.train()
         used = self._accumulate()
         norm = self.accelerator.clip_grad_norm_(
             self.parameters.values(), self.config.train.max_grad_norm

@@ -64,3 +64,19 @@ def watched(monkeypatch):
 
     for module in (explorer, mine, runner):
         monkeypatch.setattr(module, "headless", lambda: False)
+
+
+@pytest.fixture
+def cut_at_three():
+    """练到第 3 步断掉，再接着练完：检查点在第 2 步，第 3 步的功夫丢掉。"""
+    from lorakit.train import Trainer
+
+    def train(config):
+        for step in Trainer(config):
+            if step.step == 3:
+                break
+        again = Trainer(config)
+        assert again.step == 2
+        list(again)
+
+    return train

@@ -264,3 +264,19 @@ def test_overlapping_kernels_are_counted_once():
     ran = [event(0, 10), event(5, 12), event(20, 25), event(0, 99, DeviceType.CPU)]
     runs, busy = trace._on_gpu(ran)
     assert busy == 17 and [time for _, time in runs] == [10, 7, 5]
+
+
+def test_every_measured_step_is_a_whole_batch(monkeypatch):
+    """图比一批少，训练就只走半批，张/秒便是虚的。"""
+    seen, real = [], bench.Trainer._accumulate
+
+    def note(trainer):
+        used = real(trainer)
+        seen.append([len(names) for _, _, names in used])
+        return used
+
+    monkeypatch.setattr(bench.Trainer, "_accumulate", note)
+    config = load_config("tiny-qwen-image", ["train.batch_size=6", "train.grad_accum=2"])
+    (row,) = bench.run(config, steps=2, warm=1).rows
+    assert seen == [[6, 6]] * 3
+    assert row.images * row.step == pytest.approx(12)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lorakit import bench, memory, quantize
 from lorakit.config import load_config
+from lorakit.train import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="要有 NVIDIA 显卡")
 GPU = torch.device("cuda")
@@ -98,3 +100,17 @@ def test_attention_kernels_agree_with_the_reference():
     for name in ("native", "_native_flash", "_native_cudnn"):
         error = memory.attention_error(name, GPU, torch.bfloat16)
         assert error < memory.ATTENTION_ERROR or error == float("inf")
+
+
+def test_8bit_adamw_resumes_exactly(config, cut_at_three, monkeypatch):
+    pytest.importorskip("bitsandbytes", reason="adamw8bit 要用 bitsandbytes，没有装")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # 矩阵乘法每次都一样
+    extra = "train.optimizer=adamw8bit", "lora.rank=64"  # 小于 4096 个数的张量不压成 8 位
+    whole, cut = config(*extra, output="whole"), config(*extra, output="cut")
+    list(Trainer(whole))
+    cut_at_three(cut)
+    for file in ("optimizer", "weights"):
+        a, b = (load_file(c.run.output / f"checkpoint-4/state/{file}.safetensors")
+                for c in (whole, cut))  # fmt: skip
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        assert file == "weights" or any(value.dtype == torch.uint8 for value in a.values())

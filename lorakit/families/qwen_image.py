@@ -145,7 +145,7 @@ def unpack(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
 def fuse_rope():
     """编译时，旋转位置编码改用实数算：编译器不会融合复数，每块要多读写好几遍 q 和 k。
 
-    结果逐比特相同；没有编译时仍走 stock 的复数，那里它更快。
+    结果与 stock 相同；没有编译时仍走它的复数，那里复数更快。
     """
     from diffusers.models.transformers import transformer_qwenimage as stock
 

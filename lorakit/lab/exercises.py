@@ -35,6 +35,27 @@ class Exercise:
     solution: str  # 一段代码，运行后 answer 就是答案
 
 
+def picked(wrong: dict[str, str], right: dict[str, str]) -> tuple:
+    """多选题的 properties：先说错选的，再说漏选的；答案是一组字母，{字母: 选错或漏选时说什么}。"""
+    return (
+        (
+            lambda chosen: isinstance(chosen, (set, list, tuple)),
+            '答案是一组字母，例如 {"A", "B"}。',
+        ),
+        *((partial(_without, letter), why) for letter, why in wrong.items()),
+        *((partial(_with, letter), why) for letter, why in right.items()),
+        (lambda chosen: set(chosen) == set(right), f"正好是 {len(right)} 项。"),
+    )
+
+
+def _with(letter: str, chosen) -> bool:
+    return letter in chosen
+
+
+def _without(letter: str, chosen) -> bool:
+    return letter not in chosen
+
+
 def all_exercises() -> dict[str, Exercise]:
     """全部练习，按书的次序。"""
     books = (import_module(f"lorakit.lab.{book}").EXERCISES for book in BOOKS)

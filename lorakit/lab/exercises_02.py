@@ -1,7 +1,7 @@
 """02 的练习：描述怎么写、分到哪个桶、要练多少步、改了什么要重新编码。"""
 
 from lorakit.data import bucket_for, has_trigger
-from lorakit.lab.exercises import Exercise
+from lorakit.lab.exercises import Exercise, picked
 
 FIXED = ("黑斑", "围巾", "铃铛", "眼", "橙", "耳朵")  # 那只猫永远不变的样子
 
@@ -96,22 +96,15 @@ STEPS = Exercise(
 RECODE = Exercise(
     "recode",
     lambda chosen: chosen if chosen else None,
-    (
-        (
-            lambda chosen: isinstance(chosen, (set, list, tuple)),
-            '答案是一组字母，例如 {"A", "B"}。',
-        ),
-        (
-            lambda chosen: "C" not in chosen,
-            "学习率是训练的设置，和图片的编码没有关系：缓存里存的是图和文字，不是训练。",
-        ),
-        (
-            lambda chosen: "D" not in chosen,
-            "缓存认的是内容，不是名字：改文件名不用重新编码。",
-        ),
-        (lambda chosen: "A" in chosen, "图的内容变了，旧的编码就不是这张图了，要重来。"),
-        (lambda chosen: "B" in chosen, "分辨率变了，潜变量的大小都不一样了，要重来。"),
-        (lambda chosen: set(chosen) == {"A", "B"}, "正好是两项。"),
+    picked(
+        wrong={
+            "C": "学习率是训练的设置，和图片的编码没有关系：缓存里存的是图和文字，不是训练。",
+            "D": "缓存认的是内容，不是名字：改文件名不用重新编码。",
+        },
+        right={
+            "A": "图的内容变了，旧的编码就不是这张图了，要重来。",
+            "B": "分辨率变了，潜变量的大小都不一样了，要重来。",
+        },
     ),
     "图的内容、尺寸、编码器变了才重编；名字和训练设置都不算。",
     (

@@ -2,7 +2,7 @@
 
 import math
 
-from lorakit.lab.exercises import Exercise
+from lorakit.lab.exercises import Exercise, picked
 
 TOKENS = Exercise(
     "tokens",
@@ -93,25 +93,15 @@ WARMUP = Exercise(
 RESCUE = Exercise(
     "rescue",
     lambda chosen: chosen if chosen else None,
-    (
-        (
-            lambda chosen: isinstance(chosen, (set, list, tuple)),
-            '答案是一组字母，例如 {"A", "B"}。',
-        ),
-        (
-            lambda chosen: "B" not in chosen,
-            "学习率只是一个乘数：每一步改得多少，和占多少显存没有关系。",
-        ),
-        (
-            lambda chosen: "D" not in chosen,
-            "步数只管练多久：每一步用完的显存都会还回来，练 10 步和 1000 步占的一样多。",
-        ),
-        (lambda chosen: "A" in chosen, "梯度检查点不留中间结果，省得最多，结果一样。"),
-        (
-            lambda chosen: "C" in chosen,
-            "批大小减半，中间结果就减半；累积加倍，一步看的图还是一样多。",
-        ),
-        (lambda chosen: set(chosen) == {"A", "C"}, "正好是两项。"),
+    picked(
+        wrong={
+            "B": "学习率只是一个乘数：每一步改得多少，和占多少显存没有关系。",
+            "D": "步数只管练多久：每一步用完的显存都会还回来，练 10 步和 1000 步占的一样多。",
+        },
+        right={
+            "A": "梯度检查点不留中间结果，省得最多，结果一样。",
+            "C": "批大小减半，中间结果就减半；累积加倍，一步看的图还是一样多。",
+        },
     ),
     "两招都只省中间结果，学到的东西不变。",
     (
