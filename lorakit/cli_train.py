@@ -53,8 +53,7 @@ def _sample(trainer):
     from lorakit import board, infer, processes, report, track
 
     config, family = trainer.config, trainer.family
-    pipe = family.pipeline(trainer.transformer.eval())
-    pipe.set_progress_bar_config(disable=True)
+    pipe = trainer.pipeline()
     try:
         with trainer.average.swapped():
             images = infer.preview(family, pipe, config, trainer.dataset)

@@ -243,6 +243,9 @@ class Memory(_Group):
     selective 隔一块重算一块，auto 看剩下的显存，能不重算就不重算；false 就是 off。"""
     compile: bool = False
     """用 torch.compile 编译：开头多等几分钟，之后更快；只练几百步就不值得开。"""
+    graphs: bool = False
+    """把一步录成 CUDA 图重放，省掉 CPU 一个个派活的时间；只在一块 NVIDIA 显卡上起作用。图的形状
+    （尺寸、描述长短）每种录一次；形状太多、显存不够时，多出来的照常练。"""
     offload: Literal["none", "blocks"] = "none"
     """底模放在哪：none 全在显卡上；blocks 放在内存里，用到哪一块才搬来哪一块，显存省得最多，
     快慢看内存到显卡的速度；训练时要开 checkpointing。"""

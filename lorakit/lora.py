@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 
 import torch
 from peft import LoraConfig
@@ -14,11 +15,13 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from lorakit import lokr
 from lorakit.checkpoint import write_tensors
 from lorakit.errors import ConfigError, WeightsError
 from lorakit.processes import whole
+from lorakit.quantize import compute_dtype
 
 FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
@@ -82,10 +85,21 @@ def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.
         if isinstance(module, BaseTunerLayer):
             # 精度交给 autocast；PEFT 会先把每层的输入抄成 fp32，又慢又占显存
             module.cast_input_dtype_enabled = False
+            if settings.variant in ("plain", "rslora"):
+                module.forward = MethodType(_forward, module)
     parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     for parameter in parameters.values():
         parameter.data = parameter.data.float()  # 底模可以是 bf16，要学的这点参数一律 fp32
     return parameters
+
+
+def _forward(self, x: torch.Tensor) -> torch.Tensor:
+    """y = W x + s B A x，与 PEFT 的相同；只有一个适配器时不必逐个去问，缩放乘在小的 B 上。"""
+    if self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
+        return type(self).forward(self, x)
+    x = x.to(compute_dtype(x))
+    a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight * self.scaling[ADAPTER]
+    return self.base_layer(x) + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
 
 
 def _settings_for(settings, names: Sequence[str]) -> LoraConfig:

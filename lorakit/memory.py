@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -41,6 +42,8 @@ def refuse(config, processes: int = 1):
         ),
         "memory.compile：和 memory.offload=blocks 不能一起用：权重总在换地方，编译好的代码认不得。"
         "请写 memory.compile=false。": how.offload == "blocks" and how.compile,
+        "memory.graphs：和 memory.offload=blocks 不能一起用：权重总在换地方，录好的图认不得。"
+        "请写 memory.graphs=false。": how.offload == "blocks" and how.graphs,
         "memory.offload：blocks 只能搬冻住的权重，全量微调的权重每步都在变。"
         "请写 memory.offload=none，或 lora.kind=lora。": (
             how.offload == "blocks" and lora.kind == "full"
@@ -55,21 +58,22 @@ def refuse(config, processes: int = 1):
         raise ConfigError("\n".join(said))
 
 
-def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> nn.Module:
-    """按 memory 一组设置改造 Transformer，就地修改并返回；masked 见 set_attention。"""
+def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "Recompute":
+    """按 memory 一组设置就地改造 Transformer；返回管重算的那个，masked 见 set_attention。"""
     set_attention(transformer, family, settings.attention, masked)
     how = {True: "full", False: "off"}.get(settings.checkpointing, settings.checkpointing)
     if how == "auto" and settings.offload == "blocks":
         how = "full"  # 没轮到的块不在显卡上，反向时只能重算
     if how == "auto" and family.device.type != "cuda":
         how = "off"  # 内存一般够大，重算只会更慢
+    recompute = Recompute(how, blocks(transformer).values(), family.device)
     if how != "off":
-        recompute = Recompute(how, blocks(transformer).values(), family.device)
         transformer.enable_gradient_checkpointing(recompute)
     if settings.compile:
-        # 只编译重复的块：编译一次，几十块共用，比编译整个模型快得多
-        transformer.compile_repeated_blocks(dynamic=False)
-    return transformer
+        # 只编译重复的块：编译一次，几十块共用，比编译整个模型快得多。描述长短不一，
+        # 第二种长度起编译器自己改用不定长的代码，不会每种长度编译一遍
+        transformer.compile_repeated_blocks()
+    return recompute
 
 
 class Recompute:
@@ -79,6 +83,7 @@ class Recompute:
         self.how, self.device = how, device
         self.places = {id(block): i for i, block in enumerate(members)}
         self.costs: dict[tuple, int] = {}  # 哪种块、什么形状 -> 留下一块的中间结果要多少字节
+        self.most: int | None = None  # 张量一共最多占多少字节；None 就现问显卡
 
     def __call__(self, block: nn.Module, *args):
         if self.how == "selective" and self.places[id(block)] % 2:
@@ -91,12 +96,26 @@ class Recompute:
             left = len(self.places) - self.places[id(block)]
             # 留出：后面每块都重算时要存的输入、反向时重算的那一块与它的梯度
             spare = left * sum(value.nbytes for value in tensors) + 3 * max(self.costs.values())
-            keep = self.costs[kind] + spare < free_memory(self.device)
+            keep = self.costs[kind] + spare < self._free()
             return block(*args) if keep else self._again(block, args)
         before = torch.cuda.memory_allocated(self.device)
         out = block(*args)  # 这种块头一次见：留下它，量一量
         self.costs[kind] = torch.cuda.memory_allocated(self.device) - before
         return out
+
+    @contextmanager
+    def within(self, free: int):
+        """暂时不问显卡：从现在起还能再用 free 字节。"""
+        self.most = torch.cuda.memory_allocated(self.device) + free
+        try:
+            yield
+        finally:
+            self.most = None
+
+    def _free(self) -> int:
+        if self.most is None:
+            return free_memory(self.device)
+        return self.most - torch.cuda.memory_allocated(self.device)
 
     def _again(self, block: nn.Module, args: tuple):
         # 块里没有随机数，不用存随机数发生器的状态

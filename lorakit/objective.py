@@ -1,7 +1,10 @@
 """学什么：从缓存取一批、加噪、求损失；留出集用固定的噪声与时间步，前后可比。"""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from lorakit import flow
 from lorakit.cache import Dataset, Item
@@ -35,6 +38,15 @@ def _any_view(item: Item, rng: torch.Generator) -> Item:
     return (item, *item.variants)[int(torch.randint(1 + len(item.variants), (), generator=rng))]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """抽好的一批。"""
+
+    parts: list  # 训练图一份，有同类图片再一份：(losses 要的几项, 各图的份量 (B,))
+    t: torch.Tensor  # 各图的时间步，在 CPU 上
+    items: list[Item]
+
+
 class Objective:
     """一份数据上的训练目标；`model` 是 accelerate 准备好的 Transformer。"""
 
@@ -50,24 +62,44 @@ class Objective:
         kin = [item.shapes for item in dataset.prior]
         self.kin = Batches(kin, train.batch_size, train.seed + 1) if kin else None
         self.shift = family.shift(side, side) if auto else float(train.timestep.shift)
+        self._ahead: tuple = (None, None)  # 先抽好的一批：(它的号码, 它)
 
     def draw(self, number: int, *keys: int) -> tuple[torch.Tensor, torch.Tensor, list[Item]]:
-        """第 number 批的损失 (标量)、时间步 (B,)、用到的图；一切随机都由 (种子, *keys) 决定。
+        """第 number 批的损失 (标量)、时间步 (B,)、用到的图；一切随机都由 (种子, *keys) 决定。"""
+        batch = self.batch(number, *keys)
+        return self.total(batch.parts), batch.t, batch.items
+
+    def batch(self, number: int, *keys: int) -> "Batch":
+        """抽第 number 批：图、噪声、时间步都定好，张量已在设备上。
 
         有同类图片时另取一批，损失乘 data.class_weight 加上去（DreamBooth，Ruiz 等 2022 式 (2)）。
         """
+        if (number, keys) == self._ahead[0]:
+            return self._ahead[1]
         rng = generator(self.config.train.seed, *keys)
-        items = [self.dataset.train[i] for i in self.batches.batch(number)]
-        losses, t = self._noisy(items, rng)
-        if self.kin is None:
-            return losses.mean(), t, items
-        kin = [self.dataset.prior[i] for i in self.kin.batch(number)]
-        prior, more = self._noisy(kin, rng)
-        loss = losses.mean() + self.config.data.class_weight * prior.mean()
-        return loss, torch.cat([t, more]), [*items, *kin]
+        chosen = [(self.dataset.train, self.batches, 1.0)]
+        if self.kin is not None:
+            chosen.append((self.dataset.prior, self.kin, self.config.data.class_weight))
+        parts, times, used = [], [], []
+        for pictures, order, share in chosen:
+            items = [pictures[i] for i in order.batch(number)]
+            given, t = self._noisy(items, rng)
+            parts.append((given, share * flow.weight(t, self.config.train.weighting)))
+            times.append(t)
+            used += items
+        parts = pytree.tree_map_only(torch.Tensor, self._on_device, parts)
+        return Batch(parts, torch.cat(times), used)
 
-    def _noisy(self, items: list[Item], rng) -> tuple[torch.Tensor, torch.Tensor]:
-        """抽样子（翻转、裁切）、噪声与时间步，返回每张图的损失 (B,) 和 t (B,)。"""
+    def prepare(self, number: int, *keys: int):
+        """趁显卡忙着，先把下一批抽好、搬过去；`batch` 要的正是它，就直接拿走。"""
+        self._ahead = (number, keys), self.batch(number, *keys)
+
+    def total(self, parts: list) -> torch.Tensor:
+        """一批（parts 见 Batch）的损失，标量。"""
+        return sum((self.losses(*given) * share).mean() for given, share in parts)
+
+    def _noisy(self, items: list[Item], rng) -> tuple[tuple, torch.Tensor]:
+        """抽样子（翻转、裁切）、噪声与时间步，返回 `losses` 要的几项和 t (B,)。"""
         items = [_any_view(item, rng) for item in items]
         mean = torch.stack([item.mean for item in items])
         std = torch.stack([item.std for item in items])
@@ -77,8 +109,10 @@ class Objective:
         dropped = torch.rand(len(items), generator=rng) < self.config.data.caption_dropout
         pairs = zip(dropped, items, strict=True)
         conds = [item.empty if drop else item.cond for drop, item in pairs]
-        losses = self.loss(x0, noise, t, conds, self._weight(items))
-        return losses * flow.weight(t, self.config.train.weighting).to(self.device), t
+        return (x0, noise, t, self.family.collate(conds), self._weight(items)), t
+
+    def _on_device(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.device, non_blocking=True)
 
     def _weight(self, items: list[Item]) -> torch.Tensor | None:
         """遮罩 -> 损失的权重 (B, 1, h, w)；没有遮罩的图处处是 1，都没有就是 None。"""
@@ -88,15 +122,12 @@ class Objective:
         masks = [torch.ones(1, *sides) if i.mask is None else i.mask for i in items]
         return floor + (1 - floor) * torch.stack(masks)
 
-    def loss(self, x0, noise, t, conds, weight=None) -> torch.Tensor:
-        """加噪、预测速度、与真速度比；每张图一个损失，(B,)。"""
-        x0, noise, t = (value.to(self.device) for value in (x0, noise, t))
-        moved = [{k: v.to(self.device, non_blocking=True) for k, v in c.items()} for c in conds]
+    def losses(self, x0, noise, t, cond, weight=None) -> torch.Tensor:
+        """加噪、预测速度、与真速度比；每张图一个损失，(B,)。cond 是拼好的一批，都已在设备上。"""
         dtype = self.family.dtype
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            x_t, cond = flow.add_noise(x0, noise, t), self.family.collate(moved)
+            x_t = flow.add_noise(x0, noise, t)
             v = self.family.predict_velocity(self.model, x_t, t, cond)
-        weight = None if weight is None else weight.to(self.device)
         return flow.loss(v, flow.velocity(x0, noise), weight)
 
     @torch.no_grad()
@@ -111,6 +142,8 @@ class Objective:
             for start in range(0, len(EVAL_T), size):
                 t = torch.tensor(EVAL_T[start : start + size])
                 x0, eps = (x.expand(len(t), *x.shape) for x in (item.mean, noise))
-                weight = self._weight([item] * len(t))
-                losses.append(self.loss(x0, eps, t, [item.cond] * len(t), weight))
+                cond = self.family.collate([item.cond] * len(t))
+                given = (x0, eps, t, cond, self._weight([item] * len(t)))
+                given = pytree.tree_map_only(torch.Tensor, self._on_device, given)
+                losses.append(self.losses(*given))
         return torch.cat(losses).view(-1, len(EVAL_T)).tolist() if losses else None

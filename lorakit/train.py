@@ -22,6 +22,7 @@ from lorakit.arithmetic import Plan
 from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
+from lorakit.graphs import Graphs
 from lorakit.objective import Objective, explain_nan
 from lorakit.record import RunFolder
 
@@ -63,6 +64,7 @@ class Trainer:
         self.objective = Objective(
             config, self.family, self.dataset, self.model, self.accelerator.device
         )
+        self.graphs = self._graphs()
         self.step, self._stop, self._saved, self._held = 0, False, None, None
         found = processes.by_first(self.accelerator, lambda: checkpoint.latest(self.run))
         if found:
@@ -89,8 +91,15 @@ class Trainer:
         if sharded and how.checkpointing == "auto":  # 各卡要一起重算：不能看各自还剩多少显存
             how = how.model_copy(update={"checkpointing": "full"})
         masked = self.family.masks_text and config.train.batch_size > 1
-        memory.prepare(self.transformer, how, self.family, masked)
+        self.recompute = memory.prepare(self.transformer, how, self.family, masked)
         self.optimizer = optim.build(parameters.values(), config.train)
+
+    def _graphs(self) -> Graphs | None:
+        """memory.graphs 要的 CUDA 图；没有显卡、几个进程时用不了。"""
+        alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
+        if not (self.config.memory.graphs and alone):
+            return None
+        return Graphs(self.objective, self.recompute, self.config.train.grad_accum)
 
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""
@@ -155,7 +164,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=self.graphs is None)
+        if self.accelerator.device.type == "cuda":
+            self.objective.prepare(*self._share(self.step + 1, 0))
         used = [(float(loss), *rest) for loss, *rest in used]
         used = processes.collect(self.accelerator, used)
         for loss, *where in used:
@@ -171,16 +182,33 @@ class Trainer:
         一步的各份在全部进程里统一编号，所以 2 个进程与 1 个进程累积 2 份，取的图和噪声都一样。
         """
         count, used = self.config.train.grad_accum, []
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for micro in range(count):
             last = micro == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                share = micro * world + rank
-                number = self.step * count * world + share
-                loss, t, items = self.objective.draw(number, self.step, share)
-                self.accelerator.backward(loss / count)
-            used.append((loss.detach(), t.tolist(), [item.record.path.name for item in items]))
+                loss, t, items = self._backward(*self._share(self.step, micro))
+            used.append((loss, t.tolist(), [item.record.path.name for item in items]))
         return used
+
+    def _share(self, step: int, micro: int) -> tuple[int, int, int]:
+        """第 step 步的第 micro 份，在这个进程里是第几批；后两个数决定它的随机数。"""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = micro * world + rank
+        return step * self.config.train.grad_accum * world + share, step, share
+
+    def _backward(self, *keys: int) -> tuple:
+        if self.graphs is not None:
+            return self.graphs.draw(*keys)
+        loss, t, items = self.objective.draw(*keys)
+        self.accelerator.backward(loss / self.config.train.grad_accum)
+        return loss.detach(), t, items
+
+    def pipeline(self):
+        """出样张用的 stock 管线，装着正在练的 Transformer；先给 VAE 和文本编码器腾出显存。"""
+        if self.graphs is not None:
+            self.graphs.forget()
+        pipe = self.family.pipeline(self.transformer.eval())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     def evaluate(self) -> float | None:
         """留出集的损失；没有留出集就返回 None。"""

@@ -96,6 +96,24 @@ def test_compiled_blocks_train():
     assert row("memory.compile=true", "memory.checkpointing=full", "model.quantize=fp8").step > 0
 
 
+@pytest.mark.parametrize("extra", [(), ("memory.checkpointing=auto", "memory.compile=true")])
+def test_replayed_graphs_train_the_same(config, extra):
+    """描述长短不一，每种形状先照常走、再录、再重放；几份梯度累积、出一次样张，结果都一样。"""
+    ends, losses = [], []
+    for graphs in ("false", "true"):
+        overrides = [f"memory.graphs={graphs}", "train.steps=12", "train.grad_accum=2", *extra]
+        trainer = Trainer(config(*overrides, "eval.every=0", output=f"run-{graphs}"))
+        steps = iter(trainer)
+        losses.append([next(steps).loss for _ in range(6)])
+        trainer.pipeline()  # 放掉录好的图，之后要能重录
+        losses[-1] += [step.loss for step in steps]
+        ends.append(trainer.parameters)
+    assert trainer.graphs.made and len(trainer.graphs.seen) > 1
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0.05, atol=2e-3)
+
+
 def test_attention_kernels_agree_with_the_reference():
     for name in ("native", "_native_flash", "_native_cudnn"):
         error = memory.attention_error(name, GPU, torch.bfloat16)

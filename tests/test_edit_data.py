@@ -154,11 +154,12 @@ def test_class_pictures_of_an_edit_model_are_pairs_too(run, tmp_path, papercut):
     assert len(dataset.prior) == 3
     assert all(item.shapes == ((16, 8, 8), (16, 8, 8)) for item in dataset.prior)
     objective = Objective(config, open_family(config, CPU), dataset, None, CPU)
-    asked = []
-    objective.loss = lambda x0, noise, t, conds, weight: asked.append(conds) or x0.mean((1, 2, 3))
-    _, _, items = objective.draw(0, 0)
-    given = [cond for batch in asked for cond in batch]
-    assert len(given) == 4 and all(a is b.empty for a, b in zip(given, items, strict=True))
+    batch = objective.batch(0, 0)
+    given = [row for (_, _, _, cond, _), _ in batch.parts for row in cond["text"]]
+    assert len(given) == 4  # 描述全丢掉了
+    for row, item in zip(given, batch.items, strict=True):
+        empty = item.empty["text"]
+        assert torch.equal(row[: len(empty)], empty) and not row[len(empty) :].any()
     with pytest.raises(DataError, match=r"data\.class_folder：.*并排的 control 文件夹。"):
         prepare(run(f"data.class_folder={papercut}"))
 

@@ -24,7 +24,7 @@ def objective(config, family, cats):
         dataset = cache.prepare(settings, family)
         made = Objective(settings, family, dataset, None, torch.device("cpu"))
         # 每张图的损失就是它的潜变量的均值：不用模型也能手算
-        made.loss = lambda x0, noise, t, conds, weight: x0.flatten(1).mean(1)
+        made.losses = lambda x0, noise, t, cond, weight: x0.flatten(1).mean(1)
         return made
 
     return make

@@ -163,7 +163,6 @@ class Run:
             each = trainer.examine()["held_each"]
             self.board.show_by_t(step, np.mean(each, axis=0).tolist())
         if config.sample.prompts:
-            pipe = trainer.family.pipeline(trainer.transformer)
-            pipe.set_progress_bar_config(disable=True)
+            pipe = trainer.pipeline()
             images = infer.preview(trainer.family, pipe, config, trainer.dataset)
             self.board.show_samples(step, images)

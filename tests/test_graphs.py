@@ -1,0 +1,124 @@
+"""录 CUDA 图的规矩：什么时候录、什么时候重放、什么时候让地方；真的录与重放在 test_cuda.py。"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lorakit import graphs, memory
+from lorakit.config import load_config
+from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.objective import Batch
+
+GIB = 2**30
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """一块假的显卡：记着占了多少、还剩多少。"""
+    now = SimpleNamespace(peak=10 * GIB, used=8 * GIB, reserved=8 * GIB, free=4 * GIB)
+    fakes = {
+        "graph_pool_handle": object, "empty_cache": lambda: None,
+        "max_memory_allocated": lambda device: now.peak,
+        "memory_allocated": lambda device: now.used,
+        "memory_reserved": lambda device: now.reserved,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(graphs, "free_memory", lambda device: now.free)
+    return now
+
+
+class Tape:
+    """录下的图的替身：重放就是照着固定位置上的输入再算一遍。"""
+
+    def __init__(self, work, held, layout):
+        self.work, self.held, self.layout, self.loss = work, held, layout, torch.zeros(())
+
+    def replay(self):
+        self.loss.copy_(self.work(graphs.pytree.tree_unflatten(self.held, self.layout)))
+
+
+@pytest.fixture
+def made(card, monkeypatch):
+    """损失是 (w x)² 的平均：x 的长度由批的号码决定；记下照常走、录、重放各几次。"""
+    weight = torch.nn.Parameter(torch.tensor(2.0))
+
+    class Square:
+        device = torch.device("cpu")
+
+        def batch(self, number, *keys):
+            x = torch.full((number,), float(keys[0]))
+            return Batch([((x, None), torch.ones(1))], torch.zeros(1), [])
+
+        def total(self, parts):
+            return sum(((weight * x).square().mean() * share).mean() for (x, _), share in parts)
+
+    made = graphs.Graphs(Square(), memory.Recompute("off", [], Square.device), 2)
+    made.weight, made.recorded = weight, 0
+
+    def record(given, layout):
+        made.recorded += 1
+        held = [None if x is None else x.clone() for x in given]
+        tape = Tape(made._work, held, layout)
+        return held, tape, tape.loss
+
+    monkeypatch.setattr(made, "_record", record)
+    return made
+
+
+def test_third_time_is_recorded_and_every_result_is_the_same(made):
+    for time, key in enumerate((1, 2, 3, 4, 5)):
+        made.weight.grad = torch.zeros(())
+        loss, _, _ = made.draw(3, key)
+        assert float(loss) == pytest.approx((2 * key) ** 2)
+        assert float(made.weight.grad) == pytest.approx(2 * 2 * key**2 / 2)  # 累积两份，各除以 2
+        assert made.recorded == (time >= graphs.WARM)
+    kept = made.draw(3, 1)[0]
+    made.draw(3, 9)
+    assert float(kept) == pytest.approx(4)  # 后来的重放不改先前的损失
+
+
+def test_each_shape_has_its_own_graph(made):
+    for number in (3, 4, 3, 4, 3, 4, 3):
+        made.draw(number, 1)
+    assert made.recorded == len(made.made) == 2
+    made.forget()
+    made.draw(3, 1)  # 已经热过身，马上重录
+    assert made.recorded == 3 and len(made.made) == 1
+
+
+@pytest.mark.parametrize(("free", "kept"), [(4 * GIB, 1), (2 * GIB, 0)])
+def test_graphs_make_room_for_an_unknown_shape(made, card, free, kept):
+    """照常走一步另要 2 GiB；图占着 1 GiB，所以空闲 4 GiB 够，2 GiB 就要让出来。"""
+    for _ in range(3):
+        made.draw(3, 1)
+    card.reserved, card.free = card.used + GIB, free
+    made.draw(5, 1)
+    assert made.need == 2 * GIB and len(made.made) == kept
+
+
+def test_what_cannot_be_recorded_trains_as_usual(made, monkeypatch):
+    def fail(given, layout):
+        raise RuntimeError("Cannot copy between CPU and CUDA tensors\nmore")
+
+    monkeypatch.setattr(made, "_record", fail)
+    made.draw(3, 1), made.draw(3, 1)
+    with pytest.warns(LorakitWarning, match="不起作用，改为照常练.*Cannot copy") as told:
+        assert [float(made.draw(3, key)[0]) for key in (1, 2)] == [4, 16]
+    assert len(told) == 1 and not made.made
+
+
+def test_too_many_shapes_are_not_recorded(made, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 2)
+    with pytest.warns(LorakitWarning, match="2 种以上"):
+        for number in (3, 4, 5):
+            for _ in range(3):
+                made.draw(number, 1)
+    assert made.refused and not made.made
+
+
+def test_graphs_and_streaming_exclude_each_other():
+    both = ["memory.graphs=true", "memory.offload=blocks", "memory.checkpointing=full"]
+    with pytest.raises(ConfigError, match=r"memory\.graphs.*blocks.*memory\.graphs=false"):
+        memory.refuse(load_config("tiny-qwen-image", both))
