@@ -29,10 +29,11 @@ COLOURS = {GOOD: 32, WARN: 33, BAD: 31}  # 终端的颜色号
 SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://modelscope.cn"}
 OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
 SECONDS = 3  # 连一个网站最多等几秒
-HOST = 4.0  # Python、PyTorch 与一个分片，GiB
-# 占理论下限的几成：一块 H200 上实测 Qwen-Image 1024²，不编译与编译
-EAGER, COMPILED = 0.42, 0.62
-SLOWER = {"none": 1.0, "int8": 1.15, "fp8": 1.15, "nf4": 1.3, "fp8-matmul": 0.85}
+HOST = 2.3  # Python、PyTorch 与显卡的驱动，GiB
+HOST_CPU = 1.0  # 没有显卡时，GiB
+# 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
+SHARE = {"none": 0.57, "int8": 0.54, "fp8": 0.54, "nf4": 0.53, "fp8-matmul": 0.69}
+EAGER = 0.74  # 不编译，再打个折
 BUS = 20.0  # 内存到显卡，GB/s（PCIe 4.0 x16 实际能到的）
 
 
@@ -171,21 +172,23 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     capacity = _capacity(tier)
     if capacity is None:
         return [*checks, *_on_cpu(config, asked)]
-    how, peak = fitting(asked, config, capacity)
-    said = f"约 {peak:.1f} GiB（每块{_ways(how)}），这里能用 {capacity:.1f} GiB"
+    again, peak = fitting(asked, config, capacity)
+    said = f"约 {peak:.1f} GiB（{_ways(again)}），这里能用 {capacity:.1f} GiB"
     if peak > capacity:
         other = nearest(config, capacity)
         mend = f"请换预设 {other}" if other else "没有放得下的预设；换小一点的模型或大一点的显卡"
         return [*checks, Check(BAD, "显存", f"{said}：放不下。{mend}")]
     checks.append(Check(GOOD, "显存", said))
-    host = HOST + (asked.weights / GIB if config.memory.offload == "blocks" else 0)
+    need = host(asked, config)
     if text / GIB + 2 > capacity:
-        host += text / GIB  # 文本编码器放不进显卡，从内存里一块块搬
-    return [*checks, _host_need(host), *_time(config, asked, how)]
+        need += text / GIB  # 文本编码器放不进显卡，从内存里一块块搬
+    return [*checks, _host_need(need), *_time(config, asked, again)]
 
 
-def _ways(how: str) -> str:
-    return {"full": "都重算", "selective": "隔一块重算", "off": "都不重算"}[how]
+def _ways(again: float) -> str:
+    if again in (0, 1):
+        return "每块都重算" if again else "都不重算"
+    return f"{again:.0%} 的块重算"
 
 
 def _bytes(module: torch.nn.Module) -> int:
@@ -218,15 +221,10 @@ def _capacity(tier: float | None) -> float | None:
     return memory.free_memory(memory.pick_device()) / GIB
 
 
-def fitting(asked: Estimate, config: Config, capacity: float) -> tuple[str, float]:
-    """memory.checkpointing 实际会怎样 -> (full、selective 或 off，显存峰值 GiB)。"""
-    how = {True: "full", False: "off"}.get(config.memory.checkpointing, config.memory.checkpointing)
-    if config.memory.offload == "blocks":
-        how = "full"
-    if how != "auto":
-        return how, asked.peak(config, how) / GIB
-    choices = [(way, asked.peak(config, way) / GIB) for way in ("off", "selective", "full")]
-    return next((c for c in choices if c[1] <= capacity), choices[-1])
+def fitting(asked: Estimate, config: Config, capacity: float) -> tuple[float, float]:
+    """capacity GiB 显存的卡上 -> (几成的块重算, 显存峰值 GiB)。"""
+    again = asked.recomputed(config, capacity * GIB)
+    return again, asked.peak(config, again) / GIB
 
 
 def nearest(config: Config, capacity: float) -> str | None:
@@ -250,6 +248,11 @@ def nearest(config: Config, capacity: float) -> str | None:
     return None
 
 
+def host(asked: Estimate, config: Config) -> float:
+    """训练时进程占多少内存，GiB。"""
+    return HOST + (asked.weights / GIB if config.memory.offload == "blocks" else 0)
+
+
 def _host_need(need: float) -> Check:
     free = psutil.virtual_memory().available / GIB
     said = f"约要 {need:.1f} GiB，空闲 {free:.1f} GiB"
@@ -257,30 +260,33 @@ def _host_need(need: float) -> Check:
 
 
 def _on_cpu(config: Config, asked: Estimate) -> list[Check]:
-    need = HOST / 4 + 2 * asked.peak(config, "off") / GIB  # CPU 上用 fp32
+    need = HOST_CPU + 2 * asked.peak(config, 0.0) / GIB  # CPU 上用 fp32
     if asked.parameters > 1e9:
         said = "没有显卡，练不动这么大的模型。先用微型模型学会：lorakit demo"
         return [Check(BAD, "显卡", said)]
-    return [_host_need(need), *_time(config, asked, "off")]
+    return [_host_need(need), *_time(config, asked, 0.0)]
 
 
-def _time(config: Config, asked: Estimate, how: str) -> list[Check]:
+def _time(config: Config, asked: Estimate, again: float) -> list[Check]:
     """按实测的矩阵乘法速度与经验效率估计。"""
     device = memory.pick_device()
     dtype = memory.pick_dtype(config.model.precision, device)
     if device.type != "cuda" and asked.parameters > 1e9:
         return []  # 当作有显卡，可是没有卡可量
-    again = {"off": 0.0, "selective": 0.5, "full": 1.0}[how] * (asked.linear + asked.attention)
-    images = config.train.batch_size * config.train.grad_accum
-    work = (asked.floor(config) + images * again) / 1e12 / bench.gemm_ceiling(device, dtype)
-    on_gpu = device.type == "cuda"
-    share = (COMPILED if config.memory.compile else EAGER) if on_gpu else 0.9
-    step = work / share * SLOWER[config.model.quantize]
+    step = seconds(asked, config, again, bench.gemm_ceiling(device, dtype), device.type == "cuda")
+    said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(step * config.train.steps)}"
+    return [Check(GOOD, "时间", f"{said}（估计；实测用 lorakit bench）")]
+
+
+def seconds(asked: Estimate, config: Config, again: float, ceiling: float, on_gpu: bool) -> float:
+    """一步约几秒；ceiling 是矩阵乘法实测的 TFLOP/s，again 是重算的块占几成。"""
+    share = SHARE[config.model.quantize] if on_gpu else 0.9
+    if on_gpu and not config.memory.compile:
+        share *= EAGER
+    step = asked.work(config, again) / 1e12 / ceiling / share
     if config.memory.offload == "blocks":
         step = max(step, 2 * asked.weights / 1e9 / BUS)
-    whole = step * config.train.steps
-    said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(whole)}"
-    return [Check(GOOD, "时间", f"{said}（估计；实测用 lorakit bench）")]
+    return step
 
 
 def _long(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """估计：不载入权重、不碰显卡，算出一步要多少次乘加、多少显存。
 
 用 PyTorch 的假张量（只有形状）把真模型的前向走一遍：乘加次数由每个算子的形状得出，
-中间结果就是自动求导为反向留下的那些张量；不是公式，所以每个家族、每种尺寸都一样准。
+中间结果就是自动求导为反向留下的那些张量（要编译，就是编译器决定留下的那些）；不是公式，
+所以每个家族、每种尺寸都一样准。
 """
 
 import copy
@@ -52,20 +53,39 @@ class Estimate:
         extra = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}[optimizer]
         return self.trained * (8 + extra)
 
-    def peak(self, config, how: str) -> int:
-        """显存的峰值（字节）；how 是 full、selective 或 off。"""
-        one = self.kept // self.blocks  # 一块的中间结果
-        images = config.train.batch_size
-        acts = {
-            "full": self.inputs + 2 * one,
-            "selective": (self.inputs + self.kept) // 2 + 2 * one,
-            "off": self.kept + one,
-        }[how]
+    def peak(self, config, again: float) -> int:
+        """显存的峰值（字节）；again 是重算的块占几成，1 是每块都重算。"""
         held = self.weights
         if config.memory.offload == "blocks":
             held = self.outside + SLOTS * self.block
-        full = config.lora.kind == "full"  # 权重自己就是要学的参数
-        return (0 if full else held) + self.state(config.train.optimizer) + images * acts
+        if config.lora.kind == "full":  # 权重自己就是要学的参数
+            held = 0
+        acts = again * self.inputs + (1 - again) * self.kept + (1 + (again > 0)) * self.one
+        return round(held + self.state(config.train.optimizer) + config.train.batch_size * acts)
+
+    @property
+    def one(self) -> int:
+        """一块的中间结果，字节。"""
+        return self.kept // self.blocks
+
+    def recomputed(self, config, capacity: float) -> float:
+        """memory.checkpointing 会让几成的块重算；auto 就是 capacity 字节里放不下的那几成。"""
+        how = config.memory.checkpointing
+        fixed = {True: 1.0, "full": 1.0, "selective": 0.5, False: 0.0, "off": 0.0}
+        if config.memory.offload == "blocks":
+            return 1.0
+        if how in fixed:
+            return fixed[how]
+        most, least = self.peak(config, 0.0), self.peak(config, 1.0)
+        spare = self.one * config.train.batch_size  # memory.Recompute 多留的余地
+        if most <= capacity:
+            return 0.0
+        return min(1.0, (most + 2 * spare - capacity) / max(1, most - least))
+
+    def work(self, config, again: float) -> float:
+        """一步真正要做的浮点运算：floor 加上重算的。"""
+        images = config.train.batch_size * config.train.grad_accum
+        return self.floor(config) + images * again * (self.linear + self.attention)
 
 
 def measure(family, config) -> Estimate:
@@ -107,7 +127,7 @@ def measure(family, config) -> Estimate:
         weights=sum(each) + outside,
         block=max(each),
         outside=outside,
-        kept=kept + 2 * trained,  # autocast 给 LoRA 的权重各留一份 bf16 的
+        kept=kept,
         inputs=inputs,
         blocks=len(whole),
         linear=linear,
@@ -116,10 +136,8 @@ def measure(family, config) -> Estimate:
 
 
 def _trained(shell: nn.Module, family, settings) -> int:
-    if settings.kind == "full":
-        return sum(p.numel() for p in shell.parameters())
-    with torch.device("meta"):  # 真的挂一遍再数，所以每种变体都准；只有形状，不占内存
-        return sum(p.numel() for p in lora.attach(shell, family, settings, 0).values())
+    learned = _attach(shell, family, settings)
+    return sum(p.numel() for name, p in shell.named_parameters() if name in learned)
 
 
 def _weights(block: nn.Module, name: str, model: nn.Module, kind: str) -> int:
@@ -145,24 +163,43 @@ def _walk(shell: nn.Module, family, config) -> tuple[int, int, int, int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    model, dtype = copy.deepcopy(shell), torch.bfloat16
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     known = {on_cpu: lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v)}
     flops = FlopCounterMode(display=False, custom_mapping=known)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-
-        def read(name, shape):
-            return torch.empty(shape.shape, dtype=dtype)
-
-        quantize.build(model, read, "none", "cpu", dtype, shown=False)
-        x, t, cond = _inputs(family, config.data.resolution)
+    plain, model = copy.deepcopy(shell), copy.deepcopy(shell)
+    learned = _attach(model, family, config.lora)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
+        given = _inputs(family, config.data.resolution)
+        x, t, cond = given
         still = {name: value.detach() for name, value in cond.items()}
-        with flops, torch.no_grad(), torch.autocast("cpu", dtype):
-            family.predict_velocity(model, x.detach(), t, still)
-        kept, inputs = _activations(family, model, config.lora, (x, t, cond))
+        with flops, torch.no_grad():
+            family.predict_velocity(_filled(plain), x.detach(), t, still)
+        saved = _activations(_filled(model, learned), family, given, config.memory.compile)
     counts = flops.get_flop_counts()["Global"]
     attention = sum(n for op, n in counts.items() if "scaled_dot_product" in str(op))
-    return sum(counts.values()) - attention, attention, kept, inputs
+    return sum(counts.values()) - attention, attention, *saved
+
+
+def _attach(shell: nn.Module, family, settings) -> set[str]:
+    """要学的参数名；LoRA 真的挂一遍，所以每种变体都准，只有形状，不占内存。"""
+    if settings.kind == "full":
+        return {name for name, _ in shell.named_parameters()}
+    with torch.device("meta"):
+        return set(lora.attach(shell, family, settings, 0))
+
+
+def _filled(model: nn.Module, learned=()) -> nn.Module:
+    """骨架 -> 假张量的模型：底模 bf16、冻住，要学的 fp32。"""
+
+    def read(name, shape):
+        return torch.empty(shape.shape, dtype=torch.bfloat16)
+
+    quantize.build(model, read, "none", "cpu", torch.bfloat16, shown=False)
+    for name in learned:
+        path, _, key = name.rpartition(".")
+        owner = model.get_submodule(path)
+        owner._parameters[key] = nn.Parameter(torch.empty(owner._parameters[key].shape))
+    return model
 
 
 def _inputs(family, side: int):
@@ -175,20 +212,9 @@ def _inputs(family, side: int):
     return torch.randn(shape, requires_grad=True), torch.rand(1), cond
 
 
-def _activations(family, model: nn.Module, settings, given) -> tuple[int, int]:
+def _activations(model: nn.Module, family, given, compiled: bool) -> tuple[int, int]:
     """自动求导留下的字节数：不重算时、每块都重算时。"""
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    extra = 0
-
-    def note(module, args):
-        nonlocal extra
-        extra += 2 * args[0].numel()  # LoRA 的 A 要留一份 bf16 的输入
-        if settings.variant == "lokr":  # PEFT 每次把整个 ΔW 乘出来，也要留一份
-            extra += 2 * module.in_features * module.out_features
-
-    if settings.kind == "lora":
-        for name in lora.match(model, family, settings.targets):
-            model.get_submodule(name).register_forward_pre_hook(note)
 
     def saved() -> int:
         seen = {}
@@ -197,15 +223,17 @@ def _activations(family, model: nn.Module, settings, given) -> tuple[int, int]:
             seen[value.untyped_storage()._cdata] = value  # 拿着它，号码才不会被别人重用
             return value
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
-        with hooks, torch.autocast("cpu", torch.bfloat16):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
             family.predict_velocity(model, *given)
         return sum(v.untyped_storage().nbytes() for k, v in seen.items() if k not in own)
 
-    kept = saved() + extra
-    model.train()
+    model.training = True  # 只改它自己：lokr 的层在训练时要掷骰子，假张量没有数
     model.enable_gradient_checkpointing()
-    return kept, saved()
+    inputs = saved()
+    model.disable_gradient_checkpointing()
+    if compiled:  # 只要编译器的取舍（留下哪些、重算哪些），不生成代码
+        model.compile_repeated_blocks(backend="aot_eager_decomp_partition")
+    return saved(), inputs
 
 
 def random_vae(family) -> nn.Module:
