@@ -314,7 +314,11 @@ def test_exercise(name, shown, capsys):
 def test_report_card_counts_what_was_done(shown):
     lab.report_card({"画风": 1.0})
     said = shown[-1]["text/plain"]
-    assert "前测：还没有答" in said and "练习：0 /" in said and "还差：后测、练习" in said
+    assert (
+        "前测：还没有答" in said
+        and "练习：0 /" in said
+        and "还差：后测、练习（01 差 5 道，" in said
+    )
     assert "等级：答完后测才评" in said
     known = exercises.all_exercises()
     for name, exercise in known.items():
