@@ -55,3 +55,13 @@ def test_fresh_cache_keeps_what_the_learner_did(own_cache, tmp_path, capsys, sho
     assert lab.my_picture().getpixel((5, 5)) == (128, 0, 128)
     lab.check.compression(12)
     assert exercises.passed() == ["compression"] and (own_cache / "exercises.json").is_file()
+
+
+def test_a_refusal_in_a_cell_is_one_sentence_without_a_traceback():
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cell = new_code_cell("from lorakit import lab\nlab.open_model('别的')")
+    NotebookClient(new_notebook(cells=[cell]), kernel_name="python3", allow_errors=True).execute()
+    (error,) = cell.outputs
+    assert error.traceback[0].startswith("练习册不认识模型“别的”") and len(error.traceback) == 1
