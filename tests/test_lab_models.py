@@ -19,6 +19,8 @@ def test_open_model_refuses_what_cannot_fit(capsys, monkeypatch):
         with pytest.raises(LorakitError, match=r"放不下，没有开始，也没有下载.*约 \d+ GiB.*tiny-"):
             lab.open_model(name)
         assert re.search(r"下载：.*约 58 GB（每秒 20 MB 时约 48 分钟", capsys.readouterr().out)
+    with pytest.raises(LorakitError, match="是不是想写“qwen-image”"):
+        lab.open_model("qwen-imgae")
     for name in ("别的", "tiny-flx", ""):
         with pytest.raises(LorakitError, match=r"不认识模型.*tiny-flux.*qwen-image-24gb"):
             lab.open_model(name)

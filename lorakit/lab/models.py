@@ -1,5 +1,6 @@
 """你要用的模型：练习册开头写一个名字；真模型先说清楚要什么，放不下就不开始，什么也不下载。"""
 
+import difflib
 import os
 import tempfile
 from pathlib import Path
@@ -25,8 +26,11 @@ def open_model(name: str) -> Config:
     """
     preset = name if name in presets() else preset_for(name)
     if preset is None:
-        tiny, real = _names(True), _names(False)
-        raise LorakitError(f"练习册不认识模型“{name}”。微型的可以写：{tiny}；真的可以写：{real}。")
+        near = difflib.get_close_matches(name, presets(), 1)
+        hint = f"是不是想写“{near[0]}”？" if near else ""
+        raise LorakitError(
+            f"练习册不认识模型“{name}”。{hint}微型的可以写：{_names(True)}；真的可以写：{_names(False)}。"
+        )
     config = load_config(preset)
     if config.model.path in tiny_models():
         # 小得用不着显卡；在 CPU 上，练习册里的每个数在哪台机器上都一样
