@@ -21,7 +21,7 @@ def test_open_model_refuses_what_cannot_fit(capsys, monkeypatch):
         assert re.search(r"下载：.*约 58 GB（每秒 20 MB 时约 48 分钟", capsys.readouterr().out)
     with pytest.raises(LorakitError, match="是不是想写“qwen-image”"):
         lab.open_model("qwen-imgae")
-    for name in ("别的", "tiny-flx", ""):
+    for name in ("别的", "tiny-flx", "", None):
         with pytest.raises(LorakitError, match=r"不认识模型.*tiny-flux.*qwen-image-24gb"):
             lab.open_model(name)
 

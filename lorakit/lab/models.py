@@ -26,7 +26,7 @@ def open_model(name: str) -> Config:
     """
     preset = name if name in presets() else preset_for(name)
     if preset is None:
-        near = difflib.get_close_matches(name, presets(), 1)
+        near = difflib.get_close_matches(str(name), presets(), 1)
         hint = f"是不是想写“{near[0]}”？" if near else ""
         raise LorakitError(
             f"练习册不认识模型“{name}”。{hint}微型的可以写：{_names(True)}；真的可以写：{_names(False)}。"
