@@ -17,6 +17,7 @@ from lorakit.errors import LorakitError, LorakitWarning
 def _demo(args) -> int:
     from lorakit.tiny import demo
 
+    args.out = args.out or demo.place(args.lesson, args.config)
     with bar() as show:
         result = demo.run(args.out, args.lesson, args.set, show, print, args.config)
     scores = "\n".join(
@@ -33,7 +34,7 @@ def _demo(args) -> int:
   {args.out / "loss.png"}   损失曲线
   {args.out / "data"}   训练图，照这个样子放你自己的图
   {args.out / "run"}   LoRA 与模型卡
-再上一课：lorakit demo --lesson ohwx-cat --out runs/cat，或 --lesson edit-lineart、inkwash""")
+再上一课：lorakit demo --lesson ohwx-cat，或 --lesson edit-lineart、inkwash""")
     return DONE
 
 

@@ -94,7 +94,7 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
         "一分钟演示：画样例图、训练、比较前后",
         "lorakit demo --out my-demo",
         (
-            _option("--out", type=Path, default=Path("runs/demo"), help="结果文件夹（runs/demo）"),
+            _option("--out", type=Path, help="结果文件夹（runs/demo；别的课是 runs/demo-课名）"),
             _option(
                 "--lesson",
                 "--style",

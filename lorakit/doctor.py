@@ -29,6 +29,7 @@ COLOURS = {GOOD: 32, WARN: 33, BAD: 31}  # 终端的颜色号
 SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://modelscope.cn"}
 OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
 SECONDS = 3  # 连一个网站最多等几秒
+SPEED = 20  # MB/s；估计下载时间用
 HOST = 2.3  # Python、PyTorch 与显卡的驱动，GiB
 HOST_CPU = 1.0  # 没有显卡时，GiB
 # 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
@@ -200,7 +201,10 @@ def _download(config: Config, asked: Estimate, text: int, vae: int, online: bool
     if path in tiny_models() or (Path(path).expanduser() / "model_index.json").is_file():
         return [Check(GOOD, "下载", "不用，模型就在本地")]
     size = (2 * asked.parameters + text + vae) / 1e9
-    checks = [Check(GOOD, "下载", f"第一次用要下载约 {size:.0f} GB（下载过就不用再下）")]
+    minutes = size * 1000 / SPEED / 60
+    said = f"第一次用要下载约 {size:.0f} GB（每秒 {SPEED} MB 时约 {minutes:.0f} 分钟；"
+    said += "下载过就不用再下）"
+    checks = [Check(GOOD, "下载", said)]
     if not online:
         return checks
     address = f"{SOURCES['Hugging Face']}/{config.model.path}/resolve/main/model_index.json"

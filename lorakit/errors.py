@@ -26,9 +26,13 @@ class LorakitWarning(UserWarning):
 
 
 class LorakitError(Exception):
-    """用户能自己修好的问题；命令行只打印这句话，退出码 1。"""
+    """用户能自己修好的问题；命令行只打印这句话，退出码 1；练习册里也只有这句话。"""
 
     told = False  # 几个进程一起练时：0 号进程会说这句话，自己就不用再说
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython 用它代替一长串调用栈：读者要的是怎么改，不是哪一行抛的。"""
+        return [str(self)]
 
 
 class ConfigError(LorakitError):

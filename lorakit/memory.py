@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Iterable
 from contextlib import contextmanager
 
@@ -9,9 +10,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lorakit.bundled import tiny_models
 from lorakit.errors import ConfigError
 from lorakit.quantize import blocks
 
+TINY_DEVICE = "LORAKIT_TINY_DEVICE"  # 环境变量：随包的微型模型用什么设备；练习册里是 cpu
 ATTENTION_ERROR = 0.03  # bf16 的注意力与 fp32 参考的相对误差，正常不到 0.01
 
 
@@ -245,8 +248,10 @@ def explain_full(config, step: int) -> str:
     return said + "\n".join(tips[:3])
 
 
-def pick_device() -> torch.device:
-    """有显卡用显卡，没有就用 CPU。"""
+def pick_device(path: str = "") -> torch.device:
+    """有显卡用显卡，没有就用 CPU；练习册里随包的微型模型（path）总用 CPU，见 lab/models.py。"""
+    if path in tiny_models() and os.environ.get(TINY_DEVICE) == "cpu":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

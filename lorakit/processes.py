@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=6)  # 等别的进程：编码一大批图、存几�
 Tensors = Mapping[str, torch.Tensor]
 
 
-def start(run, tracker: str) -> Accelerator:
+def start(run, tracker: str, cpu: bool) -> Accelerator:
     """按启动的方式（一个进程、DDP、FSDP2）造 Accelerator；精度由我们自己的 autocast 管。"""
     # Qwen 最后一块的文字一侧没有输出，得不到梯度；全家族都让 DDP 自己找出这样的参数
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
@@ -35,7 +35,7 @@ def start(run, tracker: str) -> Accelerator:
         # 没装的记录工具，稍后 choices 会用中文说
         warnings.filterwarnings("ignore", "`log_with=", UserWarning)
         accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
+            cpu=cpu,
             mixed_precision="no",
             fsdp_plugin=shard_plugin() if asks_to_shard() else None,
             log_with=None if tracker == "none" else tracker,

@@ -42,6 +42,10 @@ class Step:
     delta: dict[str, float] | None = None  # 每块的权重改了多少：|ΔW|
 
 
+def _on_cpu(config: Config) -> bool:
+    return memory.pick_device(config.model.path).type == "cpu"
+
+
 class Trainer:
     """准备好一切之后，迭代它就是训练；每个 Step 产出时，那一步的权重已经更新完。"""
 
@@ -49,7 +53,7 @@ class Trainer:
         self, config: Config, dataset: cache.Dataset | None = None, progress=None, family=None
     ):
         self.config, self.run = config, config.run.output
-        self.accelerator = processes.start(self.run, config.run.tracker)
+        self.accelerator = processes.start(self.run, config.run.tracker, _on_cpu(config))
         count = self.accelerator.num_processes
         self.record = processes.by_first(self.accelerator, lambda: RunFolder(config, count))
         if count > 1 and family is None:  # 每台机器只下载一遍，别的进程等它

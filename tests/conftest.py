@@ -19,6 +19,8 @@ def own_cache(tmp_path_factory, monkeypatch):
     """每个测试用自己的缓存文件夹，互不影响，也不碰用户的。"""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("LORAKIT_CACHE", str(folder))
+    for name in ("LORAKIT_NOTES", "LORAKIT_TINY_DEVICE"):  # 练习册会设它们：测完还原
+        monkeypatch.setenv(name, "")
     return folder
 
 

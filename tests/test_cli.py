@@ -28,6 +28,28 @@ def test_demo_as_a_whole(capsys, tmp_path):
         "run/checkpoint-2/pytorch_lora_weights.safetensors",
     ]  # fmt: skip
     assert [f for f in files if not (tmp_path / "demo" / f).is_file()] == []
+    code, said = run(capsys, "demo", "--out", tmp_path / "demo", "--lesson", "pixel", *SHORT)
+    assert code == 1 and "“papercut”那一课" in said and "--out" in said, "不许拿上一课的结果充数"
+
+
+def test_each_lesson_has_its_own_place(capsys, tmp_path):
+    from lorakit.tiny import demo
+
+    wanted = {
+        ("papercut", None): "demo",
+        ("pixel", None): "demo-pixel",
+        ("ohwx-cat", "tiny-flux"): "demo-ohwx-cat-tiny-flux",
+        ("ohwx-cat", "x/my.yaml"): "demo-ohwx-cat-my",
+    }
+    assert [demo.place(*which).name for which in wanted] == list(wanted.values())
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    code, said = run(capsys, "demo", "--out", tmp_path / "mine", *SHORT)
+    assert code == 1 and "别的东西" in said
+    (tmp_path / "file").write_text("")
+    code, said = run(capsys, "demo", "--out", tmp_path / "file", *SHORT)
+    assert code == 1 and "Traceback" not in said
+    code, said = run(capsys, "demo", "--out", tmp_path / "new", "--lesson", "oil", *SHORT)
+    assert code == 1 and "没有叫“oil”的课" in said and not (tmp_path / "new").exists()
 
 
 def test_sample_check_train_generate_compare(capsys, papercut, tmp_path):

@@ -129,13 +129,13 @@ def sharded(work, *args):
 
     plain = processes.start
 
-    def start(run, tracker):
-        plain(run, tracker)  # 先用 gloo 建好进程组
+    def start(*where):
+        plain(*where)  # 先用 gloo 建好进程组
         # 启动器的 --use_fsdp 默认设的就是这些
         os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_CPU_RAM_EFFICIENT_LOADING="true")
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         AcceleratorState().fsdp_plugin = processes.shard_plugin()
-        accelerator = plain(run, tracker)
+        accelerator = plain(*where)
         assert accelerator.is_fsdp2 and not is_fsdp_enabled()
         return accelerator
 

@@ -66,7 +66,7 @@ def open_family(config, device: torch.device | None = None):
 
 
 def _configured(cls: type, folder: Path, config, device: torch.device | None):
-    device = device or memory.pick_device()
+    device = device or memory.pick_device(config.model.path)
     family = cls(folder, device, memory.pick_dtype(config.model.precision, device))
     family.quantize, family.offload = config.model.quantize, config.memory.offload
     family.guidance = config.train.guidance

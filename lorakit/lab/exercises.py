@@ -10,10 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lorakit.cache import root
 from lorakit.checkpoint import write_text
 from lorakit.errors import LorakitError
 from lorakit.lab.display import publish
+from lorakit.lab.notes import notes
 
 BOOKS = tuple(f"exercises_0{book}" for book in range(1, 6))
 _hands = ThreadPoolExecutor(1, thread_name_prefix="check")
@@ -115,7 +115,7 @@ class _Check:
 
 
 def _record() -> Path:
-    return root() / "exercises.json"
+    return notes() / "exercises.json"
 
 
 def passed() -> list[str]:

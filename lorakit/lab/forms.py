@@ -6,6 +6,7 @@ from typing import Literal
 import yaml
 
 from lorakit.config import Config, Field, fields, load_config
+from lorakit.config_text import _syntax
 from lorakit.errors import ConfigError
 from lorakit.lab.display import both, widgets
 
@@ -41,7 +42,7 @@ class Form:
         parts = [self._group(g, w) for g in dict.fromkeys(n.split(".")[0] for n in self.fields)]
         parts.append(w.VBox([self.yaml, read]))
         titles = [Config.model_fields[g].annotation.__doc__ for g in self._names()] + ["YAML"]
-        accordion = w.Accordion(children=parts)
+        accordion = w.Accordion(children=parts, selected_index=0)  # 合上的，读者不知道能点
         for i, title in enumerate(titles):
             accordion.set_title(i, title)
         self.box = w.VBox([accordion, self.message])
@@ -59,8 +60,11 @@ class Form:
         try:
             tree = yaml.safe_load(text)
             config = load_config(tree if isinstance(tree, dict) else {"YAML": tree})
-        except (ConfigError, yaml.YAMLError) as error:
+        except ConfigError as error:
             self._say(str(error))
+            return
+        except yaml.YAMLError as error:
+            self._say(f"YAML {_syntax(error, text)}")
             return
         self.config, self._busy = config, True
         for name, box in self.inputs.items():
@@ -85,7 +89,8 @@ class Form:
         rows = []
         for name, field in self.fields.items():
             if name.split(".")[0] == group:
-                said = f'<small style="line-height:1.4">{escape(field.sentence)}</small>'
+                look = "font-size:smaller;line-height:1.5;margin-bottom:6px"
+                said = f'<div style="{look}">{escape(field.sentence)}</div>'
                 rows += [self.inputs[name], w.HTML(said)]
         return w.VBox(rows)
 
@@ -94,10 +99,12 @@ class Form:
         return f"{name}={str(value).lower() if isinstance(value, bool) else value}"
 
     def _text(self, name: str) -> str:
-        """一项现在的值，写成 --set 里的样子。"""
+        """一项现在的值，写成 --set 里的样子；空的文字就是空的。"""
         value = self.config.to_dict()
         for key in name.split("."):
             value = value[key]
+        if value == "":
+            return ""
         text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10**6)
         return text.removesuffix("\n").removesuffix("\n...")
 

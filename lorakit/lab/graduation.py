@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from html import escape
+from importlib import import_module
 
 from lorakit.lab import quiz
 from lorakit.lab.display import publish
-from lorakit.lab.exercises import all_exercises, passed
+from lorakit.lab.exercises import BOOKS, all_exercises, passed
 
 GRADES = ((0.9, "优"), (0.75, "良"), (0.6, "及格"), (0.0, "再来一遍"))
 UNDONE = "还没有答"
@@ -32,7 +33,7 @@ def report_card(marks: Mapping[str, float]):
         if after is None
         else grade([after, done / len(known), *marks.values()]),
     }
-    todo = ["后测"] * (after is None) + ["练习"] * (done < len(known))
+    todo = ["后测"] * (after is None) + [f"练习（{_left()}）"] * (done < len(known))
     tail = f"还差：{'、'.join(todo)}。补上再运行这一格。" if todo else "都做完了，祝贺毕业。"
     lines = [f"{name}：{value}" for name, value in rows.items()]
     cells = "".join(
@@ -42,6 +43,16 @@ def report_card(marks: Mapping[str, float]):
     )
     page = f"<table>{cells}</table><p>{tail}</p>"
     publish({"text/html": page, "text/plain": "\n".join([*lines, tail])})
+
+
+def _left() -> str:
+    """还没通过的练习，按本数：01 差 2 道，03 差 1 道。"""
+    done, missing = set(passed()), []
+    for book in BOOKS:
+        names = [exercise.name for exercise in import_module(f"lorakit.lab.{book}").EXERCISES]
+        count = len([name for name in names if name not in done])
+        missing += [f"{book[-2:]} 差 {count} 道"] if count else []
+    return "，".join(missing)
 
 
 def _percent(share: float | None) -> str:

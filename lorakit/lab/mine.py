@@ -1,31 +1,23 @@
-"""你自己的图、你要用的模型：在 01 里设一次，后面每一本都用它。"""
+"""你自己的图：在 01 里设一次，后面每一本都用它。"""
 
+from html import escape
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from lorakit.bundled import tiny_models
-from lorakit.cache import root
-from lorakit.config import Config, load_config
 from lorakit.data import fit, read_image
 from lorakit.errors import LorakitError
 from lorakit.lab.display import both, frame, headless, widgets
+from lorakit.lab.notes import notes
 from lorakit.lab.picture import encode
 from lorakit.report import save_image
 from lorakit.tiny.world import Scene, Thing, render
 
 SIDE = 256  # 存下来的边长；再大对微型模型没有用
-TINY = "tiny-"
-SPEED = 20  # MB/s；估计下载时间用
-NEEDS = {  # 真模型：下载多少 GB、至少要多少 GB 显存（bf16 的权重本身）
-    "Qwen/Qwen-Image": ("qwen-image", 57, 40),
-    "black-forest-labs/FLUX.1-dev": ("flux-dev", 34, 32),
-}
 
 
 def _place() -> Path:
-    return root() / "my_picture.png"
+    return notes() / "my_picture.png"
 
 
 def _keep(image: Image.Image) -> Image.Image:
@@ -65,7 +57,7 @@ def upload():
         try:
             picture = my_picture(file)
         except LorakitError as error:
-            said.value = str(error)
+            said.value = escape(str(error).replace(str(file), "你选的那张图"))
             return
         finally:
             file.unlink()
@@ -83,26 +75,3 @@ def uploaded(value) -> bytes | None:
     """FileUpload 的值 -> 字节：ipywidgets 7 是 {名字: {...}}，8 是 ({...},)。"""
     files = list(value.values()) if isinstance(value, dict) else list(value)
     return bytes(files[-1]["content"]) if files else None
-
-
-def open_model(name: str) -> Config:
-    """名字 -> 设置；自带的微型模型马上能用，真模型先说清楚要多大的显卡，放不下就不开始。"""
-    if name.startswith(TINY):
-        config = load_config(name)
-        print(f"{name}：随包自带，不下载；图 {config.data.resolution}x{config.data.resolution}。")
-        return config
-    if name not in NEEDS:
-        known = "、".join([*tiny_models(), *NEEDS])
-        raise LorakitError(f"练习册还不认识模型“{name}”。可以写：{known}。")
-    preset, download, memory = NEEDS[name]
-    has = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
-    minutes = download * 1000 / SPEED / 60
-    print(
-        f"{name}：要下载约 {download} GB（每秒 {SPEED} MB 时约 {minutes:.0f} 分钟），"
-        f"显存至少 {memory} GB；你的显存是 {has:.0f} GB。"
-    )
-    if has < memory:
-        raise LorakitError(
-            f"放不下，没有开始。请把 模型 改回微型的（tiny- 开头），或换 {memory} GB 的卡。"
-        )
-    return load_config(preset)

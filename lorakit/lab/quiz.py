@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 from html import escape
 
-from lorakit.cache import root
 from lorakit.checkpoint import write_text
 from lorakit.errors import LorakitError
 from lorakit.lab.display import both, publish, widgets
+from lorakit.lab.notes import notes
 
 _asked: dict[str, "Question"] = {}
 
@@ -83,7 +83,7 @@ PRETEST = (  # 题目、选项（第几个对）
 
 def pretest(moment: str = "pre"):
     """五道题，学之前和学之后各答一次，答案只存在本机的缓存文件夹里。"""
-    place, picks = root() / f"quiz_{moment}.json", [None] * len(PRETEST)
+    place, picks = notes() / f"quiz_{moment}.json", [None] * len(PRETEST)
 
     def remember(number: int):
         def keep(index: int | None):
@@ -101,7 +101,7 @@ def pretest(moment: str = "pre"):
 
 def score(moment: str) -> float | None:
     """答对的比例；没答过是 None。"""
-    place = root() / f"quiz_{moment}.json"
+    place = notes() / f"quiz_{moment}.json"
     if not place.is_file():
         return None
     picks = json.loads(place.read_text("utf-8"))

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit import card, infer, record, report
+from lorakit.checkpoint import write_text
 from lorakit.config import Config, load_config
+from lorakit.errors import LorakitError
 from lorakit.tiny import samples
 from lorakit.tiny.lessons import lesson
+
+FIRST = "papercut"  # 不写 --lesson 时上的课
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,28 @@ def settings(out: Path, chosen, preset: str | None, overrides: list[str]) -> Con
     return load_config(preset, [*places, f"run.output={out / 'run'}", *overrides])
 
 
+def place(name: str, preset: str | None) -> Path:
+    """没有指定时结果放哪里：每一课、每个预设各一个文件夹，免得混在一起。"""
+    parts = ["demo", *([name] if name != FIRST else []), *([Path(preset).stem] if preset else [])]
+    return Path("runs") / "-".join(parts)
+
+
+def _claim(out: Path, name: str):
+    """记下这个文件夹上的是哪一课。
+
+    Raises:
+        LorakitError: 里面已经有另一课的图和结果，接着练就张冠李戴了。
+    """
+    mark = out / "lesson.txt"
+    was = mark.read_text("utf-8").strip() if mark.is_file() else ""
+    if was != name and (out / "data").exists():
+        held = f"“{was}”那一课" if was else "别的东西"
+        raise LorakitError(
+            f"“{out}”里已经有{held}，再上“{name}”会混在一起。请用 --out 换一个文件夹。"
+        )
+    write_text(mark, name)
+
+
 def folders(chosen) -> dict[str, str]:
     """哪项设置用 out 里的哪个文件夹；训练图总叫 data。"""
     return {key: "data" if key == "data.folder" else name for key, name in chosen.data.items()}
@@ -41,6 +67,7 @@ def run(
     from lorakit.train import Trainer
 
     chosen = lesson(name)
+    _claim(out, name)
     for key, folder in folders(chosen).items():
         if not (out / folder).exists():
             samples.write(chosen.data[key], out / folder)

@@ -1,0 +1,19 @@
+"""你的图、答案、通过的练习记在哪里：总在你的缓存文件夹里，练习册临时换一个空缓存也不会丢。"""
+
+import os
+from pathlib import Path
+
+from lorakit.cache_root import root
+
+HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得见
+
+
+def notes() -> Path:
+    """记着你的图、前后测和练习的文件夹。"""
+    return Path(os.environ.get(HOME) or root())
+
+
+def fresh_cache(folder: str | Path):
+    """从这里起，图和描述编码到这个空文件夹里；你的图和成绩还记在老地方。"""
+    os.environ[HOME] = str(notes())
+    os.environ["LORAKIT_CACHE"] = str(folder)

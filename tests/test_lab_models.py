@@ -1,0 +1,69 @@
+"""练习册开头的一格：换哪个模型、用哪块设备；你的图和成绩不随缓存走。"""
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from lorakit import cache_root, doctor, estimate, lab, memory, quantize
+from lorakit.errors import LorakitError
+from lorakit.lab import exercises
+
+
+def test_open_model_refuses_what_cannot_fit(capsys, monkeypatch):
+    assert lab.open_model("tiny-qwen-image").model.path == "tiny-qwen-image"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("还没答应就联网了"))
+    for name in ("qwen-image-24gb", "Qwen/Qwen-Image"):  # 预设的名字、底模的名字都认
+        with pytest.raises(LorakitError, match=r"放不下，没有开始，也没有下载.*约 \d+ GiB.*tiny-"):
+            lab.open_model(name)
+        assert re.search(r"下载：.*约 58 GB（每秒 20 MB 时约 48 分钟", capsys.readouterr().out)
+    with pytest.raises(LorakitError, match="是不是想写“qwen-image”"):
+        lab.open_model("qwen-imgae")
+    for name in ("别的", "tiny-flx", "", None):
+        with pytest.raises(LorakitError, match=r"不认识模型.*tiny-flux.*qwen-image-24gb"):
+            lab.open_model(name)
+
+
+def test_a_card_of_each_size_gets_its_preset(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(doctor, "_gpu", lambda tier: [])
+    monkeypatch.setattr(doctor, "_time", lambda *a: [])
+    monkeypatch.setattr(quantize, "check", lambda *a: None)
+    monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(24))
+    assert lab.open_model("qwen-image-24gb").model.quantize == "fp8"
+    assert "显存：约 22" in capsys.readouterr().out
+    with pytest.raises(LorakitError, match=r"放不下。请换预设 qwen-image-24gb"):
+        lab.open_model("qwen-image")
+
+
+def test_tiny_models_stay_on_the_cpu_in_notebooks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert memory.pick_device("tiny-flux").type == "cuda", "命令行里照用显卡"
+    lab.open_model("tiny-qwen-image")
+    assert memory.pick_device("tiny-flux").type == "cpu"
+    assert memory.pick_device("Qwen/Qwen-Image").type == memory.pick_device().type == "cuda"
+
+
+def test_fresh_cache_keeps_what_the_learner_did(own_cache, tmp_path, capsys, shown, watched):
+    Image.new("RGB", (300, 300), "purple").save(tmp_path / "我.png")
+    lab.my_picture(tmp_path / "我.png")
+    for folder in ("a", "b"):  # 换两次也还是老地方
+        lab.fresh_cache(tmp_path / folder)
+        assert cache_root.root() == tmp_path / folder
+    assert lab.my_picture().getpixel((5, 5)) == (128, 0, 128)
+    lab.check.compression(12)
+    assert exercises.passed() == ["compression"] and (own_cache / "exercises.json").is_file()
+
+
+def test_a_refusal_in_a_cell_is_one_sentence_without_a_traceback():
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cell = new_code_cell("from lorakit import lab\nlab.open_model('别的')")
+    NotebookClient(new_notebook(cells=[cell]), kernel_name="python3", allow_errors=True).execute()
+    (error,) = cell.outputs
+    assert error.traceback[0].startswith("练习册不认识模型“别的”") and len(error.traceback) == 1
