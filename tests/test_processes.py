@@ -1,6 +1,7 @@
 """几个进程：梯度真的同步、检查点在一个与两个进程之间通用、一起停、一个出错不让别的卡住。"""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from notebook_tools import BOOKS, ROOT
 from safetensors.torch import load_file
 from two_processes import Ranks, command, each_rank, failing, sharded
 
@@ -192,3 +195,16 @@ def test_accelerate_launch(yaml, config, own_cache, monkeypatch):
     assert [m["step"] for m in record.read(run)] == [0, 1, 2]
     assert len(list(own_cache.glob("image/*.safetensors"))) == 24  # 一份缓存，共用
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["0_0.png", "2_0.png"]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README_CN.md", *BOOKS], ids=lambda page: page.name)
+def test_launch_commands_people_copy_are_valid(page):
+    """练习册与 README 里的 accelerate launch，accelerate 自己都认。"""
+    lines = re.findall(
+        r"accelerate launch ([\w\- .=]+ -m lorakit [\w. ]+)", page.read_text(encoding="utf-8")
+    )
+    for line in lines:
+        args = launch_command_parser().parse_args(line.split())
+        _validate_launch_command(args)
+        assert args.num_processes == 2 and args.training_script == "lorakit"
+    assert lines or page.name != "README_CN.md"

@@ -1,0 +1,93 @@
+"""显存的各招两两搭配：允许的每一种都能练，方向与什么都不省时一样；不允许的每一种都说为什么。"""
+
+from itertools import product
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lorakit import cache, full, lora, memory
+from lorakit.config import load_config
+from lorakit.errors import ConfigError
+from lorakit.families import open_family
+from lorakit.objective import Objective
+
+CPU = torch.device("cpu")
+# 第一步的梯度与什么都不省时的余弦：底模没有量化就一模一样
+LEAST = {"none": 1 - 1e-5, "int8": 0.99, "fp8": 0.97, "fp8-matmul": 0.95, "nf4": 0.85}
+WAYS = list(product(("none", "blocks"), ("off", "selective", "full", "auto")))
+TRAINED = ["plain", "rslora", "dora", "lokr", "full"]  # lora.variant，或全量微调
+
+
+def settings(quantize: str, trained: str, offload: str, checkpointing: str):
+    kind = ["lora.kind=full"] if trained == "full" else [f"lora.variant={trained}"]
+    how = [f"memory.offload={offload}", f"memory.checkpointing={checkpointing}"]
+    small = ["data.resolution=64", "train.batch_size=2", "lora.rank=4"]
+    return load_config("tiny-qwen-image", [f"model.quantize={quantize}", *kind, *how, *small])
+
+
+def refused(config) -> str:
+    """不允许就是那句话，允许就是空的。"""
+    try:
+        memory.refuse(config)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def dataset(papercut, tmp_path_factory) -> cache.Dataset:
+    config = load_config("tiny-qwen-image", [f"data.folder={papercut}", "data.resolution=64"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return cache.prepare(config, open_family(config, CPU))
+
+
+@pytest.fixture(scope="module")
+def first_step(dataset):
+    """走一步：(梯度排成一长条, 这一批走之前与走之后的损失)；同样的设置只走一次。"""
+    done = {}
+
+    def take(*how: str):
+        if how not in done:
+            config = settings(*how)
+            family = open_family(config, CPU)
+            model = family.load("transformer")
+            if config.lora.kind == "full":
+                learned = full.attach(model)
+            else:
+                learned = lora.attach(model, family, config.lora, 0)
+            memory.prepare(model, config.memory, family)
+            objective = Objective(config, family, dataset, model, CPU)
+            with torch.random.fork_rng():  # lokr 每次前向都掷一回骰子
+                before = objective.draw(0, 0)[0]
+                before.backward()
+                grads = [p.grad.flatten().clone() for p in learned.values() if p.grad is not None]
+                rate = 1e-5 if config.lora.kind == "full" else 1e-3
+                torch.optim.AdamW(learned.values(), lr=rate).step()
+                with torch.no_grad():
+                    after = objective.draw(0, 0)[0]
+            done[how] = torch.cat(grads), before.item(), after.item()
+        return done[how]
+
+    return take
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("quantize", LEAST)
+def test_every_combination_trains_or_says_why(first_step, quantize, trained):
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes", reason="nf4 要用 bitsandbytes，没有装")
+    allowed = 0
+    for offload, checkpointing in WAYS:
+        how = (quantize, trained, offload, checkpointing)
+        if said := refused(settings(*how)):
+            assert "请写" in said and any(name in said for name in ("model.", "memory.", "lora."))
+            continue
+        allowed += 1
+        grads, before, after = first_step(*how)
+        wanted, *_ = first_step("none", trained, "none", "off")
+        assert after < before, how
+        assert F.cosine_similarity(grads, wanted, dim=0) > LEAST[quantize], how
+    never = quantize != "none" and trained in ("dora", "full")
+    assert bool(allowed) != (never or (quantize, trained) == ("nf4", "lokr"))
