@@ -41,7 +41,7 @@ def check(config: Config, family, processes: int = 1, sharded: bool = False):
             f"model.quantize：FSDP 切不开 {config.model.quantize} 的底模。"
             "改成 none（切开以后本来就省），或不用 --use_fsdp 启动。"
         )
-    _idle(config, family)
+    _idle(config, family, processes)
     _density(config, family)
 
 
@@ -79,13 +79,15 @@ def _tell(sentence: str):
     warnings.warn(sentence, LorakitWarning, stacklevel=2)
 
 
-def _idle(config: Config, family):
+def _idle(config: Config, family, processes: int):
     """写了却不起作用的设置。"""
     data, plain = config.data, Data()
     if config.train.guidance != 1 and not family.embedded_guidance:
         _tell(f"train.guidance 对 {family.name} 不起作用。")
     if config.lora.variant == "lokr" and config.lora.init != Lora().init:
         _tell("lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。")
+    if config.memory.graphs and (family.device.type != "cuda" or processes > 1):
+        _tell("memory.graphs 不起作用：只有一块 NVIDIA 显卡、一个进程时才能录图重放，照常练。")
     if (
         config.model.precision == "bf16"
         and family.device.type == "cuda"

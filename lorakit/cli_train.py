@@ -1,10 +1,13 @@
 """命令 train：训练、途中出样张、练完写报告；几个进程时都走这里，只有 0 号写文件、说话。"""
 
+import statistics
 from pathlib import Path
 
 from lorakit.cli_options import DONE, INTERRUPTED
 from lorakit.cli_progress import bar, interrupt, say_encoding
 from lorakit.errors import LorakitError
+
+STARTING = 10  # 编译、挑内核、录图都在头几步里
 
 
 def train(args) -> int:
@@ -18,34 +21,47 @@ def train(args) -> int:
     trainer = Trainer(config, progress=say_encoding)
     print(trainer.plan().text())
     print(trainer.describe())
+    if config.memory.compile:
+        print("头几步要编译，一分钟上下，显得卡住了；之后才是正常的速度。")
     if trainer.step:
         print(f"从第 {trainer.step} 步接着练（要从头来，换一个 run.output）。")
     try:
-        seconds = _loop(trainer)
+        times = _loop(trainer)
         if trainer.step < config.train.steps:
             print(f"\n已停在第 {trainer.step} 步并存好。再运行同一条命令就接着练。")
             return INTERRUPTED
         if config.sample.prompts:
             _sample(trainer)
-        processes.by_first(trainer.accelerator, lambda: _report(trainer, seconds))
+        processes.by_first(trainer.accelerator, lambda: _report(trainer, sum(times)))
+        if config.memory.compile and times:
+            print(warmup(times))
     finally:
         track.finish(trainer.accelerator)
     return DONE
 
 
-def _loop(trainer) -> float:
-    """练到完或被叫停；返回训练用了几秒。"""
-    sample, seconds = trainer.config.sample, 0.0
+def warmup(times: list[float]) -> str:
+    """各步的秒数 -> 正常的一步要多久，开头的准备（编译、挑内核、录图）多用了多久。"""
+    usual = statistics.median(times)
+    extra = sum(max(0.0, time - usual) for time in times[:STARTING])
+    return (
+        f"正常的一步 {usual:.3g} 秒；头 {len(times[:STARTING])} 步编译等准备多用了 {extra:.0f} 秒。"
+    )
+
+
+def _loop(trainer) -> list[float]:
+    """练到完或被叫停；返回各步用了几秒。"""
+    sample, times = trainer.config.sample, []
     with interrupt(trainer), bar(trainer.step) as show:
         if sample.prompts and trainer.step == 0:
             _sample(trainer)  # 没有 LoRA 时的样子，留作对照
         for step in trainer:
-            seconds += step.seconds
+            times.append(step.seconds)
             show(step, trainer.config.train.steps)
             due = sample.every and step.step % sample.every == 0
             if sample.prompts and due and step.step < trainer.config.train.steps:
                 _sample(trainer)
-    return seconds
+    return times
 
 
 def _sample(trainer):

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
 
@@ -75,6 +76,8 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
     if settings.compile:
         # 只编译重复的块：编译一次，几十块共用，比编译整个模型快得多。描述长短不一，
         # 第二种长度起编译器自己改用不定长的代码，不会每种长度编译一遍
+        # 位置编码是复数，编译器原样叫一次内核就好，不必警告
+        warnings.filterwarnings("ignore", "Torchinductor does not support code gen", UserWarning)
         transformer.compile_repeated_blocks()
     return recompute
 

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lorakit import graphs, memory
+from lorakit import choices, cli_train, graphs, memory
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.families import open_family
 from lorakit.objective import Batch
+from lorakit.train import Trainer
 
 GIB = 2**30
 
@@ -122,3 +124,17 @@ def test_graphs_and_streaming_exclude_each_other():
     both = ["memory.graphs=true", "memory.offload=blocks", "memory.checkpointing=full"]
     with pytest.raises(ConfigError, match=r"memory\.graphs.*blocks.*memory\.graphs=false"):
         memory.refuse(load_config("tiny-qwen-image", both))
+
+
+def test_graphs_without_a_card_are_said_to_do_nothing(config):
+    settings = config("memory.graphs=true")
+    family = open_family(settings, torch.device("cpu"))
+    with pytest.warns(LorakitWarning, match=r"memory\.graphs 不起作用"):
+        choices.check(settings, family)
+    assert Trainer(settings, family=family).graphs is None
+
+
+def test_warmup_is_told_apart_from_a_usual_step():
+    said = cli_train.warmup([40.0, 2.0, 3.0, *[0.5] * 17])
+    assert "正常的一步 0.5 秒" in said and "头 10 步" in said and "多用了 44 秒" in said
+    assert "头 2 步" in cli_train.warmup([3.0, 1.0])

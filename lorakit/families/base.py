@@ -116,11 +116,6 @@ class Family(ABC):
 
     def _load_transformer(self):
         cls, folder = self._class_of("transformer"), self.transformer_folder
-        if (self.quantize, self.offload) == ("none", "none") and not self.random_weights:
-            transformer = cls.from_pretrained(
-                folder, torch_dtype=self.dtype, device_map={"": self.device}
-            )
-            return transformer.requires_grad_(False)
         model, place = quantize.empty(cls, cls.load_config(folder)), (self.device, self.dtype)
         read = quantize.random_weights(*place) if self.random_weights else quantize.Shards(folder)
         if self.offload == "none":
