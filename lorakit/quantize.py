@@ -242,30 +242,33 @@ def build(
 
 
 class Shards:
-    """diffusers 文件夹里的权重：按名字读一个张量；一次只打开一个分片。"""
+    """diffusers 文件夹里的权重：按名字读一个张量。
+
+    每个张量都重新打开分片：文件是映射进内存的，一直开着，读过的页就一直占着，最后占满整个分片。
+    """
 
     def __init__(self, folder: Path):
         index = folder / f"{WEIGHTS}.index.json"
-        self.folder, self.open = folder, (None, None)
+        self.folder = folder
         if index.is_file():
             self.places = json.loads(index.read_text("utf-8"))["weight_map"]
         else:
-            self.places = dict.fromkeys(self._handle(WEIGHTS).keys(), WEIGHTS)
+            with self._open(WEIGHTS) as handle:
+                self.places = dict.fromkeys(handle.keys(), WEIGHTS)
 
-    def _handle(self, file: str):
-        if self.open[0] != file:
-            try:
-                self.open = (file, safe_open(self.folder / file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise WeightsError(
-                    f"“{self.folder / file}”打不开：没有这个文件，或不完整（{error}）。请重新下载。"
-                ) from error
-        return self.open[1]
+    def _open(self, file: str):
+        try:
+            return safe_open(self.folder / file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"“{self.folder / file}”打不开：没有这个文件，或不完整（{error}）。请重新下载。"
+            ) from error
 
     def __call__(self, name: str, shape: nn.Parameter) -> torch.Tensor:
         if name not in self.places:
             raise WeightsError(f"“{self.folder}”里没有 {name}：权重不全，请重新下载。")
-        value = self._handle(self.places[name]).get_tensor(name)
+        with self._open(self.places[name]) as handle:
+            value = handle.get_tensor(name)
         if value.shape != shape.shape:
             raise WeightsError(
                 f"“{self.folder}”的 {name} 是 {tuple(value.shape)}，"
