@@ -49,6 +49,17 @@ def family():
     return open_family(load_config("tiny-qwen-image"), torch.device("cpu"))
 
 
+@pytest.fixture(scope="session")
+def dataset(papercut, family, tmp_path_factory):
+    """缩到 64 像素、编码好的剪纸：编码一次，大家共用。"""
+    from lorakit import cache
+
+    config = load_config("tiny-qwen-image", [f"data.folder={papercut}", "data.resolution=64"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return cache.prepare(config, family)
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """摆出来的每一份输出。"""

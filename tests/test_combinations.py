@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lorakit import cache, full, lora, memory
+from lorakit import full, lora, memory
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.families import open_family
@@ -33,14 +33,6 @@ def refused(config) -> str:
     except ConfigError as error:
         return str(error)
     return ""
-
-
-@pytest.fixture(scope="module")
-def dataset(papercut, tmp_path_factory) -> cache.Dataset:
-    config = load_config("tiny-qwen-image", [f"data.folder={papercut}", "data.resolution=64"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return cache.prepare(config, open_family(config, CPU))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from random_qwen import build
 
-from lorakit import cache, infer, lora, memory, quantize, streaming
+from lorakit import infer, lora, memory, quantize, streaming
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.families import open_family
@@ -16,15 +16,6 @@ from lorakit.train import Trainer
 CPU = torch.device("cpu")
 RECOMPUTE = ["memory.checkpointing=full"]
 STREAM = [*RECOMPUTE, "memory.offload=blocks"]
-
-
-@pytest.fixture(scope="module")
-def dataset(papercut, tmp_path_factory) -> cache.Dataset:
-    """编码一次，大家共用。"""
-    config = load_config("tiny-qwen-image", [f"data.folder={papercut}", "data.resolution=64"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return cache.prepare(config, open_family(config, CPU))
 
 
 @pytest.fixture
