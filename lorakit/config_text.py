@@ -112,7 +112,7 @@ def _parse_file(path: Path, problems: list[str]) -> dict:
     except OSError:
         why = "打不开：请检查这个文件的读取权限。"
     except (yaml.YAMLError, RecursionError) as error:
-        why = _syntax(error, text)
+        why = syntax(error, text)
     else:
         if isinstance(tree, dict):
             return tree
@@ -137,7 +137,7 @@ _SYNTAX = {  # PyYAML 的说法 -> 怎么改；从上往下找第一个对得上
 }
 
 
-def _syntax(error: Exception, text: str) -> str:
+def syntax(error: Exception, text: str) -> str:
     """YAML 的语法错误 -> 第几行、写了什么、怎么改。"""
     said, mark = str(error), getattr(error, "problem_mark", None)
     if "scanning" in said or "flow" in said:  # 这两类，报的是读不下去的地方，开头才是写错的地方

@@ -95,3 +95,19 @@ def test_compiled_rotary_embedding_equals_the_stock_one():
             results.append((out, grad))
         for plain, compiled in zip(*results, strict=True):
             torch.testing.assert_close(plain, compiled)  # 精度也要相同
+
+
+def test_masks_reach_attention_as_stock_makes_them(monkeypatch):
+    from diffusers.models.controlnets.controlnet_qwenimage import compute_text_seq_len_from_mask
+    from diffusers.models.transformers import transformer_qwenimage as stock
+
+    from lorakit.families import qwen_image
+
+    monkeypatch.setattr(stock, "compute_text_seq_len_from_mask", None)
+    qwen_image.keep_mask()
+    text = torch.randn(2, 3, 4)
+    for mask in (None, torch.tensor([[1, 1, 1], [1, 0, 0]]), torch.ones(2, 3, dtype=torch.bool)):
+        length, _, kept = stock.compute_text_seq_len_from_mask(text, mask)
+        want, _, stock_kept = compute_text_seq_len_from_mask(text, mask)
+        assert length == want and (kept is None) == (mask is None)
+        assert mask is None or (torch.equal(kept, stock_kept) and kept.dtype == torch.bool)

@@ -57,6 +57,7 @@ class QwenImage(Family):
 
     def _load_transformer(self):
         fuse_rope()
+        keep_mask()
         return super()._load_transformer()
 
     def _load_text(self):
@@ -163,6 +164,16 @@ def rotate(x: torch.Tensor, freqs_cis: torch.Tensor, use_real: bool = True, **op
     real, imag = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # 各 (B, S, H, D/2)
     turned = torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1)
     return turned.flatten(3).type_as(x)
+
+
+def keep_mask():
+    """有掩码时，stock 还算一个没人用的长度，要从 CPU 抄一个数，录 CUDA 图时不许；不算它。"""
+    from diffusers.models.transformers import transformer_qwenimage as stock
+
+    def length_and_mask(text: torch.Tensor, mask: torch.Tensor | None):
+        return text.shape[1], None, None if mask is None else mask.bool()
+
+    stock.compute_text_seq_len_from_mask = length_and_mask
 
 
 def _last_tap(self, x: torch.Tensor, cache_x=None) -> torch.Tensor:

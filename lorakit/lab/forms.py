@@ -6,7 +6,7 @@ from typing import Literal
 import yaml
 
 from lorakit.config import Config, Field, fields, load_config
-from lorakit.config_text import _syntax
+from lorakit.config_text import syntax
 from lorakit.errors import ConfigError
 from lorakit.lab.display import both, widgets
 
@@ -64,7 +64,7 @@ class Form:
             self._say(str(error))
             return
         except yaml.YAMLError as error:
-            self._say(f"YAML {_syntax(error, text)}")
+            self._say(f"YAML {syntax(error, text)}")
             return
         self.config, self._busy = config, True
         for name, box in self.inputs.items():
