@@ -189,6 +189,11 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
             value = shared_like(value, parameters[name])
         whole["state"][indices[name]][key] = _plain(value)
     optimizer.load_state_dict(whole)
+    for place, value in rows.items():  # torch 会把状态换成参数的精度：bf16 的参数要换回 fp32
+        name, key = place.rsplit("|", 1)
+        kept = optimizer.state[parameters[name]] if name in parameters else {}
+        if isinstance(value, torch.Tensor) and key in kept and kept[key].dtype != value.dtype:
+            kept[key] = value.to(kept[key].device)
     return facts["step"]
 
 

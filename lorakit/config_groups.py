@@ -249,6 +249,9 @@ class Memory(_Group):
     offload: Literal["none", "blocks"] = "none"
     """底模放在哪：none 全在显卡上；blocks 放在内存里，用到哪一块才搬来哪一块，显存省得最多，
     快慢看内存到显卡的速度；训练时要开 checkpointing。"""
+    full_weights: Literal["fp32", "bf16"] = "fp32"
+    """全量微调时权重用什么精度练：fp32 最稳；bf16 省一半多显存，更新时随机舍入，小改动不会白加；
+    只能一个进程。"""
     attention: Literal["auto", "native", "flash", "cudnn"] = "auto"
     """注意力的内核：auto 用这个家族试过最稳的；native 由 PyTorch 挑；flash、cudnn 指定一种，
     开练前会和参考算法对一遍。"""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lorakit import lora, quantize
+from lorakit.rounding import PIECE
 
 GIB = 2**30
 NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位）
@@ -48,10 +49,11 @@ class Estimate:
         images = config.train.batch_size * config.train.grad_accum
         return images * round(passes * self.linear + 3.5 * self.attention)
 
-    def state(self, optimizer: str) -> int:
-        """要学的参数：fp32 的值与梯度，加上优化器的状态。"""
-        extra = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}[optimizer]
-        return self.trained * (8 + extra)
+    def state(self, config) -> int:
+        """要学的参数：值与梯度（fp32，或 memory.full_weights），加上优化器的状态。"""
+        extra = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}[config.train.optimizer]
+        small = config.lora.kind == "full" and config.memory.full_weights == "bf16"
+        return self.trained * ((4 if small else 8) + extra) + small * 8 * PIECE
 
     def peak(self, config, again: float) -> int:
         """显存的峰值（字节）；again 是重算的块占几成，1 是每块都重算。"""
@@ -61,7 +63,7 @@ class Estimate:
         if config.lora.kind == "full":  # 权重自己就是要学的参数
             held = 0
         acts = again * self.inputs + (1 - again) * self.kept + (1 + (again > 0)) * self.one
-        return round(held + self.state(config.train.optimizer) + config.train.batch_size * acts)
+        return round(held + self.state(config) + config.train.batch_size * acts)
 
     @property
     def one(self) -> int:
@@ -174,7 +176,10 @@ def _walk(shell: nn.Module, family, config) -> tuple[int, int, int, int]:
         still = {name: value.detach() for name, value in cond.items()}
         with flops, torch.no_grad():
             family.predict_velocity(_filled(plain), x.detach(), t, still)
-        saved = _activations(_filled(model, learned), family, given, config.memory.compile)
+        small = config.lora.kind == "full" and config.memory.full_weights == "bf16"
+        exact = torch.bfloat16 if small else torch.float32
+        filled = _filled(model, learned, exact)
+        saved = _activations(filled, family, given, config.memory.compile)
     counts = flops.get_flop_counts()["Global"]
     attention = sum(n for op, n in counts.items() if "scaled_dot_product" in str(op))
     return sum(counts.values()) - attention, attention, *saved
@@ -188,8 +193,8 @@ def _attach(shell: nn.Module, family, settings) -> set[str]:
         return set(lora.attach(shell, family, settings, 0))
 
 
-def _filled(model: nn.Module, learned=()) -> nn.Module:
-    """骨架 -> 假张量的模型：底模 bf16、冻住，要学的 fp32。"""
+def _filled(model: nn.Module, learned=(), exact: torch.dtype = torch.float32) -> nn.Module:
+    """骨架 -> 假张量的模型：底模 bf16、冻住，要学的是 exact。"""
 
     def read(name, shape):
         return torch.empty(shape.shape, dtype=torch.bfloat16)
@@ -198,7 +203,9 @@ def _filled(model: nn.Module, learned=()) -> nn.Module:
     for name in learned:
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
-        owner._parameters[key] = nn.Parameter(torch.empty(owner._parameters[key].shape))
+        owner._parameters[key] = nn.Parameter(
+            torch.empty(owner._parameters[key].shape, dtype=exact)
+        )
     return model
 
 

@@ -25,6 +25,7 @@ from lorakit.families import open_family
 from lorakit.graphs import Graphs
 from lorakit.objective import Objective, explain_nan
 from lorakit.record import RunFolder
+from lorakit.rounding import round_updates
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Trainer:
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.load("transformer")
         if config.lora.kind == "full":
-            parameters = full.attach(self.transformer)
+            parameters = full.attach(self.transformer, config.memory.full_weights)
         else:
             args = (self.transformer, self.family, config.lora, config.train.seed)
             parameters = lora.attach(*args)
@@ -97,6 +98,8 @@ class Trainer:
         masked = self.family.masks_text and config.train.batch_size > 1
         self.recompute = memory.prepare(self.transformer, how, self.family, masked)
         self.optimizer = optim.build(parameters.values(), config.train)
+        if config.lora.kind == "full" and config.memory.full_weights == "bf16":
+            round_updates(self.optimizer, config.train.seed, lambda: self.step)
 
     def _graphs(self) -> Graphs | None:
         """memory.graphs 要的 CUDA 图；没有显卡、几个进程时用不了。"""

@@ -1,0 +1,97 @@
+"""bf16 的权重照样能练：随机舍入平均下来不偏；与 fp32 练的走得一样；断了续得上。"""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorakit import full, rounding
+from lorakit.config import load_config
+from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.estimate import GIB, measure
+from lorakit.families import open_blank
+from lorakit.train import Trainer
+
+FULL = ["lora.kind=full", "memory.full_weights=bf16", "model.precision=bf16", "train.lr=1e-4"]
+
+
+def test_rounding_goes_to_a_neighbour_and_is_right_on_average():
+    source = rounding.generator(torch.device("cpu"), 0, 0)
+    x = torch.tensor([1.0 + 2**-9, -3.0001, 1e-20, 0.0, 2.0]).repeat(20000, 1)
+    rounded = rounding.stochastic(x, source)
+    assert rounded.dtype == torch.bfloat16
+    gap = (rounded.float() - x).abs()
+    assert (gap <= x.abs() * 2**-7).all() and (gap[:, 3:] == 0).all()  # 本来就是 bf16 的不动
+    assert len(rounded[:, 0].unique()) == 2
+    torch.testing.assert_close(rounded.double().mean(0), x[0].double(), rtol=1e-4, atol=0)
+    bad = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    assert torch.equal(rounding.stochastic(bad, source).float(), bad) or bad.isnan().any()
+    assert rounding.stochastic(bad, source).isfinite().sum() == 0
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adafactor])
+def test_tiny_updates_are_not_lost(make, monkeypatch):
+    """每步只走 bf16 一格的百分之一：照常四舍五入一步也走不动，随机舍入走得和 fp32 一样远。"""
+    monkeypatch.setattr(rounding, "PIECE", 3000)  # 分几块走
+    ends = {}
+    for how in ("fp32", "bf16", "rounded"):
+        dtype = torch.float32 if how == "fp32" else torch.bfloat16
+        learned = [torch.nn.Parameter(torch.ones(2000, dtype=dtype)) for _ in range(3)]
+        optimizer = make(learned, lr=5e-5, weight_decay=0.0)
+        if how == "rounded":
+            now = iter(range(10**6))
+            rounding.round_updates(optimizer, 0, lambda now=now: next(now))
+        places = [p.data_ptr() for p in learned]
+        for _ in range(100):
+            for p in learned:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert places == [p.data_ptr() for p in learned]  # 还在原处
+        assert all(p.dtype == dtype and p.grad.dtype == dtype for p in learned)
+        ends[how] = 1 - float(torch.cat([p.detach() for p in learned]).double().mean())
+    assert ends["bf16"] == 0 < ends["fp32"]
+    assert ends["rounded"] == pytest.approx(ends["fp32"], rel=0.05)
+
+
+def test_trains_resumes_exactly_and_saves_what_it_trained(config, cut_at_three):
+    whole, cut = config(*FULL, output="whole"), config(*FULL, output="cut")
+    trainer = Trainer(whole)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    list(trainer)
+    assert {p.dtype for p in trainer.parameters.values()} == {torch.bfloat16}
+    moved = [name for name, p in trainer.parameters.items() if not torch.equal(p, before[name])]
+    assert len(moved) > 0.8 * len(before)  # 只有几十个数的归一化系数，4 步里可能一个也没进位
+    cut_at_three(cut)
+    for file in ("weights", "optimizer"):
+        a, b = (load_file(c.run.output / f"checkpoint-4/state/{file}.safetensors")
+                for c in (whole, cut))  # fmt: skip
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    moments = [key for key in a if key.endswith("exp_avg")]
+    assert moments and all(a[key].dtype == torch.float32 for key in moments)
+    saved = load_file(full.find(whole.run.output) / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[name], p) for name, p in trainer.parameters.items())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("train.ema=0.9", r"train\.ema=0"),
+        ("train.optimizer=prodigy", "prodigy.*adamw8bit"),
+        ("model.precision=fp32", r"model\.precision 也要是 bf16"),
+    ],
+)
+def test_what_cannot_work_says_why(config, more, said):
+    with pytest.raises(ConfigError, match=rf"full_weights.*{said}.*full_weights=fp32"):
+        Trainer(config(*FULL, more))
+
+
+def test_it_does_nothing_for_a_lora(config):
+    with pytest.warns(LorakitWarning, match=r"memory\.full_weights 不起作用"):
+        Trainer(config("memory.full_weights=bf16"))
+
+
+def test_full_size_fits_one_large_card(tmp_path):
+    config = load_config("qwen-image-full")
+    family = open_blank(config, tmp_path, torch.device("meta"))
+    family.dtype = torch.bfloat16
+    asked = measure(family, config)
+    assert 100 * GIB < asked.peak(config, 1.0) < 130 * GIB
