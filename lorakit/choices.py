@@ -86,10 +86,8 @@ def _idle(config: Config, family, processes: int):
         _tell(f"train.guidance 对 {family.name} 不起作用。")
     if config.lora.variant == "lokr" and config.lora.init != Lora().init:
         _tell("lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。")
-    if config.memory.full_weights == "bf16" and config.lora.kind == "lora":
-        _tell("memory.full_weights 不起作用：lora.kind 是 lora，要学的参数总用 fp32。")
-    if config.memory.graphs and (family.device.type != "cuda" or processes > 1):
-        _tell("memory.graphs 不起作用：只有一块 NVIDIA 显卡、一个进程时才能录图重放，照常练。")
+    if config.memory.compile == "graphs" and (family.device.type != "cuda" or processes > 1):
+        _tell("memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡、一个进程。")
     if (
         config.model.precision == "bf16"
         and family.device.type == "cuda"
@@ -104,18 +102,17 @@ def _idle(config: Config, family, processes: int):
 
 def _full(config: Config, family, processes: int):
     """全量微调时合不来的、不起作用的设置，和多半是抄错的学习率。"""
-    if config.memory.full_weights == "bf16":
+    if config.bf16_weights:
         clashes = {
-            f"现在有 {processes} 个进程。请写 fp32，用 --use_fsdp 切开": processes > 1,
+            f"现在有 {processes} 个进程。请写 auto，用 --use_fsdp 切开": processes > 1,
             "prodigy 要一次看全部参数。请写 train.optimizer=adamw8bit": (
                 config.train.optimizer == "prodigy"
             ),
             "train.ema 会被舍入吃掉。请写 train.ema=0": config.train.ema > 0,
-            "model.precision 也要是 bf16": family.dtype != torch.bfloat16,
         }
         for why in (why for why, wrong in clashes.items() if wrong):
             raise ConfigError(
-                f"memory.full_weights：bf16 用不了：{why}，或写 memory.full_weights=fp32。"
+                f"model.precision：全量微调用不了 bf16 的权重：{why}，或写 model.precision=auto。"
             )
     ours, plain = config.lora, Lora(kind="full")
     idle = [f"lora.{key}" for key, value in plain if getattr(ours, key) != value]

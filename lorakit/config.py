@@ -48,6 +48,11 @@ class Config(_Group):
     memory: Memory = Memory()
     run: Run = Run()
 
+    @property
+    def bf16_weights(self) -> bool:
+        """全量微调的权重也用 bf16 练，更新时随机舍入（见 rounding.py）。"""
+        return self.lora.kind == "full" and self.model.precision == "bf16"
+
     def to_dict(self) -> dict[str, Any]:
         """变成只有基本类型的字典，可以直接写进 JSON。"""
         return self.model_dump(mode="json")

@@ -45,7 +45,8 @@ class Model(_Group):
     source: Literal["auto", "modelscope", "huggingface"] = "auto"
     """从哪个站下载：auto 先用下载过的，再试 ModelScope，再试 Hugging Face；也可以指定一个。"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """计算精度：auto 在支持的显卡上用 bf16，在 CPU 上用 fp32；fp16 容易溢出成黑图。"""
+    """计算精度：auto 在支持的显卡上用 bf16，在 CPU 上用 fp32；fp16 容易溢出成黑图。全量微调时
+    权重总是 fp32，写 bf16 就连权重也用 bf16 练：省一半多显存，更新时随机舍入，小改动不会白加。"""
     quantize: Literal["none", "fp8", "int8", "nf4", "fp8-matmul"] = "none"
     """量化底模（LoRA 不受影响）：fp8、int8 省一半权重，nf4 省七成多、误差大些，压坏的层改存 int8，
     都会慢一点；fp8-matmul 不省显存，但在 RTX 40 系、H100 以后的显卡上更快。none 不量化。"""
@@ -241,17 +242,12 @@ class Memory(_Group):
     checkpointing: bool | Literal["auto", "full", "selective", "off"] = False
     """梯度检查点：中间结果用到时重算，省很多显存，大约慢四成。true 就是 full（每块都重算），
     selective 隔一块重算一块，auto 看剩下的显存，能不重算就不重算；false 就是 off。"""
-    compile: bool = False
-    """用 torch.compile 编译：开头多等几分钟，之后更快；只练几百步就不值得开。"""
-    graphs: bool = False
-    """把一步录成 CUDA 图重放，省掉 CPU 一个个派活的时间；只在一块 NVIDIA 显卡上起作用。图的形状
-    （尺寸、描述长短）每种录一次；形状太多、显存不够时，多出来的照常练。"""
+    compile: bool | Literal["graphs"] = False
+    """用 torch.compile 编译：开头多等一会儿，之后更快；只练几百步就不值得开。graphs 再把一步录成
+    CUDA 图重放，省掉 CPU 一个个派活的时间，只在一块 NVIDIA 显卡上起作用。"""
     offload: Literal["none", "blocks"] = "none"
     """底模放在哪：none 全在显卡上；blocks 放在内存里，用到哪一块才搬来哪一块，显存省得最多，
     快慢看内存到显卡的速度；训练时要开 checkpointing。"""
-    full_weights: Literal["fp32", "bf16"] = "fp32"
-    """全量微调时权重用什么精度练：fp32 最稳；bf16 省一半多显存，更新时随机舍入，小改动不会白加；
-    只能一个进程。"""
     attention: Literal["auto", "native", "flash", "cudnn"] = "auto"
     """注意力的内核：auto 用这个家族试过最稳的；native 由 PyTorch 挑；flash、cudnn 指定一种，
     开练前会和参考算法对一遍。"""

@@ -50,9 +50,9 @@ class Estimate:
         return images * round(passes * self.linear + 3.5 * self.attention)
 
     def state(self, config) -> int:
-        """要学的参数：值与梯度（fp32，或 memory.full_weights），加上优化器的状态。"""
+        """要学的参数：值与梯度（fp32，或 bf16 的权重），加上优化器的状态。"""
         extra = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}[config.train.optimizer]
-        small = config.lora.kind == "full" and config.memory.full_weights == "bf16"
+        small = config.bf16_weights
         return self.trained * ((4 if small else 8) + extra) + small * 8 * PIECE
 
     def peak(self, config, again: float) -> int:
@@ -176,8 +176,7 @@ def _walk(shell: nn.Module, family, config) -> tuple[int, int, int, int]:
         still = {name: value.detach() for name, value in cond.items()}
         with flops, torch.no_grad():
             family.predict_velocity(_filled(plain), x.detach(), t, still)
-        small = config.lora.kind == "full" and config.memory.full_weights == "bf16"
-        exact = torch.bfloat16 if small else torch.float32
+        exact = torch.bfloat16 if config.bf16_weights else torch.float32
         filled = _filled(model, learned, exact)
         saved = _activations(filled, family, given, config.memory.compile)
     counts = flops.get_flop_counts()["Global"]

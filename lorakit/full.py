@@ -12,13 +12,12 @@ FOLDER = "transformer"
 HIGH_LR = 1e-4  # 全量微调常用 1e-5；到了这里，多半是把 LoRA 的学习率抄过来了
 
 
-def attach(transformer: nn.Module, weights: str = "fp32") -> dict[str, nn.Parameter]:
+def attach(transformer: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
     """让每个权重都能学，返回 {名字: 参数}。
 
     Args:
-        weights: memory.full_weights。fp32，或 bf16：那时一小步加上去等于没加，要配 rounding。
+        dtype: fp32，或 bf16：那时一小步加上去等于没加，要配 rounding。
     """
-    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     for parameter in transformer.parameters():
         parameter.data = parameter.data.to(dtype)
         parameter.requires_grad_(True)

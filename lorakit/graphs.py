@@ -65,7 +65,7 @@ class Graphs:
     def _refuse(self, why: str):
         self.refused = True
         self.forget()
-        said = f"memory.graphs 不起作用，改为照常练（{why}）。"
+        said = f"memory.compile=graphs 只编译，没有录图，照常练（{why}）。"
         warnings.warn(said, LorakitWarning, stacklevel=2)
 
     def _plainly(self, kind: tuple, parts: list) -> torch.Tensor:

@@ -46,8 +46,6 @@ def refuse(config, processes: int = 1):
         ),
         "memory.compile：和 memory.offload=blocks 不能一起用：权重总在换地方，编译好的代码认不得。"
         "请写 memory.compile=false。": how.offload == "blocks" and how.compile,
-        "memory.graphs：和 memory.offload=blocks 不能一起用：权重总在换地方，录好的图认不得。"
-        "请写 memory.graphs=false。": how.offload == "blocks" and how.graphs,
         "memory.offload：blocks 只能搬冻住的权重，全量微调的权重每步都在变。"
         "请写 memory.offload=none，或 lora.kind=lora。": (
             how.offload == "blocks" and lora.kind == "full"

@@ -88,7 +88,8 @@ class Trainer:
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.load("transformer")
         if config.lora.kind == "full":
-            parameters = full.attach(self.transformer, config.memory.full_weights)
+            dtype = torch.bfloat16 if config.bf16_weights else torch.float32
+            parameters = full.attach(self.transformer, dtype)
         else:
             args = (self.transformer, self.family, config.lora, config.train.seed)
             parameters = lora.attach(*args)
@@ -98,13 +99,13 @@ class Trainer:
         masked = self.family.masks_text and config.train.batch_size > 1
         self.recompute = memory.prepare(self.transformer, how, self.family, masked)
         self.optimizer = optim.build(parameters.values(), config.train)
-        if config.lora.kind == "full" and config.memory.full_weights == "bf16":
+        if config.bf16_weights:
             round_updates(self.optimizer, config.train.seed, lambda: self.step)
 
     def _graphs(self) -> Graphs | None:
-        """memory.graphs 要的 CUDA 图；没有显卡、几个进程时用不了。"""
+        """memory.compile=graphs 要的 CUDA 图；没有显卡、几个进程时用不了。"""
         alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
-        if not (self.config.memory.graphs and alone):
+        if not (self.config.memory.compile == "graphs" and alone):
             return None
         return Graphs(self.objective, self.recompute, self.config.train.grad_accum)
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lorakit import choices, cli_train, graphs, memory
-from lorakit.config import load_config
-from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.errors import LorakitWarning
 from lorakit.families import open_family
 from lorakit.objective import Batch
 from lorakit.train import Trainer
@@ -106,7 +105,7 @@ def test_what_cannot_be_recorded_trains_as_usual(made, monkeypatch):
 
     monkeypatch.setattr(made, "_record", fail)
     made.draw(3, 1), made.draw(3, 1)
-    with pytest.warns(LorakitWarning, match="不起作用，改为照常练.*Cannot copy") as told:
+    with pytest.warns(LorakitWarning, match="没有录图，照常练.*Cannot copy") as told:
         assert [float(made.draw(3, key)[0]) for key in (1, 2)] == [4, 16]
     assert len(told) == 1 and not made.made
 
@@ -120,16 +119,10 @@ def test_too_many_shapes_are_not_recorded(made, monkeypatch):
     assert made.refused and not made.made
 
 
-def test_graphs_and_streaming_exclude_each_other():
-    both = ["memory.graphs=true", "memory.offload=blocks", "memory.checkpointing=full"]
-    with pytest.raises(ConfigError, match=r"memory\.graphs.*blocks.*memory\.graphs=false"):
-        memory.refuse(load_config("tiny-qwen-image", both))
-
-
 def test_graphs_without_a_card_are_said_to_do_nothing(config):
-    settings = config("memory.graphs=true")
+    settings = config("memory.compile=graphs")
     family = open_family(settings, torch.device("cpu"))
-    with pytest.warns(LorakitWarning, match=r"memory\.graphs 不起作用"):
+    with pytest.warns(LorakitWarning, match="不录图.*一块 NVIDIA"):
         choices.check(settings, family)
     assert Trainer(settings, family=family).graphs is None
 

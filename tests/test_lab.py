@@ -391,8 +391,14 @@ def test_form_is_the_config(shown):
     assert "train.steps" in said and "整数" in said and form.config.train.steps == 1000
     form.set("train.steps", "77")
     assert form.config.train.steps == 77 and "steps: 77" in form.yaml.value
-    form.inputs["memory.compile"].value = True
+    form.inputs["memory.compile"].value = "true"
     assert form.config.memory.compile is True
+    form.inputs["data.flip"].value = True
+    assert form.config.data.flip is True
+    ways = form.inputs["memory.checkpointing"].options
+    assert list(ways) == ["false", "true", "auto", "full", "selective", "off"]
+    form.inputs["memory.compile"].value = "graphs"
+    assert form.config.memory.compile == "graphs"
     form.read_yaml("train: {stps: 3}")
     assert "train.steps" in form.message.value and form.config.train.steps == 77
     form.read_yaml("lora: {rank: [1")

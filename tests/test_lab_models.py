@@ -34,7 +34,7 @@ def test_a_card_of_each_size_gets_its_preset(capsys, monkeypatch):
     monkeypatch.setattr(quantize, "check", lambda *a: None)
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(24))
     assert lab.open_model("qwen-image-24gb").model.quantize == "fp8"
-    assert "显存：约 22" in capsys.readouterr().out
+    assert "显存：约 21.9" in capsys.readouterr().out
     with pytest.raises(LorakitError, match=r"放不下。请换预设 qwen-image-24gb"):
         lab.open_model("qwen-image")
 

@@ -6,12 +6,12 @@ from safetensors.torch import load_file
 
 from lorakit import full, rounding
 from lorakit.config import load_config
-from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.errors import ConfigError
 from lorakit.estimate import GIB, measure
 from lorakit.families import open_blank
 from lorakit.train import Trainer
 
-FULL = ["lora.kind=full", "memory.full_weights=bf16", "model.precision=bf16", "train.lr=1e-4"]
+FULL = ["lora.kind=full", "model.precision=bf16", "train.lr=1e-4"]
 
 
 def test_rounding_goes_to_a_neighbour_and_is_right_on_average():
@@ -76,17 +76,11 @@ def test_trains_resumes_exactly_and_saves_what_it_trained(config, cut_at_three):
     [
         ("train.ema=0.9", r"train\.ema=0"),
         ("train.optimizer=prodigy", "prodigy.*adamw8bit"),
-        ("model.precision=fp32", r"model\.precision 也要是 bf16"),
     ],
 )
 def test_what_cannot_work_says_why(config, more, said):
-    with pytest.raises(ConfigError, match=rf"full_weights.*{said}.*full_weights=fp32"):
+    with pytest.raises(ConfigError, match=rf"全量微调用不了 bf16.*{said}.*model\.precision=auto"):
         Trainer(config(*FULL, more))
-
-
-def test_it_does_nothing_for_a_lora(config):
-    with pytest.warns(LorakitWarning, match=r"memory\.full_weights 不起作用"):
-        Trainer(config("memory.full_weights=bf16"))
 
 
 def test_full_size_fits_one_large_card(tmp_path):

@@ -66,9 +66,11 @@ def test_only_training_pictures_have_variants(config, family, folder):
 
 def test_training_draws_every_variant_and_repeats_itself(config, family, folder):
     settings = config(f"data.folder={folder}", "data.flip=true", "eval.holdout=0", "train.seed=3")
-    objective = Objective(settings, family, cache.prepare(settings, family), None, "cpu")
+    objective = Objective(
+        settings, family, cache.prepare(settings, family), None, torch.device("cpu")
+    )
     seen = []
-    objective.loss = lambda x0, *_: seen.append(x0) or x0.flatten(1).mean(1)
+    objective.losses = lambda x0, *_: seen.append(x0) or x0.flatten(1).mean(1)
     first = [float(objective.draw(k, k)[0]) for k in range(9)]
     assert [float(objective.draw(k, k)[0]) for k in range(9)] == first
     flipped = 0

@@ -1,7 +1,8 @@
 """设置变成表单：名字、说明、校验都来自 `config.fields()`，和 YAML、--set 走同一个入口。"""
 
 from html import escape
-from typing import Literal
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -134,12 +135,20 @@ def _input(field: Field, text: str):
     """一项设置的控件：几选一是下拉，是非是勾选，其余是文字框（由设置自己校验）。"""
     w = widgets()
     looks = {"style": {"description_width": "13em"}, "layout": w.Layout(width="min(520px, 95%)")}
-    choices = field.constraints.get("choices", ())
-    if getattr(field.type, "__origin__", None) is Literal:
+    if choices := _choices(field.type):
         return w.Dropdown(options=choices, value=text, description=field.name, **looks)
     if field.type is bool:
         return w.Checkbox(text == "true", description=field.name, **looks)
     return w.Text(text, description=field.name, continuous_update=False, **looks)
+
+
+def _choices(kind) -> list[str]:
+    """几选一的全部写法；是非与几选一并在一起的（例如 false、true、graphs）也算，别的是空的。"""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    names = [name for part in parts if get_origin(part) is Literal for name in get_args(part)]
+    if not names or any(part is not bool and get_origin(part) is not Literal for part in parts):
+        return []
+    return [*(["false", "true"] if bool in parts else []), *map(str, names)]
 
 
 def _as(box, text: str):
