@@ -68,7 +68,8 @@ def kill_somewhere(ranks: Ranks, run, dice: random.Random, saving: bool):
         if half if saving else rows and rows[-1]["step"] >= step:
             break
         time.sleep(0.003)
-    time.sleep(dice.random() * (0.02 if saving else 0.2))
+    # 步里随机的时刻：照一步现在要多久来等，机器再快也不会等到练完
+    time.sleep(dice.random() * (0.02 if saving else rows[-1]["seconds"]))
     assert any(process.is_alive() for process in ranks.all), ranks.out(0)
     ranks.kill()
 
