@@ -86,8 +86,12 @@ def _idle(config: Config, family, processes: int):
         _tell(f"train.guidance 对 {family.name} 不起作用。")
     if config.lora.variant == "lokr" and config.lora.init != Lora().init:
         _tell("lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。")
-    if config.memory.compile == "graphs" and (family.device.type != "cuda" or processes > 1):
-        _tell("memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡、一个进程。")
+    graphs = config.memory.compile == "graphs"
+    if graphs and not memory.can_replay(config.memory, family.device, processes):
+        _tell(
+            "memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡、一个进程、"
+            "底模一直在显卡上（memory.offload=none）。"
+        )
     if (
         config.model.precision == "bf16"
         and family.device.type == "cuda"

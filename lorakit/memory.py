@@ -44,8 +44,6 @@ def refuse(config, processes: int = 1):
         "请写 lora.variant=plain 或 rslora。": (
             how.offload == "blocks" and lora.variant == "dora" and model.quantize == "none"
         ),
-        "memory.compile：和 memory.offload=blocks 不能一起用：权重总在换地方，编译好的代码认不得。"
-        "请写 memory.compile=false。": how.offload == "blocks" and how.compile,
         "memory.offload：blocks 只能搬冻住的权重，全量微调的权重每步都在变。"
         "请写 memory.offload=none，或 lora.kind=lora。": (
             how.offload == "blocks" and lora.kind == "full"
@@ -68,7 +66,8 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
         how = "full"  # 没轮到的块不在显卡上，反向时只能重算
     if how == "auto" and family.device.type != "cuda":
         how = "off"  # 内存一般够大，重算只会更慢
-    recompute = Recompute(how, blocks(transformer).values(), family.device)
+    members = blocks(transformer).values()
+    recompute = Recompute(how, members, family.device)
     if how != "off":
         transformer.enable_gradient_checkpointing(recompute)
     if settings.compile:
@@ -76,8 +75,15 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
         # 第二种长度起编译器自己改用不定长的代码，不会每种长度编译一遍
         # 位置编码是复数，编译器原样叫一次内核就好，不必警告
         warnings.filterwarnings("ignore", "Torchinductor does not support code gen", UserWarning)
-        transformer.compile_repeated_blocks()
+        for block in members:
+            # 只编 forward，不编 __call__：搬权重、切权重的钩子在外面照常跑
+            block.forward = torch.compile(block.forward)
     return recompute
+
+
+def can_replay(settings, device: torch.device, processes: int) -> bool:
+    """一步能不能录成 CUDA 图：图认死每个权重的地址，几个进程要在步里通信。"""
+    return device.type == "cuda" and processes == 1 and settings.offload == "none"
 
 
 class Recompute:

@@ -103,9 +103,10 @@ class Trainer:
             round_updates(self.optimizer, config.train.seed, lambda: self.step)
 
     def _graphs(self) -> Graphs | None:
-        """memory.compile=graphs 要的 CUDA 图；没有显卡、几个进程时用不了。"""
-        alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
-        if not (self.config.memory.compile == "graphs" and alone):
+        """memory.compile=graphs 要的 CUDA 图；这里用不了就是 None。"""
+        how, where = self.config.memory, self.accelerator
+        able = memory.can_replay(how, where.device, where.num_processes)
+        if how.compile != "graphs" or not able:
             return None
         return Graphs(self.objective, self.recompute, self.config.train.grad_accum)
 

@@ -92,8 +92,10 @@ def test_auto_keeps_everything_on_a_large_card_and_nothing_in_a_corner(monkeypat
     assert tight.allocated < roomy.allocated
 
 
-def test_compiled_blocks_train():
-    assert row("memory.compile=true", "memory.checkpointing=full", "model.quantize=fp8").step > 0
+@pytest.mark.parametrize("offload", ["none", "blocks"])
+def test_compiled_blocks_train(offload):
+    how = ["memory.compile=true", "memory.checkpointing=full", f"memory.offload={offload}"]
+    assert row(*how, "model.quantize=fp8").step > 0
 
 
 @pytest.mark.parametrize("extra", [(), ("memory.checkpointing=auto",)])
