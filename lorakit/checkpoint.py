@@ -193,7 +193,7 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
         name, key = place.rsplit("|", 1)
         kept = optimizer.state[parameters[name]] if name in parameters else {}
         if isinstance(value, torch.Tensor) and key in kept and kept[key].dtype != value.dtype:
-            kept[key] = value.to(kept[key].device)
+            kept[key] = shared_like(value.to(kept[key].device), kept[key])
     return facts["step"]
 
 

@@ -28,7 +28,7 @@ def check(config: Config, family, processes: int = 1, sharded: bool = False):
     check_tracker(config.run.tracker)
     memory.refuse(config, processes)
     if config.lora.kind == "full":
-        _full(config, family, processes)
+        _full(config, 1 if sharded else processes)
     else:
         lora.plan(family.skeleton(), family, config.lora)
     if sharded and config.train.optimizer != "adamw":
@@ -104,11 +104,11 @@ def _idle(config: Config, family, processes: int):
         _tell("data.mask_floor 不起作用：data.mask 是 none。")
 
 
-def _full(config: Config, family, processes: int):
-    """全量微调时合不来的、不起作用的设置，和多半是抄错的学习率。"""
+def _full(config: Config, copies: int):
+    """全量微调时合不来的、不起作用的设置，和多半是抄错的学习率；copies 是几个进程各有一份权重。"""
     if config.bf16_weights:
         clashes = {
-            f"现在有 {processes} 个进程。请写 auto，用 --use_fsdp 切开": processes > 1,
+            f"现在有 {copies} 个进程。请用 --use_fsdp 启动，把权重切开": copies > 1,
             "prodigy 要一次看全部参数。请写 train.optimizer=adamw8bit": (
                 config.train.optimizer == "prodigy"
             ),

@@ -132,6 +132,11 @@ def whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local(value: torch.Tensor) -> torch.Tensor:
+    """FSDP2 切开的张量在这个进程里的那一份，不复制；没切的原样返回。"""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def gathered(accelerator: Accelerator, tensors: Tensors) -> dict[str, torch.Tensor]:
     """拼回整个，只留在 0 号进程的内存里；别的进程只陪着通信，得到空的。"""
     result = {}

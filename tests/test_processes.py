@@ -98,6 +98,41 @@ def test_sharded_parameters_learn_the_same(config, tmp_path, kind):
     near(state(plain.run.output, 4), state(shard.run.output, 4))
 
 
+def test_sharded_bf16_weights_learn_the_same(config, tmp_path):
+    """bf16 的全量微调切开练：舍入的随机数与份数无关，所以和一个进程走得一样；检查点两边通用。"""
+    how = ["lora.kind=full", "model.precision=bf16", "train.lr=1e-4"]
+    shard, plain = config(*how, output="shard"), config(*how, "train.grad_accum=2", output="plain")
+    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
+    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
+    base = {name: p.detach().clone() for name, p in Trainer(plain).parameters.items()}
+    list(Trainer(plain))
+
+    def alike(step: int):
+        files = [r.run.output / f"checkpoint-{step}/state" for r in (shard, plain)]
+        (ours, theirs), moments = (
+            [load_file(file / f"{name}.safetensors") for file in files]
+            for name in ("weights", "optimizer")
+        )
+        moved = [torch.cat([(w[n] - base[n]).float().flatten() for n in base])
+                 for w in (ours, theirs)]  # fmt: skip
+        assert torch.cosine_similarity(*moved, dim=0) > 0.98
+        assert {value.dtype for value in ours.values()} == {torch.bfloat16}
+        kept = [key for key in moments[0] if key.endswith("exp_avg")]
+        assert len(kept) > 0.9 * len(base) and moments[0].keys() == moments[1].keys()
+        assert all(moments[0][key].dtype == torch.float32 for key in kept)
+
+    alike(4)
+    for one in (plain, shard):
+        shutil.rmtree(one.run.output / "checkpoint-4")
+    alone = shard.model_copy(update={"train": plain.train})
+    list(Trainer(alone))  # 切开练的检查点，一个进程接着练
+    back = plain.model_copy(update={"train": shard.train})
+    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, back, tmp_path)
+    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)  # 反过来
+    alike(4)
+
+
 def test_checkpoints_move_between_one_and_two_processes(config, tmp_path):
     lokr = "lora.variant=lokr"
     two, one = config(lokr, output="two"), config(lokr, "train.grad_accum=2", output="one")
