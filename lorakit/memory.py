@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from lorakit.errors import ConfigError
 from lorakit.quantize import blocks
 
 TINY_DEVICE = "LORAKIT_TINY_DEVICE"  # 环境变量：随包的微型模型用什么设备；练习册里是 cpu
+VARIANTS = 64  # 一种块最多编几份，PyTorch 原来是 8
 ATTENTION_ERROR = 0.03  # bf16 的注意力与 fp32 参考的相对误差，正常不到 0.01
 
 
@@ -75,10 +77,33 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
         # 第二种长度起编译器自己改用不定长的代码，不会每种长度编译一遍
         # 位置编码是复数，编译器原样叫一次内核就好，不必警告
         warnings.filterwarnings("ignore", "Torchinductor does not support code gen", UserWarning)
+        # 同一种块要编几份：描述定长与不定长、带不带掩码、检验时不带梯度；超过上限就悄悄不编了
+        torch._dynamo.config.recompile_limit = VARIANTS
         for block in members:
             # 只编 forward，不编 __call__：搬权重、切权重的钩子在外面照常跑
-            block.forward = torch.compile(block.forward)
+            block.forward = _compiled(block.forward)
     return recompute
+
+
+def _compiled(forward: Callable) -> Callable:
+    """编译一块的 forward；先把输入弄成一个样，否则编译器会为头一块单独再编一份。"""
+    fast = torch.compile(forward)
+
+    @wraps(forward)
+    def run(*args, **kwargs):
+        return fast(*map(_alike, args), **{key: _alike(value) for key, value in kwargs.items()})
+
+    return run
+
+
+def _alike(value):
+    """词元 (B, L, D)：不是别的张量的视图，训练时都带梯度，像上一块的输出那样；其余原样。"""
+    if not (isinstance(value, torch.Tensor) and value.dim() == 3 and value.is_floating_point()):
+        return value
+    learns = value.requires_grad or not torch.is_grad_enabled()
+    if learns and value._base is None:
+        return value
+    return value.clone() if learns else value.clone().requires_grad_()
 
 
 def can_replay(settings, device: torch.device, processes: int) -> bool:

@@ -11,6 +11,7 @@ CALL（可不写）                stock 管线另外要的参数，例如改图
 """
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from lorakit import flow, infer, lora
+from lorakit import flow, infer, lora, memory, quantize
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.families import REGISTRY, get
@@ -358,3 +359,22 @@ def test_trains_and_draws(name, folder, pictures, tmp_path):
     assert all(isinstance(image, Image.Image) and image.size == (WIDTH, HEIGHT) for image in both)
     one = infer.generate(family, pipe, [SHORT], config.sample, (WIDTH, HEIGHT))
     assert np.abs(np.asarray(both[0], int) - np.asarray(one[0], int)).max() <= 1
+
+
+def test_compiler_makes_one_version_of_a_chain_of_blocks(name, fresh, monkeypatch):
+    """memory.compile：一串同样的块只编一份，第二步也不再编；不然开头要多等几倍。"""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    counters.clear()
+    attach(fresh)
+    model = fresh.load("transformer").train()
+    memory.prepare(model, load_config(None, ["memory.compile=true"]).memory, fresh)
+    cond, x = fresh.collate(encode(fresh, [SHORT])), noise(fresh, 1)
+    for _ in range(2):
+        fresh.predict_velocity(model, x, torch.tensor([0.5]), cond).square().mean().backward()
+    chains = {path.rpartition(".")[0] for path in quantize.blocks(model)}
+    # FLUX 的单流块输出的是切片，所以这一串的头一块输入排法不同
+    assert counters["stats"]["unique_graphs"] == len(chains) + (name == "flux")
+    assert not counters["graph_break"]

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -140,6 +141,7 @@ def sharded(work, *args):
         return accelerator
 
     processes.start = start
+    torch.compile = partial(torch.compile, backend="eager")  # 只要编译器怎样看待切开的块
     return work(*args)
 
 
