@@ -159,6 +159,8 @@ def _refuse_too_big(asked, config: Config, family):
 
 def _limit(tier: float | None, device: torch.device) -> float | None:
     if tier is None:
+        if device.type == "cuda":  # 同一个进程里上一次假装过小卡
+            torch.cuda.set_per_process_memory_fraction(1.0, device.index)
         return None
     if device.type != "cuda":
         raise ConfigError("--tier：要有 NVIDIA 显卡才能假装成小一点的卡；这里没有。")

@@ -1,6 +1,7 @@
 """测速与体检：估计和真跑一遍对得上；放不下的说换哪个；坏的输入说清楚。"""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from lorakit.families.qwen_image import pack
 META = torch.device("meta")
 # lorakit bench 在显卡上量到的；host 是 null 的那几次，同一个进程里先测过别的模型，内存不算数
 MEASURED = json.loads((Path(__file__).parent / "measured.json").read_text("utf-8"))
+README = (Path(__file__).parents[1] / "README_CN.md").read_text("utf-8")
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -107,6 +109,14 @@ def test_predictions_match_what_bench_measured(row, blank):
     assert step == pytest.approx(row["step"], rel=0.15)
     if row["host"]:
         assert doctor.host(asked, config) == pytest.approx(row["host"], rel=0.15)
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["command"])
+def test_the_readme_says_what_was_measured(row):
+    command = re.escape(row["command"].removeprefix("lorakit bench "))
+    ((step, peak),) = re.findall(rf"\| `{command}`[^|]*\| ([\d.]+) \|[^|]*\| ([\d.]+) GiB", README)
+    assert float(step) == pytest.approx(row["step"], abs=0.0006)
+    assert float(peak) == pytest.approx(row["allocated"], abs=0.06)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("z-image", 6.15), ("kandinsky5", 6.0)])
