@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from safetensors.torch import load_file, save_file
 from lorakit.errors import LorakitError, WeightsError, plain_reason
 from lorakit.processes import gathered, shared_like
 
+WINDOWS = os.name == "nt"
 STATE = "state"
 GROUP = "group-"  # 参数组里的数，与参数名分得开
 Parameters = dict[str, torch.nn.Parameter]
 
 
 def _flush(path: Path):
-    handle = os.open(path, os.O_RDONLY)
+    """写进盘里。Windows 上文件要能写才刷得了，文件夹打不开、也不必刷。"""
+    if WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -41,7 +46,7 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> Path:
             _flush(path)
         if temporary.is_dir() and target.is_dir():
             shutil.rmtree(target)
-        os.replace(temporary, target)
+        _rename(temporary, target)
         _flush(target.parent)
     except OSError as error:
         raise LorakitError(
@@ -50,6 +55,16 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> Path:
     finally:
         _remove(temporary)  # 成了的已经改名；失败了，哪怕是 Ctrl-C，也不留下半个文件夹
     return target
+
+
+def _rename(old: Path, new: Path):
+    """os.replace；Windows 上别的程序（杀毒、网盘）正好看着它就改不成，等一下再试。"""
+    for wait in (0.1, 0.3, 1.0) if WINDOWS else ():
+        try:
+            return os.replace(old, new)
+        except PermissionError:
+            time.sleep(wait)
+    return os.replace(old, new)
 
 
 def _remove(path: Path):
@@ -71,7 +86,10 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict |
 
 
 def _digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:  # 全量微调的有几十 GB，不能整个读进内存
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unfold(optimizer, names: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
@@ -135,7 +153,7 @@ def save(run: Path, step: int, files: Files, facts: dict, write_weights, keep: i
 
     path = write_whole(run / f"checkpoint-{step}", write)
     for old in all_of(run)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # 有人正看着它就删不掉，下次再删
     return path
 
 
@@ -194,7 +212,14 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
         kept = optimizer.state[parameters[name]] if name in parameters else {}
         if isinstance(value, torch.Tensor) and key in kept and kept[key].dtype != value.dtype:
             kept[key] = shared_like(value.to(kept[key].device), kept[key])
+    for values in optimizer.state.values():
+        # load_file 的张量映射着文件：一直握着它，Windows 上这个检查点就删不掉
+        values |= {k: v.clone() for k, v in values.items() if _on_cpu(v)}
     return facts["step"]
+
+
+def _on_cpu(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type == "cpu"
 
 
 def _plain(value):

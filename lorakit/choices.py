@@ -86,7 +86,10 @@ def _idle(config: Config, family, processes: int):
         _tell(f"train.guidance 对 {family.name} 不起作用。")
     if config.lora.variant == "lokr" and config.lora.init != Lora().init:
         _tell("lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。")
-    graphs = config.memory.compile == "graphs"
+    missing = memory.cannot_compile(family.device) if config.memory.compile else ""
+    if missing:
+        _tell(f"memory.compile 不起作用：{missing}。照常练，慢一些。")
+    graphs = config.memory.compile == "graphs" and not missing
     if graphs and not memory.can_replay(config.memory, family.device, processes):
         _tell(
             "memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡、一个进程、"

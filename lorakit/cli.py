@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from io import TextIOWrapper
 from pathlib import Path
 
 from lorakit.cli_data import cache, caption, check
@@ -181,6 +182,11 @@ def _remind(message, category, filename, lineno, file=None, line=None):
 
 def main(argv: list[str] | None = None) -> int:
     """入口；返回退出码：0 完成，1 输入有误，2 用法错，130 被打断但已存好。"""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, TextIOWrapper
+        ):  # Windows 上接到文件里是 GBK，没有“✔”：写成问号，别停下
+            stream.reconfigure(errors="replace")
     args = parser().parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # 它用英文提醒的事与学的人无关
     try:

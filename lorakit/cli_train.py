@@ -21,7 +21,7 @@ def train(args) -> int:
     trainer = Trainer(config, progress=say_encoding)
     print(trainer.plan().text())
     print(trainer.describe())
-    if config.memory.compile:
+    if trainer.compiled:
         print("头几步要编译，一分钟上下，显得卡住了；之后才是正常的速度。")
     if trainer.step:
         print(f"从第 {trainer.step} 步接着练（要从头来，换一个 run.output）。")
@@ -33,7 +33,7 @@ def train(args) -> int:
         if config.sample.prompts:
             _sample(trainer)
         processes.by_first(trainer.accelerator, lambda: _report(trainer, sum(times)))
-        if config.memory.compile and times:
+        if trainer.compiled and times:
             print(warmup(times))
     finally:
         track.finish(trainer.accelerator)

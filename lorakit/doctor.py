@@ -160,6 +160,10 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         able = []
     except ConfigError as error:  # 要的库没装、显卡太旧：照样往下算，只记一笔
         able = [Check(BAD, "量化", str(error))]
+    asks = config.memory.compile and torch.cuda.is_available()
+    if missing := memory.cannot_compile(memory.pick_device()) if asks else "":
+        able.append(Check(WARN, "编译", f"memory.compile 不起作用：{missing}。照常练，慢一些"))
+        config = load_config(config.to_dict(), ["memory.compile=false"])
     with tempfile.TemporaryDirectory() as folder:
         family = open_blank(config, Path(folder), torch.device("meta"))
         family.dtype = torch.bfloat16
@@ -253,7 +257,10 @@ def nearest(config: Config, capacity: float) -> str | None:
 
 
 def host(asked: Estimate, config: Config) -> float:
-    """训练时进程占多少内存，GiB。"""
+    """训练时进程占多少内存，GiB；全量微调存检查点时，权重与优化器的状态先后经过内存。"""
+    if config.lora.kind == "full":
+        each = max(2 if config.bf16_weights else 4, estimate.MOMENTS[config.train.optimizer])
+        return HOST + asked.trained * each / GIB
     return HOST + (asked.weights / GIB if config.memory.offload == "blocks" else 0)
 
 

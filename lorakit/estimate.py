@@ -17,6 +17,7 @@ from lorakit.rounding import PIECE
 GIB = 2**30
 NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位）
 TOKENS = 128  # 一句描述大约多少词元
+MOMENTS = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}  # 优化器每个参数另记几字节
 SLOTS = 2  # memory.offload=blocks 时显卡上有几块
 
 
@@ -51,9 +52,9 @@ class Estimate:
 
     def state(self, config) -> int:
         """要学的参数：值与梯度（fp32，或 bf16 的权重），加上优化器的状态。"""
-        extra = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}[config.train.optimizer]
         small = config.bf16_weights
-        return self.trained * ((4 if small else 8) + extra) + small * 8 * PIECE
+        each = (4 if small else 8) + MOMENTS[config.train.optimizer]
+        return self.trained * each + small * 8 * PIECE
 
     def peak(self, config, again: float) -> int:
         """显存的峰值（字节）；again 是重算的块占几成，1 是每块都重算。"""

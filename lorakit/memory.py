@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -83,6 +84,24 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
             # 只编 forward，不编 __call__：搬权重、切权重的钩子在外面照常跑
             block.forward = _compiled(block.forward)
     return recompute
+
+
+def cannot_compile(device: torch.device) -> str:
+    """torch.compile 在这台机器上为什么用不了；能用就是空的。只看缺什么，不真的编译。"""
+    if device.type != "cuda":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except RuntimeError:
+            return "没有 C++ 编译器，装上 g++ 就能用"
+        return ""
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        return "没有 Triton（Windows 上运行 pip install triton-windows），或显卡比 RTX 20 系还老"
+    named = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return "" if named or os.name == "nt" else "Triton 要 C 编译器，装上 gcc 就能用"
 
 
 def _compiled(forward: Callable) -> Callable:

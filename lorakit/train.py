@@ -94,6 +94,9 @@ class Trainer:
             args = (self.transformer, self.family, config.lora, config.train.seed)
             parameters = lora.attach(*args)
         how = config.memory
+        if how.compile and memory.cannot_compile(self.family.device):  # choices 说过了
+            how = how.model_copy(update={"compile": False})
+        self.compiled = bool(how.compile)
         if sharded and how.checkpointing == "auto":  # 各卡要一起重算：不能看各自还剩多少显存
             how = how.model_copy(update={"checkpointing": "full"})
         masked = self.family.masks_text and config.train.batch_size > 1
@@ -106,7 +109,7 @@ class Trainer:
         """memory.compile=graphs 要的 CUDA 图；这里用不了就是 None。"""
         how, where = self.config.memory, self.accelerator
         able = memory.can_replay(how, where.device, where.num_processes)
-        if how.compile != "graphs" or not able:
+        if how.compile != "graphs" or not (self.compiled and able):
             return None
         return Graphs(self.objective, self.recompute, self.config.train.grad_accum)
 
