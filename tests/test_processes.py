@@ -28,7 +28,8 @@ SHARDED = {
     **KINDS,
     "lora": ["train.ema=0.9"],
     "lokr": ["lora.variant=lokr"],
-    "compiled": [
+    "compiled": [  # 真模型就是这样练的
+        "model.precision=bf16",
         "memory.compile=true",
         "memory.checkpointing=full",
         "eval.every=0",
