@@ -184,9 +184,8 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         mend = f"请换预设 {other}" if other else "没有放得下的预设；换小一点的模型或大一点的显卡"
         return [*checks, Check(BAD, "显存", f"{said}：放不下。{mend}")]
     checks.append(Check(GOOD, "显存", said))
-    need = host(asked, config)
-    if text / GIB + 2 > capacity:
-        need += text / GIB  # 文本编码器放不进显卡，从内存里一块块搬
+    tight = config.memory.offload == "blocks" or text / GIB + 2 > capacity
+    need = _with_encoder(host(asked, config), text / GIB if tight else 0.0, config)
     return [*checks, _host_need(need), *_time(config, asked, again)]
 
 
@@ -264,10 +263,18 @@ def host(asked: Estimate, config: Config) -> float:
     return HOST + (asked.weights / GIB if config.memory.offload == "blocks" else 0)
 
 
+def _with_encoder(train: float, text: float, config: Config) -> float:
+    """整个过程最多占多少内存，GiB：训练占 train，随用随搬的文本编码器占 text。
+
+    编码在训练之前，编完就放掉；只有途中要出样张，两样才同时在内存里。
+    """
+    return train + text if config.sample.prompts else max(train, HOST + text)
+
+
 def _host_need(need: float) -> Check:
     free = psutil.virtual_memory().available / GIB
     said = f"约要 {need:.1f} GiB，空闲 {free:.1f} GiB"
-    return Check(GOOD if need < free else BAD, "训练时的内存", said)
+    return Check(GOOD if need < free else BAD, "要用的内存", said)
 
 
 def _on_cpu(config: Config, asked: Estimate) -> list[Check]:

@@ -233,6 +233,18 @@ def test_every_tier_preset_fits_its_card(blank, name):
     assert doctor.fitting(asked, config, estimate.usable(tier))[1] <= estimate.usable(tier)
 
 
+def test_encoder_and_base_share_the_host_memory_only_while_sampling():
+    """12 GB 的卡：编码时内存里是文本编码器，训练时是底模；途中要出样张，才两样都在。"""
+    said = {}
+    for prompts in ("[]", "[一只猫]"):
+        config = load_config("qwen-image-12gb", [f"sample.prompts={prompts}"])
+        checks = doctor._config(config, tier=12, online=False)
+        (said[prompts],) = [c.said for c in checks if c.what == "要用的内存"]
+    text, base = 16.6e9 / estimate.GIB, 10.5e9 / estimate.GIB
+    for prompts, need in (("[]", doctor.HOST + text), ("[一只猫]", doctor.HOST + text + base)):
+        assert float(said[prompts].split()[1]) == pytest.approx(need, rel=0.03)
+
+
 def test_doctor_says_what_is_unreachable_and_what_needs_consent(monkeypatch):
     replies = {"https://huggingface.co": 200, "https://modelscope.cn": None}
     monkeypatch.setattr(doctor, "_answer", lambda address: replies.get(address, 403))

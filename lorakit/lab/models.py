@@ -15,7 +15,7 @@ from lorakit.families import open_blank
 from lorakit.memory import TINY_DEVICE
 
 TINY = "tiny-"
-SAID = ("模型", "下载", "显存", "训练时的内存", "磁盘", "时间", "量化")
+SAID = ("模型", "下载", "显存", "要用的内存", "磁盘", "时间", "量化", "编译")
 
 
 def open_model(name: str) -> Config:
