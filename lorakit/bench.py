@@ -148,7 +148,7 @@ def _quiet(place: Path, config: Config, steps: int) -> list[str]:
 def _refuse_too_big(asked, config: Config, family):
     """权重要放进内存而又放不下时，先说，别等系统来杀。"""
     on_host = family.device.type != "cuda" or config.memory.offload == "blocks"
-    need = asked.weights * (2 if family.dtype == torch.float32 else 1) / GIB
+    need = asked.weights / GIB
     free = psutil.virtual_memory().available / GIB
     if on_host and need > 0.8 * free:
         raise LorakitError(

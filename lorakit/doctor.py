@@ -166,9 +166,10 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         config = load_config(config.to_dict(), ["memory.compile=false"])
     with tempfile.TemporaryDirectory() as folder:
         family = open_blank(config, Path(folder), torch.device("meta"))
-        family.dtype = torch.bfloat16
+        family.dtype = _dtype(config, tier)
         asked = estimate.measure(family, config)
         text = sum(_bytes(one) for one in estimate.random_encoders(family))
+        dtype = family.dtype
         vae = _bytes(estimate.random_vae(family))
     trains = "全部" if config.lora.kind == "full" else "LoRA"
     size = f"{asked.parameters / 1e9:.3g}B 参数，练 {trains} {asked.trained / 1e6:.3g}M"
@@ -180,13 +181,21 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     again, peak = fitting(asked, config, capacity)
     said = f"约 {peak:.1f} GiB（{_ways(again)}），这里能用 {capacity:.1f} GiB"
     if peak > capacity:
-        other = nearest(config, capacity)
+        other = nearest(config, capacity, dtype)
         mend = f"请换预设 {other}" if other else "没有放得下的预设；换小一点的模型或大一点的显卡"
         return [*checks, Check(BAD, "显存", f"{said}：放不下。{mend}")]
     checks.append(Check(GOOD, "显存", said))
-    tight = config.memory.offload == "blocks" or text / GIB + 2 > capacity
-    need = _with_encoder(host(asked, config), text / GIB if tight else 0.0, config)
+    encoder = text * dtype.itemsize / 2 / GIB
+    tight = config.memory.offload == "blocks" or encoder + 2 > capacity
+    need = _with_encoder(host(asked, config), encoder if tight else 0.0, config)
     return [*checks, _host_need(need), *_time(config, asked, again)]
+
+
+def _dtype(config: Config, tier: float | None) -> torch.dtype:
+    """会用什么精度：当作有一块 tier GB 的卡，就当它支持 bf16。"""
+    if tier is None or config.model.precision != "auto":
+        return memory.pick_dtype(config.model.precision, memory.pick_device())
+    return torch.bfloat16
 
 
 def _ways(again: float) -> str:
@@ -234,7 +243,7 @@ def fitting(asked: Estimate, config: Config, capacity: float) -> tuple[float, fl
     return again, asked.peak(config, again) / GIB
 
 
-def nearest(config: Config, capacity: float) -> str | None:
+def nearest(config: Config, capacity: float, dtype=torch.bfloat16) -> str | None:
     """同一个底模的预设里，放得下的、最宽裕（因而最快）的一个。"""
 
     def tier(name: str) -> int:
@@ -250,6 +259,7 @@ def nearest(config: Config, capacity: float) -> str | None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             family = open_blank(other, Path(folder), torch.device("meta"))
+            family.dtype = dtype
             if fitting(estimate.measure(family, other), other, capacity)[1] <= capacity:
                 return name
     return None
@@ -278,7 +288,7 @@ def _host_need(need: float) -> Check:
 
 
 def _on_cpu(config: Config, asked: Estimate) -> list[Check]:
-    need = HOST_CPU + 2 * asked.peak(config, 0.0) / GIB  # CPU 上用 fp32
+    need = HOST_CPU + asked.peak(config, 0.0) / GIB
     if asked.parameters > 1e9:
         said = "没有显卡，练不动这么大的模型。先用微型模型学会：lorakit demo"
         return [Check(BAD, "显卡", said)]

@@ -92,7 +92,7 @@ class Estimate:
 
 
 def measure(family, config) -> Estimate:
-    """按设置估计；与显卡无关，一两秒。
+    """按设置估计；与显卡无关，一两秒；精度是 family.dtype。
 
     同一串里的块都一样，所以只走一两块，再按块数推到全长：总数 = 各留一块的 + 每串多一块的差。
     """
@@ -101,9 +101,12 @@ def measure(family, config) -> Estimate:
     whole = quantize.blocks(shell)
     trained = _trained(quantize.empty(cls, family.config_of("transformer")), family, config.lora)
     parameters = sum(p.numel() for p in shell.parameters())
-    each = [_weights(block, name, shell, config.model.quantize) for name, block in whole.items()]
+    size = family.dtype.itemsize
+    each = [
+        _weights(block, name, shell, config.model.quantize, size) for name, block in whole.items()
+    ]
     inside = {id(p) for block in whole.values() for p in block.parameters()}
-    outside = sum(2 * p.numel() for p in shell.parameters() if id(p) not in inside)
+    outside = sum(size * p.numel() for p in shell.parameters() if id(p) not in inside)
     lengths: dict[str, int] = {}  # 哪一串 -> 几块
     for name in whole:
         chain = name.rpartition(".")[0]
@@ -130,8 +133,8 @@ def measure(family, config) -> Estimate:
         weights=sum(each) + outside,
         block=max(each),
         outside=outside,
-        kept=kept,
-        inputs=inputs,
+        kept=kept * size // 2,  # 走的是 bf16 的
+        inputs=inputs * size // 2,
         blocks=len(whole),
         linear=linear,
         attention=attention,
@@ -143,8 +146,8 @@ def _trained(shell: nn.Module, family, settings) -> int:
     return sum(p.numel() for name, p in shell.named_parameters() if name in learned)
 
 
-def _weights(block: nn.Module, name: str, model: nn.Module, kind: str) -> int:
-    """一块的权重占多少字节，和 quantize.build 做出来的一样。"""
+def _weights(block: nn.Module, name: str, model: nn.Module, kind: str, size: int) -> int:
+    """一块的权重占多少字节，和 quantize.build 做出来的一样；没有量化的每个数占 size 字节。"""
     precise = set(model._keep_in_fp32_modules or ())
     total = 0
     for path, module in block.named_modules(prefix=name):
@@ -152,7 +155,7 @@ def _weights(block: nn.Module, name: str, model: nn.Module, kind: str) -> int:
         for key, value in module.named_parameters(recurse=False):
             packed = key == "weight" and isinstance(module, nn.Linear) and not keep
             if kind == "none" or not packed:
-                total += value.numel() * (4 if keep else 2)
+                total += value.numel() * (4 if keep else size)
             elif kind == "nf4":
                 total += round(value.numel() * NF4_BYTES)
             else:  # 一个字节一个数，每行一个 fp32 的缩放；fp8-matmul 另有一份转置的

@@ -10,7 +10,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lorakit import bench, doctor, estimate, lora, trace
+from lorakit import bench, doctor, estimate, lora, memory, quantize, trace
 from lorakit.bundled import ASSETS
 from lorakit.cli import main
 from lorakit.config import load_config, presets
@@ -243,6 +243,28 @@ def test_encoder_and_base_share_the_host_memory_only_while_sampling():
     text, base = 16.6e9 / estimate.GIB, 10.5e9 / estimate.GIB
     for prompts, need in (("[]", doctor.HOST + text), ("[一只猫]", doctor.HOST + text + base)):
         assert float(said[prompts].split()[1]) == pytest.approx(need, rel=0.03)
+
+
+def test_a_card_without_bf16_needs_twice_the_activations(blank, monkeypatch):
+    """T4 那样的卡用 fp32：没有量化的权重、中间结果与文本编码器都加倍，体检要照这个算。"""
+    config, family, asked = blank("z-image-12gb")
+    monkeypatch.setattr(memory, "pick_device", lambda path="": torch.device("cuda"))
+    monkeypatch.setattr(memory, "has_bf16", lambda device: False)
+    monkeypatch.setattr(memory, "cannot_compile", lambda device: "")
+    monkeypatch.setattr(quantize, "check", lambda *a: None)
+    monkeypatch.setattr(doctor, "_time", lambda *a: [])
+    monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(tier or 16))
+    said = {}
+    for tier in (None, 12):
+        checks = doctor._config(config, tier, online=False)
+        said[tier] = {c.what: float(c.said.split()[1]) for c in checks if "GiB" in c.said}
+    text = sum(doctor._bytes(one) for one in estimate.random_encoders(family)) / estimate.GIB
+    assert said[12]["要用的内存"] == doctor.HOST  # bf16 的编码器放得进显卡
+    assert said[None]["要用的内存"] == pytest.approx(
+        doctor.HOST + 4 * text / estimate.GIB, rel=0.02
+    )
+    more = (asked.outside + asked.inputs + 2 * asked.one) / estimate.GIB
+    assert said[None]["显存"] - said[12]["显存"] == pytest.approx(more, abs=0.3)
 
 
 def test_doctor_says_what_is_unreachable_and_what_needs_consent(monkeypatch):
