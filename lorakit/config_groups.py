@@ -64,7 +64,7 @@ class Data(_Group):
     """数据：用哪些图片、怎么读"""
 
     folder: Path | list[Source] | None = None
-    """图片文件夹，训练时必填；说明写在同名的 .txt、.caption、.json，
+    """图片文件夹，训练时必填；描述写在同名的 .txt、.caption、.json，
     或 metadata.jsonl、metadata.csv 里。几个文件夹写成列表，
     每个写路径或 {folder: 路径, repeats: 次数}；也认 datasets 存下的文件夹。"""
     control_folder: Path | None = None
@@ -74,13 +74,13 @@ class Data(_Group):
     resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
     """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍约占四倍显存和时间。"""
     trigger: str = ""
-    """触发词：训练时加进说明，生成时写上它就能唤出学到的东西。选个平时不用的词，空着表示不加。"""
+    """触发词：训练时加进描述，生成时写上它就能唤出学到的东西。选个平时不用的词，空着表示不加。"""
     caption_dropout: float = setting(0.1, ge=0, le=1)
-    """把说明换成空白的概率：让模型也学会没有提示词时怎么画，引导才有对照。常用 0 到 0.2。"""
+    """把描述换成空白的概率：让模型也学会没有提示词时怎么画，引导才有对照。常用 0 到 0.2。"""
     repeats: int = setting(1, ge=1)
     """每张图在一轮里出现几次：图很少（不到 10 张）时可以用 5 到 20，一般保持 1。"""
     class_folder: Path | None = None
-    """同类图片的文件夹（先验保留）：练一只特定的猫，就放些普通的猫，说明里不写触发词。
+    """同类图片的文件夹：练一只特定的猫，就放些普通的猫，描述里不写触发词。
     每看一张训练图就陪看一张，免得普通的猫也变成它；一步约慢一倍。null 表示不用。"""
     class_weight: float = setting(1.0, gt=0, le=10)
     """同类图片的损失乘多少：1 和训练图一样重要（一般不用改）；越大越不忘旧的，学新的越慢。"""
@@ -90,7 +90,7 @@ class Data(_Group):
     mask_floor: float = setting(0.1, ge=0, lt=1)
     """遮罩外面还算多少：0 完全不管（背景可能变乱），0.1 稍微管一点（推荐）。"""
     flip: bool = False
-    """左右翻转：每张图另编码一份镜像，训练时随机取一份。画里有文字、说明里写了左右就不要开。"""
+    """左右翻转：每张图另编码一份镜像，训练时随机取一份。画里有文字、描述里写了左右就不要开。"""
     crops: int = setting(1, ge=1, le=16)
     """每张图编码几种裁切：1 只从中间裁；多出来的裁在随机的位置、边长 0.8 到 1 倍，训练时随机取。"""
 
@@ -165,7 +165,7 @@ class Train(_Group):
     """训练：练多久、多快"""
 
     steps: int = setting(1000, ge=1)
-    """总共更新多少步：真模型练画风常用 1000 到 3000；看预览图，够好了就可以停。"""
+    """总共更新多少步：真模型练画风常用 1000 到 3000；看样张，够好了就可以停。"""
     batch_size: int = setting(1, ge=1)
     """每次同时看几张图：越大越稳，也越占显存；显存不够就用 1，再把 grad_accum 调大。"""
     grad_accum: int = setting(1, ge=1)
@@ -210,21 +210,21 @@ class Train(_Group):
 
 
 class Sample(_Group):
-    """预览：训练途中画几张图看看"""
+    """样张：训练途中画几张图看看"""
 
     prompts: list[str] = setting([])
-    """预览的提示词，每句画一张，例如 [一只猫, 雨中的城市]；写训练图里没有的，才看得出真学会了。"""
+    """样张的提示词，每句画一张，例如 [一只猫, 雨中的城市]；写训练图里没有的，才看得出真学会了。"""
     every: int = setting(0, ge=0)
-    """每多少步画一次预览，0 表示只画开头（没有 LoRA 时）和最后。画图也花时间，
+    """每多少步画一次样张，0 表示只画开头（没有 LoRA 时）和最后。画图也花时间，
     常用 100 到 500。"""
     steps: int = setting(30, ge=2, le=1000)
     """画一张图走几步：越多越细，也越慢。常用 20 到 50，至少 2。"""
     guidance: float = setting(4.0, ge=0, le=100)
     """引导强度：多听提示词的话。1 不引导，常用 2.5 到 5；太大颜色会过饱和。"""
     size: int | None = setting(None, ge=64, le=4096, multiple_of=16)
-    """预览图的边长（像素），null 表示和 data.resolution 一样。"""
+    """样张的边长（像素），null 表示和 data.resolution 一样。"""
     seed: int = setting(0, ge=0, le=2**32 - 1)
-    """预览的随机种子：每次从同一份噪声画起，前后才好比较。任选一个非负整数。"""
+    """样张的随机种子：每次从同一份噪声画起，前后才好比较。任选一个非负整数。"""
 
 
 class Eval(_Group):
@@ -240,7 +240,7 @@ class Memory(_Group):
     """显存：放不下时用时间换空间"""
 
     checkpointing: bool | Literal["auto", "full", "selective", "off"] = False
-    """梯度检查点：中间结果用到时重算，省很多显存，大约慢四成。true 就是 full（每块都重算），
+    """梯度检查点：中间结果用到时重算，省很多显存，大约慢四五成。true 就是 full（每块都重算），
     selective 隔一块重算一块，auto 看剩下的显存，能不重算就不重算；false 就是 off。"""
     compile: bool | Literal["graphs"] = False
     """用 torch.compile 编译：开头多等一会儿，之后更快；只练几百步就不值得开。graphs 再把一步录成
@@ -257,7 +257,7 @@ class Run(_Group):
     """运行：结果放在哪里"""
 
     output: Path = Path("runs/my-lora")
-    """结果文件夹：检查点、预览图和记录都在里面；每次训练用一个自己的文件夹。"""
+    """结果文件夹：检查点、样张和记录都在里面；每次训练用一个自己的文件夹。"""
     resume: Literal["auto", "never"] = "auto"
     """auto：结果文件夹里有检查点就接着练；never：有检查点就停下来问你，免得混在一起。"""
     tracker: Literal["none", "tensorboard", "wandb", "swanlab"] = "none"

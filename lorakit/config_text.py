@@ -1,5 +1,6 @@
 """设置的文字一面：读 YAML、读 `--set`、把 pydantic 的报错说成中文；不认识 Config。"""
 
+import codecs
 import difflib
 import re
 import types
@@ -101,14 +102,24 @@ def _parse(text: str, repeated: list[str]) -> Any:
         loader.dispose()
 
 
+def _text(raw: bytes) -> str:
+    """UTF-8；Windows 上 `lorakit init 预设 > my.yaml` 存成的 UTF-16 与 GBK 也认。"""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("gb18030")
+
+
 def _parse_file(path: Path, problems: list[str]) -> dict:
     """读一个 YAML 文件；读不了就说原因和改法。"""
     text = ""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _text(path.read_bytes())
         tree = _parse(text, problems)
     except UnicodeDecodeError:
-        why = "不是 UTF-8 编码：请用编辑器打开，另存为 UTF-8 编码（记事本：另存为，编码选 UTF-8）。"
+        why = "认不出编码：请用编辑器打开，另存为 UTF-8 编码（记事本：另存为，编码选 UTF-8）。"
     except OSError:
         why = "打不开：请检查这个文件的读取权限。"
     except (yaml.YAMLError, RecursionError) as error:

@@ -35,6 +35,7 @@ HOST_CPU = 1.0  # 没有显卡时，GiB
 # 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
 SHARE = {"none": 0.57, "int8": 0.54, "fp8": 0.54, "nf4": 0.53, "fp8-matmul": 0.69}
 EAGER = 0.74  # 不编译，再打个折
+PLAINLY = ("memory.compile=false",)  # 编译不了的机器
 BUS = 20.0  # 内存到显卡，GB/s（PCIe 4.0 x16 实际能到的）
 
 
@@ -108,6 +109,10 @@ def _gpu(tier: float | None) -> list[Check]:
         return [Check(GOOD, "显卡", f"当作有一块 {tier:g} GB 的")]
     if not torch.cuda.is_available():
         said = "没有找到 NVIDIA 显卡：微型模型照练，真模型练不动"
+        if torch.version.cuda is None:
+            said += (
+                "。有显卡却看到这句，是 torch 装成了 CPU 版：照 pytorch.org 的安装页换成 CUDA 版"
+            )
         return [Check(WARN, "显卡", said)]
     free, total = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
@@ -163,7 +168,7 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     asks = config.memory.compile and torch.cuda.is_available()
     if missing := memory.cannot_compile(memory.pick_device()) if asks else "":
         able.append(Check(WARN, "编译", f"memory.compile 不起作用：{missing}。照常练，慢一些"))
-        config = load_config(config.to_dict(), ["memory.compile=false"])
+        config = load_config(config.to_dict(), PLAINLY)
     with tempfile.TemporaryDirectory() as folder:
         family = open_blank(config, Path(folder), torch.device("meta"))
         family.dtype = _dtype(config, tier)
@@ -181,7 +186,7 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     again, peak = fitting(asked, config, capacity)
     said = f"约 {peak:.1f} GiB（{_ways(again)}），这里能用 {capacity:.1f} GiB"
     if peak > capacity:
-        other = nearest(config, capacity, dtype)
+        other = nearest(config, capacity, dtype, PLAINLY if missing else ())
         mend = f"请换预设 {other}" if other else "没有放得下的预设；换小一点的模型或大一点的显卡"
         return [*checks, Check(BAD, "显存", f"{said}：放不下。{mend}")]
     checks.append(Check(GOOD, "显存", said))
@@ -243,15 +248,15 @@ def fitting(asked: Estimate, config: Config, capacity: float) -> tuple[float, fl
     return again, asked.peak(config, again) / GIB
 
 
-def nearest(config: Config, capacity: float, dtype=torch.bfloat16) -> str | None:
-    """同一个底模的预设里，放得下的、最宽裕（因而最快）的一个。"""
+def nearest(config: Config, capacity: float, dtype=torch.bfloat16, changes=()) -> str | None:
+    """同一个底模的预设里，放得下的、最宽裕（因而最快）的一个；changes 是这台机器上总要改的设置。"""
 
     def tier(name: str) -> int:
         found = re.search(r"-(\d+)gb$", name)
         return int(found[1]) if found else 10**6
 
     for name in sorted(presets(), key=tier, reverse=True):
-        other = load_config(name)
+        other = load_config(name, changes)
         alike = ("family", "path")
         if any(getattr(other.model, key) != getattr(config.model, key) for key in alike):
             continue

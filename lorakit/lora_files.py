@@ -160,6 +160,12 @@ def _distance(one, other) -> float:
     return float((delta(other) - want).norm() / want.norm().clamp(min=1e-30))
 
 
+# 文件里记着的几项 -> 给人看的名字；记着的值 -> 给人看的说法
+CARD = {"rank": "秩", "base": "底模", "family": "家族", "steps": "步数", "trigger": "触发词",
+        "held": "留出集损失"}  # fmt: skip
+SAID = {"folded": "已经乘进权重", "": "没有"}
+
+
 @dataclass(frozen=True)
 class Audit:
     """一个文件配一个底模的体检结果。"""
@@ -182,8 +188,10 @@ class Audit:
         for what, names in tell.items():
             if names:
                 lines.append(f"  {what}：{len(names)} 个，例如 {names[0]}")
-        lines += [f"  {key}：{value}" for key, value in self.card.items()]
-        lines.append("块  |ΔW|  有效秩")
+        lines += [
+            f"  {CARD.get(key, key)}：{SAID.get(value, value)}" for key, value in self.card.items()
+        ]
+        lines.append("块  改了多大（|ΔW|）  真正用上的秩")
         lines += [f"{k}  {norm:.4g}  {rank:.1f}" for k, (norm, rank) in self.blocks.items()]
         return "\n".join(lines)
 

@@ -276,7 +276,7 @@ def explain_full(config, step: int) -> str:
     train, side = config.train, config.data.resolution
     moves = {  # 怎么改 -> (省多少, 现在用得上吗)
         "memory.checkpointing=true": (
-            "中间结果省到几分之一，慢四成左右",
+            "中间结果省到几分之一，慢四五成",
             config.memory.checkpointing in (False, "off", "selective"),
         ),
         f"train.batch_size=1 并把 train.grad_accum 乘 {train.batch_size}": (

@@ -277,8 +277,7 @@ def test_wrong_override(override, parts):
         ("# 只有注释\n", ["空的"]),
         ("- a\n- b\n", ["最外层"]),
         ("只有一句话\n", ["最外层"]),
-        ("data:\n  trigger: 水墨画风格\n".encode("gbk"), ["UTF-8"]),
-        ("data:\n  trigger: 水墨\n".encode("utf-16"), ["UTF-8"]),
+        (b"data:\n  trigger: \xff\xff\n", ["UTF-8"]),
     ],
 )
 def test_broken_file(write, content, parts):
@@ -286,6 +285,15 @@ def test_broken_file(write, content, parts):
     assert "my.yaml" in said
     for part in parts:
         assert part in said, said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
+def test_files_saved_by_a_windows_terminal(write, encoding):
+    """PowerShell 5 的 `>` 存成 UTF-16，cmd 存成 GBK，记事本带 BOM。"""
+    assert (
+        load_config(write("data:\n  trigger: 水墨画风格\n".encode(encoding))).data.trigger
+        == "水墨画风格"
+    )
 
 
 def test_missing_file(write, tmp_path):
