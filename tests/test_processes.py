@@ -254,5 +254,5 @@ def test_launch_commands_people_copy_are_valid(page):
     for line in lines:
         args = launch_command_parser().parse_args(line.split())
         _validate_launch_command(args)
-        assert args.num_processes == 2 and args.training_script == "lorakit"
+        assert args.num_processes > 1 and args.training_script == "lorakit"
     assert lines or page.name != "README_CN.md"
