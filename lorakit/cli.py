@@ -183,9 +183,8 @@ def _remind(message, category, filename, lineno, file=None, line=None):
 def main(argv: list[str] | None = None) -> int:
     """入口；返回退出码：0 完成，1 输入有误，2 用法错，130 被打断但已存好。"""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # Windows 上接到文件里是 GBK，没有“✔”：写成问号，别停下
+        # Windows 上接到文件里是 GBK，没有“✔”：写成问号，别停下
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     args = parser().parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # 它用英文提醒的事与学的人无关
