@@ -109,10 +109,6 @@ def _gpu(tier: float | None) -> list[Check]:
         return [Check(GOOD, "显卡", f"当作有一块 {tier:g} GB 的")]
     if not torch.cuda.is_available():
         said = "没有找到 NVIDIA 显卡：微型模型照练，真模型练不动"
-        if torch.version.cuda is None:
-            said += (
-                "。有显卡却看到这句，是 torch 装成了 CPU 版：照 pytorch.org 的安装页换成 CUDA 版"
-            )
         return [Check(WARN, "显卡", said)]
     free, total = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
@@ -296,6 +292,8 @@ def _on_cpu(config: Config, asked: Estimate) -> list[Check]:
     need = HOST_CPU + asked.peak(config, 0.0) / GIB
     if asked.parameters > 1e9:
         said = "没有显卡，练不动这么大的模型。先用微型模型学会：lorakit demo"
+        if torch.version.cuda is None:
+            said += "。有 NVIDIA 显卡却这样说，是 torch 装成了 CPU 版：照 pytorch.org 换成 CUDA 版"
         return [Check(BAD, "显卡", said)]
     return [_host_need(need), *_time(config, asked, 0.0)]
 

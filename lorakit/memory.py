@@ -99,7 +99,9 @@ def cannot_compile(device: torch.device) -> str:
     from torch.utils._triton import has_triton
 
     if not has_triton():
-        return "没有 Triton（Windows 上运行 pip install triton-windows），或显卡比 RTX 20 系还老"
+        return (
+            "没有 Triton（Windows 上要另装与 torch 配套的 triton-windows），或显卡比 RTX 20 系还老"
+        )
     named = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     return "" if named or os.name == "nt" else "Triton 要 C 编译器，装上 gcc 就能用"
 

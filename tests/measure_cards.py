@@ -19,6 +19,8 @@ from lorakit.cli_options import parser
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 
+SIZES = (12, 16, 24, 32, 40, 48, 80, 96, 140)  # 卡上标的 GB
+
 
 def measure(line: str, first: bool) -> tuple[dict, str]:
     """`lorakit bench line` -> (measured.json 的一行, 给人看的表)。
@@ -33,10 +35,11 @@ def measure(line: str, first: bool) -> tuple[dict, str]:
     ours, *others = report.rows
     if ours.error:
         raise LorakitError(ours.error)
+    total = torch.cuda.mem_get_info()[1] / 2**30
     row = {
         "date": datetime.date.today().isoformat(),
         "card": report.device,
-        "memory": 20 * round(torch.cuda.mem_get_info()[1] / 1e9 / 20),  # 卡上标的 GB
+        "memory": min(SIZES, key=lambda size: abs(size - total)),
         "preset": args.config,
         "set": args.set,
         "tier": args.tier,

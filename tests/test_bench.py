@@ -247,7 +247,7 @@ def test_encoder_and_base_share_the_host_memory_only_while_sampling():
 
 def test_a_card_without_bf16_needs_twice_the_activations(blank, monkeypatch):
     """T4 那样的卡用 fp32：没有量化的权重、中间结果与文本编码器都加倍，体检要照这个算。"""
-    config, family, asked = blank("z-image-12gb")
+    config, family, asked = blank("z-image-12gb", "memory.compile=false")
     monkeypatch.setattr(memory, "pick_device", lambda path="": torch.device("cuda"))
     monkeypatch.setattr(memory, "has_bf16", lambda device: False)
     monkeypatch.setattr(memory, "cannot_compile", lambda device: "")
@@ -280,7 +280,8 @@ def test_doctor_on_the_command_line(capsys):
     assert main(["doctor", "tiny-qwen-image", "--offline"]) == 0
     assert "可以练。" in capsys.readouterr().out
     assert main(["doctor", "flux-dev", "--offline"]) == 1  # 没有显卡
-    assert "lorakit demo" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "lorakit demo" in said and ("CUDA 版" in said) == (torch.version.cuda is None)
     for bad, said in ((["--tier", "-1"], "--tier"), (["--set", "lora.rank=9999"], "lora.rank")):
         assert main(["doctor", "tiny-qwen-image", "--offline", *bad]) == 1
         assert said in capsys.readouterr().err

@@ -103,7 +103,9 @@ def test_replayed_graphs_train_the_same(config, extra):
     """描述长短不一，每种形状先照常走、再录、再重放；几份梯度累积、出一次样张，结果都一样。"""
     ends, losses = [], []
     for how in ("true", "graphs"):
-        overrides = [f"memory.compile={how}", "train.steps=12", "train.grad_accum=2", *extra]
+        # bf16 的注意力反向每次求和的次序不同，H100 上 24 步之后损失差 2%：用 fp32 才比得出
+        exact = ["model.precision=fp32", f"memory.compile={how}", *extra]
+        overrides = [*exact, "train.steps=12", "train.grad_accum=2"]
         trainer = Trainer(config(*overrides, "eval.every=0", output=f"run-{how}"))
         steps = iter(trainer)
         losses.append([next(steps).loss for _ in range(6)])
@@ -111,10 +113,9 @@ def test_replayed_graphs_train_the_same(config, extra):
         losses[-1] += [step.loss for step in steps]
         ends.append(trainer.parameters)
     assert trainer.graphs.made and len(trainer.graphs.seen) > 1
-    # bf16 的注意力反向每次求和的次序不同：H100 上 24 步之后，损失差 2%，权重差 1.7%
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
-    one, other = (torch.cat([value.flatten() for value in end.values()]) for end in ends)
-    assert (one - other).norm() < 0.05 * one.norm()
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0.05, atol=2e-3)
 
 
 def test_attention_kernels_agree_with_the_reference():

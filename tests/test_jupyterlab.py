@@ -18,7 +18,6 @@ MISSING = '没装 {}：pip install -e ".[test]"'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 playwright = pytest.importorskip("playwright.sync_api", reason=MISSING.format("playwright"))
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="没有 Chromium：apt-get install chromium")
-HEAVY = {"04_train_flux", "05_inference"}  # 面板以下的格子 nbval 已经跑过，浏览器里看 03 的就够
 # 离线时徽章等外部图片取不到，不是练习册的错
 QUIET = re.compile(r"favicon|net::ERR_|service-worker|deprecated|ResizeObserver|\.map\b", re.I)
 
@@ -133,9 +132,8 @@ def test_run_all_slide_stop_and_continue(book, lab_url, browser, tmp_path):
         page.get_by_role("button", name="继续").click()
         page.get_by_text(re.compile(r"练完了，一共 \d+ 步")).wait_for(timeout=300_000)
         page.screenshot(path=tmp_path / "board.png")
-        if book.stem not in HEAVY:
-            opened.select("run.result()")
-            opened.command("notebook:run-all-below")
+        opened.select("run.result()")
+        opened.command("notebook:run-all-below")
     else:
         opened.command("notebook:run-all-cells")
     time.sleep(2)
