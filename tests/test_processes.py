@@ -13,7 +13,7 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from notebook_tools import BOOKS, ROOT
 from safetensors.torch import load_file
-from two_processes import Ranks, command, each_rank, failing, sharded
+from two_processes import Ranks, command, each_rank, failing, finish, sharded
 
 from lorakit import checkpoint, record
 from lorakit.errors import ConfigError, LorakitWarning
@@ -76,8 +76,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(config, tmp_path, kin
         config(*KINDS[kind], output="two"),
         config(*KINDS[kind], "train.grad_accum=2", output="one"),
     )
-    ranks = Ranks(tmp_path / "ranks", each_rank, two, tmp_path)
-    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    finish(tmp_path / "ranks", each_rank, two, tmp_path)
     same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
     seen = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert seen[0] != seen[1]  # 各看各的图
@@ -93,8 +92,7 @@ def test_sharded_parameters_learn_the_same(config, tmp_path, kind, monkeypatch):
         config(*SHARDED[kind], output="shard"),
         config(*SHARDED[kind], "train.grad_accum=2", output="plain"),
     )
-    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
-    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    finish(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
     same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
     list(Trainer(plain))
     near(state(shard.run.output, 4), state(plain.run.output, 4))
@@ -106,8 +104,7 @@ def test_sharded_parameters_learn_the_same(config, tmp_path, kind, monkeypatch):
     near(state(shard.run.output, 4), state(plain.run.output, 4))
     shutil.rmtree(plain.run.output / "checkpoint-4")  # 一个进程的检查点，切开接着练
     back = plain.model_copy(update={"train": shard.train})
-    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, back, tmp_path)
-    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    finish(tmp_path / "ranks", sharded, each_rank, back, tmp_path)
     near(state(plain.run.output, 4), state(shard.run.output, 4))
 
 
@@ -115,8 +112,7 @@ def test_sharded_bf16_weights_learn_the_same(config, tmp_path):
     """bf16 的全量微调切开练：舍入的随机数与份数无关，所以和一个进程走得一样；检查点两边通用。"""
     how = ["lora.kind=full", "model.precision=bf16", "train.lr=1e-4"]
     shard, plain = config(*how, output="shard"), config(*how, "train.grad_accum=2", output="plain")
-    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
-    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    finish(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
     same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
     base = {name: p.detach().clone() for name, p in Trainer(plain).parameters.items()}
     list(Trainer(plain))
@@ -141,21 +137,20 @@ def test_sharded_bf16_weights_learn_the_same(config, tmp_path):
     alone = shard.model_copy(update={"train": plain.train})
     list(Trainer(alone))  # 切开练的检查点，一个进程接着练
     back = plain.model_copy(update={"train": shard.train})
-    ranks = Ranks(tmp_path / "ranks", sharded, each_rank, back, tmp_path)
-    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)  # 反过来
+    finish(tmp_path / "ranks", sharded, each_rank, back, tmp_path)  # 反过来
     alike(4)
 
 
 def test_checkpoints_move_between_one_and_two_processes(config, tmp_path):
     lokr = "lora.variant=lokr"
     two, one = config(lokr, output="two"), config(lokr, "train.grad_accum=2", output="one")
-    assert Ranks(tmp_path / "ranks", each_rank, two, tmp_path).wait() == [0, 0]
+    finish(tmp_path / "ranks", each_rank, two, tmp_path)
     list(Trainer(one))
     for run in (one.run.output, two.run.output):
         shutil.copytree(run, run.with_suffix(".whole"))
         shutil.rmtree(run / "checkpoint-4")
     moved = two.model_copy(update={"run": one.run})
-    assert Ranks(tmp_path / "ranks", each_rank, moved, tmp_path).wait() == [0, 0]
+    finish(tmp_path / "ranks", each_rank, moved, tmp_path)
     with pytest.warns(LorakitWarning, match=r"一步原来看 2 批，现在 1 批.*grad_accum 改成 2"):
         assert Trainer(two).step == 2
     again = Trainer(one.model_copy(update={"run": two.run}))
@@ -172,8 +167,7 @@ def test_prior_preservation_and_accumulation_in_two_processes(config, tmp_path):
     kin = samples.write("inkwash", tmp_path / "kin")
     sets = [f"data.class_folder={kin}", "train.grad_accum=2", "train.steps=2"]
     two = config(*sets, output="two")
-    ranks = Ranks(tmp_path / "ranks", each_rank, two, tmp_path)
-    assert ranks.wait() == [0, 0], ranks.out(0) + ranks.out(1)
+    finish(tmp_path / "ranks", each_rank, two, tmp_path)
     one = config(*sets, "train.grad_accum=4", output="one")
     list(Trainer(one))
     near(state(two.run.output, 2), state(one.run.output, 2))
