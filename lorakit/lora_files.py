@@ -155,9 +155,11 @@ def delta(layer: Pair | lokr.Product) -> torch.Tensor:
     return b.double() @ a.double()
 
 
-def _distance(one, other) -> float:
-    want = delta(one)
-    return float((delta(other) - want).norm() / want.norm().clamp(min=1e-30))
+def _distance(one: Pair, other: Pair) -> float:
+    """两个 ΔW 的相对误差；从小矩阵算，不必展开成整个权重。"""
+    (a, b), (c, d) = one, other
+    apart = torch.cat([a, c]), torch.cat([b, -d], dim=1)
+    return float(_spectrum(apart).norm() / _spectrum(one).norm().clamp(min=1e-30))
 
 
 # 文件里记着的几项 -> 给人看的名字；记着的值 -> 给人看的说法

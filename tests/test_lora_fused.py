@@ -70,6 +70,34 @@ def test_every_format_keeps_every_delta_and_the_rank(tiny, tmp_path, form):
     assert fused[form] in names
 
 
+@pytest.mark.parametrize(("error", "written"), [(0.0, True), (1e-7, True), (1e-5, False)])
+def test_a_changed_layer_is_not_written(tiny, tmp_path, monkeypatch, error, written):
+    places, join = lora_fused.slots(Flux.original, tiny), lora_fused.join
+
+    def wrong(*args):
+        joined = join(*args)
+        a, b = joined["single_blocks.0.linear1"]
+        return {**joined, "single_blocks.0.linear1": (a, b * (1 + error))}
+
+    monkeypatch.setattr(lora_fused, "join", wrong)
+    given = (random_lora(tiny), "comfyui", tmp_path / "mine", {}, places)
+    if written:
+        assert lora_files.write(*given).exists()
+    else:
+        with pytest.raises(AssertionError, match="single_transformer_blocks"):
+            lora_files.write(*given)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_error_of_a_layer_by_hand():
+    g = torch.Generator().manual_seed(0)
+    a, b, c, d = (torch.randn(*size, generator=g) for size in ((3, 9), (7, 3), (4, 9), (7, 4)))
+    for other in ((c, d), (a, b), (a, b * (1 + 1e-5))):
+        want, got = lora_files.delta((a, b)), lora_files.delta(other)
+        by_hand = float((got - want).norm() / want.norm())
+        assert lora_files._distance((a, b), other) == pytest.approx(by_hand, rel=1e-6, abs=1e-12)
+
+
 def test_fused_shapes_are_the_original_ones(tiny, tmp_path):
     places = lora_fused.slots(Flux.original, tiny)
     joined = lora_fused.join(random_lora(tiny), places)
