@@ -6,6 +6,7 @@
 """
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 �
 TOKENS = 128  # 一句描述大约多少词元
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}  # 优化器每个参数另记几字节
 SLOTS = 2  # memory.offload=blocks 时显卡上有几块
+WALKED: dict[str, tuple[int, ...]] = {}  # 走过的：`_asked` -> 要学的参数个数与 `_walk` 的四样
 
 
 def usable(tier: float) -> float:
@@ -92,14 +94,9 @@ class Estimate:
 
 
 def measure(family, config) -> Estimate:
-    """按设置估计；与显卡无关，一两秒；精度是 family.dtype。
-
-    同一串里的块都一样，所以只走一两块，再按块数推到全长：总数 = 各留一块的 + 每串多一块的差。
-    """
-    cls = family._class_of("transformer")
-    shell = quantize.empty(cls, family.config_of("transformer"))
+    """按设置估计；与显卡无关，一两秒，同一个底模的下一档更快；精度是 family.dtype。"""
+    shell = quantize.empty(family._class_of("transformer"), family.config_of("transformer"))
     whole = quantize.blocks(shell)
-    trained = _trained(quantize.empty(cls, family.config_of("transformer")), family, config.lora)
     parameters = sum(p.numel() for p in shell.parameters())
     size = family.dtype.itemsize
     each = [
@@ -107,10 +104,38 @@ def measure(family, config) -> Estimate:
     ]
     inside = {id(p) for block in whole.values() for p in block.parameters()}
     outside = sum(size * p.numel() for p in shell.parameters() if id(p) not in inside)
-    lengths: dict[str, int] = {}  # 哪一串 -> 几块
-    for name in whole:
-        chain = name.rpartition(".")[0]
-        lengths[chain] = lengths.get(chain, 0) + 1
+    key = _asked(family, config)
+    if key not in WALKED:
+        WALKED[key] = _trained(family, config.lora), *_totals(shell, list(whole), family, config)
+    trained, linear, attention, kept, inputs = WALKED[key]
+    return Estimate(
+        parameters=parameters,
+        trained=trained,
+        weights=sum(each) + outside,
+        block=max(each),
+        outside=outside,
+        kept=kept * size // 2,  # 走的是 bf16 的
+        inputs=inputs * size // 2,
+        blocks=len(whole),
+        linear=linear,
+        attention=attention,
+    )
+
+
+def _asked(family, config) -> str:
+    """一次前向的形状由什么决定；各档预设的量化、搬运、重算都不在里面。"""
+    side = config.data.resolution
+    shapes = (family.latent_channels, family.compression, family.cond_shapes(TOKENS, side))
+    how = (side, config.lora, config.memory.compile, config.bf16_weights)
+    return repr((type(family), family.config_of("transformer"), shapes, how))
+
+
+def _totals(shell: nn.Module, names: list[str], family, config) -> list[int]:
+    """`_walk` 的四样，全长的模型的；names 是各块的名字，shell 的各串会被截短。
+
+    同一串里的块都一样，所以只走一两块，再按块数推到全长：总数 = 各留一块的 + 每串多一块的差。
+    """
+    lengths = Counter(name.rpartition(".")[0] for name in names)  # 哪一串 -> 几块
     chains = {chain: list(shell.get_submodule(chain)) for chain in lengths}
 
     def walk(longer: str | None) -> tuple[int, ...]:
@@ -126,22 +151,11 @@ def measure(family, config) -> Estimate:
             total = [
                 sum_ + (length - 1) * (b - a) for sum_, a, b in zip(total, base, more, strict=True)
             ]
-    linear, attention, kept, inputs = total
-    return Estimate(
-        parameters=parameters,
-        trained=trained,
-        weights=sum(each) + outside,
-        block=max(each),
-        outside=outside,
-        kept=kept * size // 2,  # 走的是 bf16 的
-        inputs=inputs * size // 2,
-        blocks=len(whole),
-        linear=linear,
-        attention=attention,
-    )
+    return total
 
 
-def _trained(shell: nn.Module, family, settings) -> int:
+def _trained(family, settings) -> int:
+    shell = quantize.empty(family._class_of("transformer"), family.config_of("transformer"))
     learned = _attach(shell, family, settings)
     return sum(p.numel() for name, p in shell.named_parameters() if name in learned)
 

@@ -98,6 +98,24 @@ def test_full_size_models_match_what_was_measured_on_a_card(blank):
     assert flux.peak(config, 1.0) / estimate.GIB == pytest.approx(24.5, rel=0.1)
 
 
+def test_other_tiers_of_the_same_base_are_not_walked_again(blank, monkeypatch):
+    _, family, one = blank("tiny-qwen-image")
+    walked = []
+    monkeypatch.setattr(estimate, "_walk", lambda *a: walked.append(a) or (1, 1, 1, 1))
+    monkeypatch.setattr(estimate, "WALKED", dict(estimate.WALKED))  # 假的不留下
+
+    def measure(*overrides):
+        return estimate.measure(family, load_config("tiny-qwen-image", overrides))
+
+    tier = measure("model.quantize=int8", "memory.offload=blocks", "train.batch_size=3")
+    assert not walked and tier.weights < one.weights
+    same = ("trained", "kept", "inputs", "linear", "attention")
+    assert [getattr(tier, key) for key in same] == [getattr(one, key) for key in same]
+    for change in ("lora.rank=3", "data.resolution=64", "memory.compile=true"):
+        before = len(walked)
+        assert measure(change) != one and len(walked) > before
+
+
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["command"])
 def test_predictions_match_what_bench_measured(row, blank):
     """体检预告的显存与每步的时间，和 lorakit bench 在显卡上量到的差不到 15%。"""
