@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import LONGEST, Ranks, finish, iterate
+from two_processes import LONGEST, Ranks, iterate
 
 from lorakit import record
 from lorakit.config import load_config
@@ -42,11 +42,10 @@ def one_cache(place, own_cache, monkeypatch):
     monkeypatch.setenv("LORAKIT_CACHE", str(place / "cache"))
 
 
-def job(config) -> tuple:
-    """Ranks 与 finish 要的：说的话放哪里、做什么。"""
+def start(config, count: int) -> Ranks:
     file = config.run.output.with_suffix(".yaml")
     file.write_text(config.to_yaml())
-    return config.run.output.with_suffix(".out"), iterate, file
+    return Ranks(config.run.output.with_suffix(".out"), iterate, file, count=count)
 
 
 def result(run):
@@ -94,20 +93,21 @@ def test_killed_at_any_instant_equals_uninterrupted(papercut, place, name):
 
     (place / name).mkdir()
     whole = config("whole")
-    finish(*job(whole), count=count)
+    ranks = start(whole, count)
+    assert set(ranks.wait()) == {0}, ranks.out(0)
     tensors, rows = result(whole.run.output)
     assert len(rows) == STEPS + 1
     for number in range(KILLS):
         cut, dice = config(f"cut{number}"), random.Random(f"{name}{number}")
         for _ in range(5):
-            victim = Ranks(*job(cut), count=count)
-            if kill_somewhere(victim, cut.run.output, dice, saving=number % 2 == 1):
+            if kill_somewhere(start(cut, count), cut.run.output, dice, saving=number % 2 == 1):
                 break
             shutil.rmtree(cut.run.output)  # 先练完了：从头再来一次
         else:
             raise AssertionError("五次都没有杀在练完之前")
         left = [p.name for p in cut.run.output.glob("*checkpoint*")]
-        finish(*job(cut), count=count)
+        ranks = start(cut, count)
+        assert set(ranks.wait()) == {0}, ranks.out(0)
         again, lines = result(cut.run.output)
         assert again.keys() == tensors.keys()
         assert all(torch.equal(again[key], tensors[key]) for key in tensors), (number, left)
