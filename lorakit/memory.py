@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
+from itertools import chain
 
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ from lorakit.quantize import blocks
 
 TINY_DEVICE = "LORAKIT_TINY_DEVICE"  # 环境变量：随包的微型模型用什么设备；练习册里是 cpu
 VARIANTS = 64  # 一种块最多编几份，PyTorch 原来是 8
+FASTEST = ("cudnn", "flash", "efficient", "native")  # 注意力的内核，由快到慢
 ATTENTION_ERROR = 0.03  # bf16 的注意力与 fp32 参考的相对误差，正常不到 0.01
 
 
@@ -209,7 +212,8 @@ def set_attention(transformer: nn.Module, family, name: str, masked: bool = Fals
     errors = {}
     sizes = transformer.config  # 每头的维数就是位置编码各轴的维数之和
     head = sum(sizes.get("axes_dims_rope") or sizes["axes_dims"])
-    for kind in (family.attention, "efficient", "native") if name == "auto" else (name,):
+    maskless = {"flash"} if family.masks_text else set()
+    for kind in [k for k in FASTEST if k not in maskless] if name == "auto" else [name]:
         backend = kind if kind == "native" else f"_native_{kind}"
         errors[kind] = attention_error(backend, family.device, family.dtype, masked, head)
         if errors[kind] < ATTENTION_ERROR:
@@ -246,23 +250,29 @@ def attention_error(
     """
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+    import_module("lorakit.cudnn_attention")  # 换掉 diffusers 的 cuDNN 后端
+
     source = torch.Generator(device).manual_seed(0)
     shape = (2, 320, 2, head_dim)  # (B, L, 头数, 每头的维数)
     q, k, v, grad = (torch.randn(shape, generator=source, device=device) for _ in range(4))
     seen = torch.ones(2, 1, 1, shape[1], dtype=torch.bool, device=device)
-    seen[1, ..., -100:] = not masked
+    seen[1, ..., -100:] = False
+    masks = [None, seen] if masked else [None]  # 碰巧一样长的一批没有掩码
 
     def run(attend, kind: torch.dtype) -> list[torch.Tensor]:
         given = [x.to(kind).requires_grad_() for x in (q, k, v)]
-        out = attend(*given)
-        return [out.detach(), *torch.autograd.grad(out, given, grad.to(kind))]
+        outs = [attend(*given, mask) for mask in masks]
+        grads = [torch.autograd.grad(out, given, grad.to(kind)) for out in outs]
+        return [*(out.detach() for out in outs), *chain.from_iterable(grads)]
 
-    def reference(q, k, v):
+    def reference(q, k, v, mask):
         scores = torch.einsum("blhd,bmhd->bhlm", q, k) / math.sqrt(shape[-1])
-        return torch.einsum("bhlm,bmhd->blhd", scores.masked_fill(~seen, -math.inf).softmax(-1), v)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        return torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), v)
 
-    def tried(q, k, v):
-        return dispatch_attention_fn(q, k, v, attn_mask=seen if masked else None, backend=backend)
+    def tried(q, k, v, mask):
+        return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend)
 
     try:
         got = run(tried, dtype)

@@ -1,11 +1,16 @@
 """只有显卡上才走得到的路：fp8 内核、边算边搬、按剩下的显存决定重算、编译。没有显卡就跳过。"""
 
+import warnings
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_contract import TINY
 
 from lorakit import bench, memory, quantize
 from lorakit.config import load_config
+from lorakit.errors import LorakitWarning
+from lorakit.families import REGISTRY
 from lorakit.train import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="要有 NVIDIA 显卡")
@@ -34,9 +39,9 @@ def test_fp8_kernel_equals_the_emulation():
         assert (emulated - real).norm() / emulated.norm() < 0.01
 
 
-def row(*overrides: str) -> bench.Row:
+def row(*overrides: str, warm: int = 2) -> bench.Row:
     config = load_config("tiny-qwen-image", ["train.batch_size=2", *overrides])
-    (made,) = bench.run(config, steps=2, warm=2).rows
+    (made,) = bench.run(config, steps=2, warm=warm).rows
     assert not made.error
     return made
 
@@ -50,7 +55,8 @@ def test_every_kind_trains_streamed_and_resident(kind):
     full = "memory.checkpointing=full"
     stays = row(f"model.quantize={kind}", full)
     moves = row(f"model.quantize={kind}", full, "memory.offload=blocks")
-    assert moves.allocated < stays.allocated
+    # 4 位的微型模型还没有搬运用的缓冲区大
+    assert kind == "nf4" or moves.allocated < stays.allocated
 
 
 @pytest.mark.parametrize("kind", ["none", "fp8-matmul"])
@@ -118,10 +124,43 @@ def test_replayed_graphs_train_the_same(config, extra):
         torch.testing.assert_close(ends[1][name], value, rtol=0.05, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_step_of_every_family_is_recorded(name, tmp_path, monkeypatch):
+    """录不成会警告：例如 stock 的 forward 里从内存抄一张表到显卡上。"""
+    monkeypatch.setattr(memory, "_compiled", lambda forward: forward)  # 只看录图，编译太慢
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LorakitWarning)
+        folder = TINY[name].build(tmp_path / "model")
+        model = f"model.path={folder}", f"model.family={name}"
+        made = row(*model, "memory.compile=graphs", "train.batch_size=1", warm=4)
+    assert made.step > 0
+
+
 def test_attention_kernels_agree_with_the_reference():
     for name in ("native", "_native_flash", "_native_cudnn"):
         error = memory.attention_error(name, GPU, torch.bfloat16)
         assert error < memory.ATTENTION_ERROR or error == float("inf")
+
+
+@pytest.mark.parametrize("length", [320, 4608, 4224 + 37])
+def test_our_cudnn_operator_agrees_with_the_reference_compiled(length):
+    """4608：FLUX 1024² 的词元数，PyTorch 自带的走法编译以后会读错地方。"""
+    from torch.nn import functional as F
+
+    from lorakit import cudnn_attention
+
+    torch.manual_seed(0)
+    given = [torch.randn(1, length, 2, 128, device=GPU) for _ in range(4)]
+    results = []
+    for attend in (
+        lambda *x: F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in x)).transpose(1, 2),
+        torch.compile(lambda *x: cudnn_attention.attention(*(y.bfloat16() for y in x))[0].float()),
+    ):
+        q, k, v = (x.clone().requires_grad_() for x in given[:3])
+        out = attend(q, k, v)
+        results.append([out, *torch.autograd.grad(out, (q, k, v), given[3])])
+    for right, ours in zip(*results, strict=True):
+        assert (right - ours).norm() / right.norm() < memory.ATTENTION_ERROR
 
 
 def test_8bit_adamw_resumes_exactly(config, cut_at_three, monkeypatch):

@@ -215,7 +215,7 @@ def test_attention_backends_are_checked(trainer, monkeypatch):
     with pytest.raises(ConfigError, match=r"要用掩码.*auto"):
         trainer("memory.attention=flash")
     model = trainer().transformer
-    maskless = SimpleNamespace(masks_text=False, device=CPU, dtype=torch.float32, attention="flash")
+    maskless = SimpleNamespace(masks_text=False, device=CPU, dtype=torch.float32)
     memory.set_attention(model, maskless, "flash")
     backends = {block.attn.processor._attention_backend for block in model.transformer_blocks}
     assert {backend.value for backend in backends} == {"_native_flash"}
@@ -236,13 +236,21 @@ def test_auto_takes_the_first_attention_kernel_that_is_right(monkeypatch):
         return float("nan") if bad else 0.004
 
     monkeypatch.setattr(memory, "attention_error", error)
-    gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, attention="cudnn")
     real, tiny = {"axes_dims_rope": (16, 56, 56)}, {"axes_dims": [8, 24]}
-    for config, masked in ((real, False), (real, True), (tiny, False)):
+    cases = (real, True, False), (real, True, True), (tiny, True, False), (tiny, False, False)
+    for config, masks_text, masked in cases:
         model = SimpleNamespace(set_attention_backend=chosen.append, config=config)
+        gpu = SimpleNamespace(
+            device=torch.device("cuda"), dtype=torch.bfloat16, masks_text=masks_text
+        )
         memory.set_attention(model, gpu, "auto", masked)
-    assert chosen == ["_native_cudnn", "_native_efficient", "native"]
-    assert asked == ["_native_cudnn", *("_native_cudnn", "_native_efficient") * 2, "native"]
+    assert chosen == ["_native_cudnn", "_native_efficient", "native", "native"]
+    cudnn, flash, efficient = "_native_cudnn", "_native_flash", "_native_efficient"
+    assert asked == [
+        *(cudnn, cudnn, efficient),
+        *(cudnn, efficient, "native"),  # flash 没有掩码
+        *(cudnn, flash, efficient, "native"),
+    ]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -52,7 +52,6 @@ class Family(ABC):
     controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
     caption_tokenizer: str = "tokenizer"  # 管着描述长短的那个分词器的文件夹
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
-    attention: str = "native"  # memory.attention: auto 用的内核（显卡上）
     masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     # 真模型的尺寸：文件夹 -> 它的 config.json（只写与 diffusers 默认值不同的）；不下载也能测速

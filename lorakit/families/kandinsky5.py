@@ -63,7 +63,10 @@ class Kandinsky5(KLVae, Family):
         return encoders[0], tokenizer, encoders[1], tokenizer_2
 
     def _load_transformer(self):
-        return real_tokens_only(super()._load_transformer())
+        model = real_tokens_only(super()._load_transformer())
+        # stock 每次 forward 都把这张表从内存抄到显卡上，录 CUDA 图时不许
+        model.time_embeddings.freqs = model.time_embeddings.freqs.to(self.device)
+        return model
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

@@ -36,7 +36,6 @@ class QwenImage(Family):
     multiple = 16
     pipeline_class = "QwenImagePipeline"
     caption_limit = 1024
-    attention = "cudnn"  # H200 上实测最快：1024² 一步 0.33 秒，flash 要 0.43 秒
     full_size: ClassVar = {
         "transformer": {"_class_name": "QwenImageTransformer2DModel"},
         "vae": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16},
