@@ -116,6 +116,7 @@ def run(
         place = Path(folder)
         config = load_config(config.to_dict(), _quiet(place, config, steps + warm + trace))
         family = open_blank(config, place / "model")
+        _let_go(family.device)
         limit = _limit(tier, family.device)
         asked = estimate.measure(family, config)
         ceiling = gemm_ceiling(family.device, family.dtype)
@@ -211,13 +212,19 @@ def _between(start, end) -> float:
     return start.elapsed_time(end) / 1000
 
 
+def _let_go(device: torch.device):
+    """上一种走法的模型与编译好的代码都放掉，峰值才只是自己的；显存不够而停下的，也在这里放掉。"""
+    gc.collect()
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _measured(way: str, config: Config, family, steps: int, warm: int, trace: bool) -> Row:
     """走 warm + steps 步，只计后面的；显存的峰值两段都算。"""
     gpu = family.device.type == "cuda"
-    gc.collect()  # 上一种走法的模型与编译好的代码都放掉，峰值才只是自己的
-    torch.compiler.reset()
+    _let_go(family.device)
     if gpu:
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     begin = {"ours": _ours, "seed": _seed, "plain": _plain}[way]
     try:

@@ -1,4 +1,4 @@
-"""cuDNN 的注意力，包成编译器不拆开的一个算子：导入这个文件，diffusers 的 cuDNN 后端就换成它。
+"""cuDNN 的注意力，包成编译器不拆开的一个算子；install() 以后，diffusers 的 cuDNN 后端就是它。
 
 PyTorch 自带的走法，编译器要猜它的输出在显存里怎么排；FLUX 一步有 4608 个词元，torch 2.11 猜错了，
 反向传播就读到别处去（illegal memory access）。这里进出都是紧排的 (B, L, H, D)，没有什么可猜，
@@ -14,9 +14,9 @@ from torch import Tensor
 from lorakit.quantize import compute_dtype
 
 _aten = torch.ops.aten
-_registry = attention_dispatch._AttentionBackendRegistry
+_backends = attention_dispatch._AttentionBackendRegistry._backends
 _name = attention_dispatch.AttentionBackendName._NATIVE_CUDNN
-_stock = _registry._backends[_name]
+_stock = _backends[_name]
 
 
 def _swap(x: Tensor) -> Tensor:
@@ -77,4 +77,6 @@ def _attend(query, key, value, attn_mask=None, **how):
     return attention(*(x.to(kind) for x in (query, key, value)))[0]
 
 
-_registry._backends[_name] = _attend
+def install():
+    """让 diffusers 的 _native_cudnn 走这个算子；带掩码、dropout 等等的仍走原来的。"""
+    _backends[_name] = _attend

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lorakit import lora, quantize
+from lorakit.memory import SHREDS
 from lorakit.rounding import PIECE
 
 GIB = 2**30
@@ -83,9 +84,10 @@ class Estimate:
             return fixed[how]
         most, least = self.peak(config, 0.0), self.peak(config, 1.0)
         spare = self.one * config.train.batch_size  # memory.Recompute 多留的余地
-        if most <= capacity:
+        gained = (1 + SHREDS) * (most - least)
+        if least + gained <= capacity:
             return 0.0
-        return min(1.0, (most + 2 * spare - capacity) / max(1, most - least))
+        return min(1.0, (least + gained + 2 * spare - capacity) / max(1, gained))
 
     def work(self, config, again: float) -> float:
         """一步真正要做的浮点运算：floor 加上重算的。"""

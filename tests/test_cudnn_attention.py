@@ -89,9 +89,10 @@ def test_masks_take_the_stock_way(kernels, given, monkeypatch):
     assert cudnn_attention._attend(*given[:3], None, scale=0.5) == (None, {"scale": 0.5})
 
 
-def test_diffusers_uses_it_where_it_works_only(given):
+def test_diffusers_uses_it_where_it_works_only():
     from diffusers.models import attention_dispatch
 
+    cudnn_attention.install()
     name = attention_dispatch.AttentionBackendName._NATIVE_CUDNN
     assert attention_dispatch._AttentionBackendRegistry._backends[name] is cudnn_attention._attend
     assert memory.attention_error(name.value, torch.device("cpu"), torch.float32) == float("inf")

@@ -22,7 +22,7 @@ LAYER = {
     "tiny": 3, "cli_options": 4, "cli_progress": 4, "cli_files": 4, "cli": 4, "data_seen": 1,
     "cache_root": 1, "data_select": 1, "data_doctor": 2, "cli_data": 4,
     "quantize": 1, "streaming": 1, "estimate": 2, "bench": 2, "doctor": 2, "cli_machine": 4,
-    "trace": 1, "graphs": 2, "rounding": 1,
+    "trace": 1, "graphs": 2, "rounding": 1, "cudnn_attention": 1,
     "lab": 4, "__main__": 5, "__init__": 5,
 }  # fmt: skip
 
