@@ -192,6 +192,18 @@ def gemm_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(_between(*pair) for pair in pairwise(marks)) / 1e12
 
 
+def copy_speed(device: torch.device) -> float:
+    """从锁住的内存搬到显卡实测的速度，GB/s：memory.offload=blocks 的一步不可能比它快。"""
+    here = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty_like(here, device=device)
+    mark = _clock(device)
+    marks = [mark()]
+    for _ in range(5):
+        there.copy_(here, non_blocking=True)
+        marks.append(mark())
+    return here.nbytes / min(_between(*pair) for pair in pairwise(marks)) / 1e9
+
+
 def _clock(device: torch.device):
     """现在的时刻：显卡上是它自己队列里的一个事件，CPU 上是墙上的钟。"""
 

@@ -30,11 +30,14 @@ SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://mode
 OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
 SECONDS = 3  # 连一个网站最多等几秒
 SPEED = 20  # MB/s；估计下载时间用
-HOST = 2.3  # Python、PyTorch 与显卡的驱动，GiB
+HOST = 2.05  # Python、PyTorch 与显卡的驱动，GiB
 HOST_CPU = 1.0  # 没有显卡时，GiB
 # 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
-SHARE = {"none": 0.57, "int8": 0.54, "fp8": 0.54, "nf4": 0.53, "fp8-matmul": 0.69}
+SHARE = {"none": 0.6, "int8": 0.56, "fp8": 0.56, "nf4": 0.58, "fp8-matmul": 0.73}
 EAGER = 0.74  # 不编译，再打个折
+UPDATE = 0.061  # 全量微调时更新权重，每十亿个参数几秒；H200 上实测，两张卡 FSDP 也合得上
+HANDLING = {True: 0.004, False: 0.007}  # 搬运时 CPU 每走一块要忙几秒，编译过没有
+PASSES = 3  # 前向、重算、反向
 PLAINLY = ("memory.compile=false",)  # 编译不了的机器
 BUS = 20.0  # 内存到显卡，GB/s（PCIe 4.0 x16 实际能到的）
 
@@ -304,19 +307,32 @@ def _time(config: Config, asked: Estimate, again: float) -> list[Check]:
     dtype = memory.pick_dtype(config.model.precision, device)
     if device.type != "cuda" and asked.parameters > 1e9:
         return []  # 当作有显卡，可是没有卡可量
-    step = seconds(asked, config, again, bench.gemm_ceiling(device, dtype), device.type == "cuda")
+    ceiling, gpu = bench.gemm_ceiling(device, dtype), device.type == "cuda"
+    bus = bench.copy_speed(device) if gpu else BUS
+    step = seconds(asked, config, again, ceiling, gpu, bus)
     said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(step * config.train.steps)}"
     return [Check(GOOD, "时间", f"{said}（估计；实测用 lorakit bench）")]
 
 
-def seconds(asked: Estimate, config: Config, again: float, ceiling: float, on_gpu: bool) -> float:
-    """一步约几秒；ceiling 是矩阵乘法实测的 TFLOP/s，again 是重算的块占几成。"""
+def seconds(
+    asked: Estimate, config: Config, again: float, ceiling: float, on_gpu: bool, bus: float = BUS
+) -> float:
+    """一步约几秒。
+
+    Args:
+        again: 几成的块重算。
+        ceiling: 矩阵乘法实测的 TFLOP/s。
+        bus: 内存到显卡的 GB/s。
+    """
     share = SHARE[config.model.quantize] if on_gpu else 0.9
     if on_gpu and not config.memory.compile:
         share *= EAGER
     step = asked.work(config, again) / 1e12 / ceiling / share
-    if config.memory.offload == "blocks":
-        step = max(step, 2 * asked.weights / 1e9 / BUS)
+    if config.memory.offload == "blocks":  # 算、搬、派活同时进行，看哪一样最慢
+        handling = PASSES * asked.blocks * HANDLING[bool(config.memory.compile)]
+        step = max(step, 2 * asked.weights / 1e9 / bus, handling if on_gpu else 0.0)
+    if config.lora.kind == "full" and on_gpu:
+        step += asked.trained / 1e9 * UPDATE
     return step
 
 

@@ -45,6 +45,7 @@ def measure(line: str, first: bool) -> tuple[dict, str]:
         "tier": args.tier,
         "command": f"lorakit bench {line}",
         "ceiling": round(report.ceiling, 1),
+        "bus": round(bench.copy_speed(torch.device("cuda")), 1),
         "step": round(ours.step, 4),
         "allocated": round(ours.allocated, 2),
         "host": round(ours.host, 2) if first else None,

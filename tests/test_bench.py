@@ -25,6 +25,10 @@ README = (Path(__file__).parents[1] / "README_CN.md").read_text("utf-8")
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
+def label(row: dict) -> str:
+    return f"{row['command'].removeprefix('lorakit bench ')} ({row['card'].split()[1]})"
+
+
 @pytest.fixture(scope="module")
 def blank(tmp_path_factory):
     """预设名 -> (设置, 没有权重的家族, 估计)，每个只算一次。"""
@@ -116,23 +120,26 @@ def test_other_tiers_of_the_same_base_are_not_walked_again(blank, monkeypatch):
         assert measure(change) != one and len(walked) > before
 
 
-@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["command"])
+@pytest.mark.parametrize("row", MEASURED, ids=label)
 def test_predictions_match_what_bench_measured(row, blank):
     """体检预告的显存与每步的时间，和 lorakit bench 在显卡上量到的差不到 15%。"""
     config, _, asked = blank(row["preset"], *row["set"])
     capacity = estimate.usable(row["tier"] or row["memory"])
     again, peak = doctor.fitting(asked, config, capacity)
     assert peak == pytest.approx(row["allocated"], rel=0.15)
-    step = doctor.seconds(asked, config, again, row["ceiling"], on_gpu=True)
+    step = doctor.seconds(asked, config, again, row["ceiling"], True, row["bus"])
     assert step == pytest.approx(row["step"], rel=0.15)
     if row["host"]:
         assert doctor.host(asked, config) == pytest.approx(row["host"], rel=0.15)
 
 
-@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["command"])
+@pytest.mark.parametrize("row", MEASURED, ids=label)
 def test_the_readme_says_what_was_measured(row):
     command = re.escape(row["command"].removeprefix("lorakit bench "))
-    ((step, peak),) = re.findall(rf"\| `{command}`[^|]*\| ([\d.]+) \|[^|]*\| ([\d.]+) GiB", README)
+    card = "（H200" if "H200" in row["card"] else ""  # 没写的都是 H100
+    ((step, peak),) = re.findall(
+        rf"\| `{command}`{card}[^|（]*(?:；[^|]*)?\| ([\d.]+) \|[^|]*\| ([\d.]+) GiB", README
+    )
     assert float(step) == pytest.approx(row["step"], abs=0.0006)
     assert float(peak) == pytest.approx(row["allocated"], abs=0.06)
 
