@@ -6,17 +6,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from lorakit.errors import LorakitError, WeightsError, plain_reason
-from lorakit.processes import gathered, shared_like
+from lorakit.processes import Tensors, shared_like, split
 
 WINDOWS = os.name == "nt"
 STATE = "state"
+LIMIT = 2 << 30  # 一个文件最多这么多字节：写的时候内存里只有一个文件的张量
 GROUP = "group-"  # 参数组里的数，与参数名分得开
 Parameters = dict[str, torch.nn.Parameter]
 
@@ -119,24 +120,36 @@ def _flat(values: Mapping) -> Iterator[tuple[str, object]]:
             yield key, value
 
 
-Files = dict[str, dict[str, torch.Tensor]]
+def sharded(stem: str, tensors: Tensors) -> dict[str, dict[str, torch.Tensor]]:
+    """{名字: 张量} -> {文件名: 那个文件里的}：大的分成几个文件，照 diffusers 的名字。"""
+    parts = split(tensors.items(), lambda item: item[1].numel() * item[1].element_size(), LIMIT)
+    if len(parts) == 1:
+        return {f"{stem}.safetensors": dict(tensors)}
+    count = len(parts)
+    names = [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    return {name: dict(part) for name, part in zip(names, parts, strict=True)}
 
 
 def snapshot(
-    accelerator, parameters: Parameters, optimizer, average: Mapping[str, torch.Tensor]
-) -> tuple[Files, dict]:
-    """续训要的一切 -> ({文件名: 张量}, 进 JSON 的数)；切开的拼回整个，所以进程数可以变。"""
+    parameters: Parameters, optimizer, average: Tensors
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
+    """续训要的一切 -> ({文件名: 张量}, 进 JSON 的数)；切开的张量还没有拼。"""
     tensors, plain = _unfold(optimizer, list(parameters))
-    files = {"weights": parameters, "optimizer": tensors}
-    files |= {"average": average} if average else {}
-    return {name: gathered(accelerator, one) for name, one in files.items()}, plain
+    whole = {"weights": parameters, "optimizer": tensors}
+    whole |= {"average": average} if average else {}
+    files = {}
+    for stem, one in whole.items():
+        files |= sharded(stem, one)
+    return files, plain
 
 
-def save(run: Path, step: int, files: Files, facts: dict, write_weights, keep: int) -> Path:
+def save(
+    run: Path, step: int, files: Iterable[tuple[str, Tensors]], facts: dict, write_weights, keep
+) -> Path:
     """写 run/checkpoint-{step}，再删掉多余的旧检查点，返回它的路径。
 
     Args:
-        files: `snapshot` 给的张量。
+        files: 一个个文件名与其中的张量，`snapshot` 给的，切开的拼好了；写完一个才取下一个。
         facts: 要记进 state.json 的其余。
         write_weights: 函数 (文件夹) -> None，写给别人用的权重文件。
         keep: 留下最新的几个；新的落盘之后才删旧的。
@@ -145,8 +158,8 @@ def save(run: Path, step: int, files: Files, facts: dict, write_weights, keep: i
     def write(folder: Path):
         (folder / STATE).mkdir(parents=True)
         write_weights(folder)
-        for name, tensors in files.items():
-            write_tensors(folder / STATE / f"{name}.safetensors", tensors)
+        for name, tensors in files:
+            write_tensors(folder / STATE / name, tensors)
         digests = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
         whole = {"step": step, "files": digests, **facts}
         (folder / STATE / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
@@ -190,13 +203,13 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
     """
     state = path / STATE
     facts = facts_of(path)
-    _put_back(path, load_file(state / "weights.safetensors"), parameters)
+    _put_back(path, _read(state, "weights"), parameters)
     if average:
-        _put_back(path, load_file(state / "average.safetensors"), average)
+        _put_back(path, _read(state, "average"), average)
     indices = {name: index for index, name in enumerate(parameters)}
     whole = optimizer.state_dict()
     whole["state"] = {index: {} for index in indices.values()}
-    rows = load_file(state / "optimizer.safetensors") | facts["optimizer"]
+    rows = _read(state, "optimizer") | facts["optimizer"]
     for place, value in rows.items():
         name, key = place.rsplit("|", 1)
         group = name.removeprefix(GROUP)
@@ -216,6 +229,14 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
         # load_file 的张量映射着文件：一直握着它，Windows 上这个检查点就删不掉
         values |= {k: v.clone() for k, v in values.items() if _on_cpu(v)}
     return facts["step"]
+
+
+def _read(state: Path, stem: str) -> dict[str, torch.Tensor]:
+    """sharded 写的一个或几个文件，合在一起。"""
+    found = {}
+    for file in sorted(state.glob(f"{stem}*.safetensors")):
+        found |= load_file(file)
+    return found
 
 
 def _on_cpu(value) -> bool:

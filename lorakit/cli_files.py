@@ -105,7 +105,8 @@ def _convert(args):
         family.quantize, family.offload = "none", "none"
         transformer = family.load("transformer")
         lora_files.merge(layers, transformer)
-        print(f"合并好了：{full.save(args.out, transformer, family)}")
+        merged = full.files_of(transformer.state_dict())
+        print(f"合并好了：{full.save(args.out, family, merged.items())}")
         return
     card = lora.read(files[0])[1]
     made = lora_files.write(layers, args.to, args.out, card, places)

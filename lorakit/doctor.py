@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from lorakit import bench, estimate, memory, quantize
 from lorakit.bundled import tiny_models
 from lorakit.cache import root
+from lorakit.checkpoint import LIMIT
 from lorakit.config import Config, load_config, presets
 from lorakit.errors import ConfigError
 from lorakit.estimate import GIB, Estimate
@@ -270,10 +271,9 @@ def nearest(config: Config, capacity: float, dtype=torch.bfloat16, changes=()) -
 
 
 def host(asked: Estimate, config: Config) -> float:
-    """训练时进程占多少内存，GiB；全量微调存检查点时，权重与优化器的状态先后经过内存。"""
+    """训练时进程占多少内存，GiB；全量微调存检查点时，一个文件的张量与它的副本在内存里。"""
     if config.lora.kind == "full":
-        each = max(2 if config.bf16_weights else 4, estimate.MOMENTS[config.train.optimizer])
-        return HOST + asked.trained * each / GIB
+        return HOST + 2 * min(LIMIT, asked.trained * 4) / GIB
     return HOST + (asked.weights / GIB if config.memory.offload == "blocks" else 0)
 
 

@@ -1,12 +1,16 @@
 """全量微调：Transformer 的每个权重都练；存成 diffusers 的 transformer 文件夹，别处直接打开。"""
 
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from lorakit.checkpoint import sharded, write_tensors
 from lorakit.errors import WeightsError
+from lorakit.quantize import WEIGHTS
 
 FOLDER = "transformer"
 HIGH_LR = 1e-4  # 全量微调常用 1e-5；到了这里，多半是把 LoRA 的学习率抄过来了
@@ -24,20 +28,29 @@ def attach(transformer: nn.Module, dtype: torch.dtype = torch.float32) -> dict[s
     return dict(transformer.named_parameters())
 
 
-def save(folder: Path, transformer: nn.Module, family, values=None) -> Path:
-    """写 folder/transformer：配置与权重，精度和底模推理时的一样。
+def save(folder: Path, family, files: Iterable[tuple[str, Mapping[str, torch.Tensor]]]) -> Path:
+    """写 folder/transformer：配置与权重，精度和底模推理时的一样；一个个文件写，内存里只有一个的。
 
     Args:
-        values: {名字: 张量}，不写就取 transformer 现在的。
+        files: 一个个文件名与其中的张量，`files_of` 给的。
     """
-    whole = family.skeleton()  # 借它的壳：练着的 fp32 权重不动
-    weights = (values or transformer.state_dict()).items()
-    whole.load_state_dict(
-        {name: value.detach().to("cpu", family.dtype).clone() for name, value in weights},
-        assign=True,
-    )
-    whole.save_pretrained(folder / FOLDER)
-    return folder / FOLDER
+    home, places, total = folder / FOLDER, {}, 0
+    family.skeleton().save_config(home)
+    for name, tensors in files:
+        values = {key: value.detach().to("cpu", family.dtype) for key, value in tensors.items()}
+        write_tensors(home / name, values, {"format": "pt"})
+        places |= dict.fromkeys(values, name)
+        total += sum(value.nbytes for value in values.values())
+    if len(set(places.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        text = json.dumps(index, indent=1)
+        (home / f"{WEIGHTS}.index.json").write_text(text, encoding="utf-8")
+    return home
+
+
+def files_of(weights: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """{名字: 张量} -> {文件名: 那个文件里的}，照 diffusers 的名字分。"""
+    return sharded(WEIGHTS.removesuffix(".safetensors"), weights)
 
 
 def find(path: Path) -> Path | None:

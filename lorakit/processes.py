@@ -7,7 +7,7 @@ import atexit
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 
 import torch
@@ -145,6 +145,39 @@ def gathered(accelerator: Accelerator, tensors: Tensors) -> dict[str, torch.Tens
         if accelerator.is_main_process:
             result[name] = full.cpu() if isinstance(value, DTensor) else full
     return result
+
+
+def in_turn(accelerator: Accelerator, parts: Iterable[Tensors]) -> Iterator[dict]:
+    """一份份拼回整个，内存里只有一份：0 号进程拿着写，别的进程得到空的；人人都要走到底。"""
+    for part in parts:
+        yield gathered(accelerator, part)
+
+
+def write_in_turn(accelerator: Accelerator, parts: Iterable[Tensors], write: Callable):
+    """只让 0 号进程做 write(一份份拼好的张量)；它写到一半失败，也陪大家走完，再一起停。"""
+    turns = in_turn(accelerator, parts)
+
+    def work():
+        try:
+            if accelerator.is_main_process:
+                write(turns)
+        finally:
+            for _ in turns:  # 拼的时候要一起通信：有一个先走了，别的就一直等
+                pass
+
+    together(accelerator, work)
+
+
+def split(items: Iterable, size: Callable, most: int) -> list[list]:
+    """依次分成几份，每份的 size 加起来不超过 most（单个更大的自成一份）。"""
+    parts, total = [[]], 0
+    for item in items:
+        if parts[-1] and total + size(item) > most:
+            parts.append([])
+            total = 0
+        parts[-1].append(item)
+        total += size(item)
+    return parts
 
 
 def shared_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

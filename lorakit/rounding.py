@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lorakit.processes import local, shared_like
+from lorakit.processes import local, shared_like, split
 
 PIECE = 1 << 28  # 一次把这么多个数换成 fp32：多占 2 GiB，一块块来，不会整份翻倍
 DRAW = 2**31 + 1  # 与训练、检验的随机数分开
@@ -46,7 +46,8 @@ def round_updates(optimizer: torch.optim.Optimizer, seed: int, step_now: Callabl
     def step(self, closure=None):
         learned = [p for group in self.param_groups for p in group["params"]]
         source = generator(local(learned[0]).device, seed, step_now())
-        for piece in _pieces([p for p in learned if p.grad is not None]):
+        given = [p for p in learned if p.grad is not None]
+        for piece in split(given, lambda p: local(p).numel(), PIECE):
             update_piece(self, piece, source)  # 各块的 fp32 用完就放掉
 
     def update_piece(self, piece: list, source: torch.Generator):
@@ -79,15 +80,3 @@ def _instead(optimizer: torch.optim.Optimizer, wide: dict[nn.Parameter, nn.Param
         for p, stand_in in wide.items():
             if stand_in in state:
                 state[p] = state.pop(stand_in)
-
-
-def _pieces(parameters: list) -> list[list]:
-    """依次分成几份，每份不超过 PIECE 个数（单个更大的自成一份）。"""
-    pieces, size = [[]], 0
-    for parameter in parameters:
-        if pieces[-1] and size + local(parameter).numel() > PIECE:
-            pieces.append([])
-            size = 0
-        pieces[-1].append(parameter)
-        size += local(parameter).numel()
-    return pieces

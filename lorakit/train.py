@@ -9,7 +9,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -256,17 +256,19 @@ class Trainer:
         if self._saved == self.step:
             return target
         live, average = self.parameters, self.average.values
-        files, plain = checkpoint.snapshot(self.accelerator, live, self.optimizer, average)
+        files, plain = checkpoint.snapshot(live, self.optimizer, average)
         facts = {"optimizer": plain, "processes": self.accelerator.num_processes}
         whole = self.transformer.state_dict() if self.config.lora.kind == "full" else live
-        exported = processes.gathered(self.accelerator, {**whole, **average})
+        exported = full.files_of({**whole, **average})
 
-        def write():
-            keep = self.config.train.keep
-            to_others = lambda folder: self._export(folder, exported)  # noqa: E731
-            checkpoint.save(self.run, self.step, files, facts, to_others, keep)
+        def write(turns):
+            others = zip(exported, turns, strict=False)  # 名字用完就停，不会多取一份
+            ours = zip(files, turns, strict=False)
+            export = lambda folder: self._export(folder, others)  # noqa: E731
+            checkpoint.save(self.run, self.step, ours, facts, export, self.config.train.keep)
 
-        processes.by_first(self.accelerator, write)
+        parts = [*exported.values(), *files.values()]
+        processes.write_in_turn(self.accelerator, parts, write)
         self._saved = self.step
         return target
 
@@ -274,14 +276,15 @@ class Trainer:
         state = (self.parameters, self.optimizer, self.average.values)
         self.step = self._saved = checkpoint.load(found, *state)
 
-    def _export(self, folder: Path, values: dict[str, torch.Tensor]):
+    def _export(self, folder: Path, files: Iterable[tuple[str, processes.Tensors]]):
         model = self.config.model
         facts = {"base": model.path, "family": model.family, "steps": str(self.step)}
         facts["trigger"] = self.config.data.trigger
         facts |= {} if self._held is None else {"held": f"{self._held:.6f}"}
         if self.config.lora.kind == "full":
-            full.save(folder, self.transformer, self.family, values)
+            full.save(folder, self.family, files)
         else:
+            values = {name: value for _, part in files for name, value in part.items()}
             lora.save(folder, self.transformer, self.config.lora, facts, values)
 
     def _note(self, facts: dict):

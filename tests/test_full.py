@@ -12,7 +12,7 @@ from diffusers import AutoModel, QwenImagePipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from lorakit import full, infer
+from lorakit import checkpoint, full, infer
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import WeightsError
@@ -80,12 +80,40 @@ def test_resumes_exactly_and_opens_in_the_stock_pipeline(settings, cut_at_three)
         infer.compare(family, opened, ["一只猫"], whole.sample, (64, 64))
 
 
+def test_large_checkpoints_are_written_file_by_file(settings, cut_at_three, monkeypatch):
+    """大模型的检查点分成几个文件，写的时候内存里只有一个的；续训、stock 的载入都认得。"""
+    whole, cut = (settings("model.precision=bf16", output=one) for one in ("whole", "cut"))
+    list(Trainer(whole))  # 只有一个文件
+    monkeypatch.setattr(checkpoint, "LIMIT", 1 << 20)
+    cut_at_three(cut)
+    one, many = (c.run.output / "checkpoint-4" for c in (whole, cut))
+    for stem in ("weights", "optimizer"):
+        files = sorted((many / "state").glob(f"{stem}-*.safetensors"))
+        assert files[0].name == f"{stem}-00001-of-{len(files):05}.safetensors" and len(files) > 2
+        parts = [load_file(file) for file in files]
+        assert all(len(part) == 1 or size(part) <= checkpoint.LIMIT for part in parts)
+        joined = {key: value for part in parts for key, value in part.items()}
+        right = load_file(one / "state" / f"{stem}.safetensors")
+        assert joined.keys() == right.keys()
+        assert all(torch.equal(joined[key], right[key]) for key in right)
+    ours, theirs = (AutoModel.from_pretrained(str(path / "transformer")) for path in (many, one))
+    assert (many / "transformer/diffusion_pytorch_model.safetensors.index.json").is_file()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name
+    opened = infer.open_pipeline(open_family(cut, CPU), cut.run.output)
+    assert torch.equal(opened.transformer.proj_out.weight.float(), ours.proj_out.weight.float())
+
+
+def size(tensors: dict) -> int:
+    return sum(value.nbytes for value in tensors.values())
+
+
 def test_bf16_bases_learn_in_fp32_and_are_saved_as_they_were(settings, tmp_path):
     family = open_family(settings("model.precision=bf16"), CPU)
     transformer = family.load("transformer")
     assert transformer.dtype == torch.bfloat16
     assert {p.dtype for p in full.attach(transformer).values()} == {torch.float32}
-    full.save(tmp_path, transformer, family)
+    full.save(tmp_path, family, full.files_of(transformer.state_dict()).items())
     saved = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.bfloat16}
     assert {p.dtype for p in transformer.parameters()} == {torch.float32}

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from lorakit import checkpoint, flow, infer, lora, memory, optim, record
@@ -226,13 +225,13 @@ def test_states_wrapped_in_a_dictionary_are_kept(tmp_path):
     weight.grad = torch.arange(3.0)
     optimizer.step()
     kept = {name: value.clone() for name, value in optimizer.state[weight].items()}
-    files, facts = checkpoint.snapshot(Accelerator(cpu=True), {"w": weight}, optimizer, {})
-    save = dict(files=files, facts={"optimizer": facts}, write_weights=lambda folder: None, keep=1)
-    path = checkpoint.save(tmp_path, 1, **save)
+    files, facts = checkpoint.snapshot({"w": weight}, optimizer, {})
+    facts = {"optimizer": facts}
+    path = checkpoint.save(tmp_path, 1, files.items(), facts, lambda folder: None, keep=1)
     optimizer.step()
     assert checkpoint.load(path, {"w": weight}, optimizer) == 1
     assert optimizer.state[weight].keys() == kept.keys()
     assert all(torch.equal(optimizer.state[weight][name], value) for name, value in kept.items())
     optimizer.state[weight]["odd"] = object()
     with pytest.raises(TypeError, match="odd 是 object"):
-        checkpoint.snapshot(Accelerator(cpu=True), {"w": weight}, optimizer, {})
+        checkpoint.snapshot({"w": weight}, optimizer, {})

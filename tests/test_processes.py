@@ -10,13 +10,14 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from notebook_tools import BOOKS, ROOT
 from safetensors.torch import load_file
 from two_processes import Ranks, command, each_rank, failing, finish, sharded
 
-from lorakit import checkpoint, record
-from lorakit.errors import ConfigError, LorakitWarning
+from lorakit import checkpoint, processes, record
+from lorakit.errors import ConfigError, LorakitError, LorakitWarning
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -112,7 +113,9 @@ def test_sharded_bf16_weights_learn_the_same(config, tmp_path):
     """bf16 的全量微调切开练：舍入的随机数与份数无关，所以和一个进程走得一样；检查点两边通用。"""
     how = ["lora.kind=full", "model.precision=bf16", "train.lr=1e-4"]
     shard, plain = config(*how, output="shard"), config(*how, "train.grad_accum=2", output="plain")
-    finish(tmp_path / "ranks", sharded, each_rank, shard, tmp_path)
+    finish(tmp_path / "ranks", sharded, each_rank, shard, tmp_path, 1 << 20)
+    parts = (shard.run.output / "checkpoint-4/state").glob("weights-*-of-*.safetensors")
+    assert len([*parts]) > 2  # 一个进程的只有一个文件，两边照样通用
     same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
     base = {name: p.detach().clone() for name, p in Trainer(plain).parameters.items()}
     list(Trainer(plain))
@@ -120,8 +123,7 @@ def test_sharded_bf16_weights_learn_the_same(config, tmp_path):
     def alike(step: int):
         files = [r.run.output / f"checkpoint-{step}/state" for r in (shard, plain)]
         (ours, theirs), moments = (
-            [load_file(file / f"{name}.safetensors") for file in files]
-            for name in ("weights", "optimizer")
+            [checkpoint._read(file, name) for file in files] for name in ("weights", "optimizer")
         )
         moved = [torch.cat([(w[n] - base[n]).float().flatten() for n in base])
                  for w in (ours, theirs)]  # fmt: skip
@@ -137,7 +139,7 @@ def test_sharded_bf16_weights_learn_the_same(config, tmp_path):
     alone = shard.model_copy(update={"train": plain.train})
     list(Trainer(alone))  # 切开练的检查点，一个进程接着练
     back = plain.model_copy(update={"train": shard.train})
-    finish(tmp_path / "ranks", sharded, each_rank, back, tmp_path)  # 反过来
+    finish(tmp_path / "ranks", sharded, each_rank, back, tmp_path, 1 << 20)  # 反过来
     alike(4)
 
 
@@ -216,6 +218,24 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(yaml, config, tmp_path,
     assert "再运行同一条命令就接着练" in ranks.out(0) and ranks.out(1) == ""
     step = record.read(run)[-1]["step"]
     assert checkpoint.latest(run).name == f"checkpoint-{step}"
+
+
+def test_a_failed_write_still_walks_to_the_end_with_the_others():
+    """0 号写到一半磁盘满了，也要把剩下的陪着拼完，不然别的进程一直等它。"""
+    walked = []
+
+    def parts():
+        for i in range(4):
+            walked.append(i)
+            yield {"w": torch.tensor(float(i))}
+
+    def write(turns):
+        assert next(turns) == {"w": torch.tensor(0.0)}
+        raise LorakitError("磁盘满了")
+
+    with pytest.raises(LorakitError, match="磁盘满了"):
+        processes.write_in_turn(Accelerator(cpu=True), parts(), write)
+    assert walked == [0, 1, 2, 3]
 
 
 def test_a_mistake_is_told_once(yaml, tmp_path):

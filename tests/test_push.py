@@ -100,7 +100,8 @@ def test_the_snippet_of_every_family_runs(name, build, kind, tmp_path, monkeypat
     family = open_family(config, torch.device("cpu"))
     transformer = family.load("transformer")
     if kind == "full":
-        full.save(run / "checkpoint-1", transformer, family)
+        files = full.files_of(transformer.state_dict())
+        full.save(run / "checkpoint-1", family, files.items())
     else:
         (run / "checkpoint-1").mkdir(parents=True)
         lora.attach(transformer, family, config.lora, seed=0)

@@ -116,11 +116,12 @@ def iterate(file: Path):
     list(Trainer(load_config(file)))
 
 
-def each_rank(config, folder: Path):
-    """训练，每个进程写下自己的权重与每一步自己看的图。"""
-    from lorakit import processes
+def each_rank(config, folder: Path, limit: int | None = None):
+    """训练，每个进程写下自己的权重与每一步自己看的图；limit：检查点的一个文件最多多少字节。"""
+    from lorakit import checkpoint, processes
     from lorakit.train import Trainer
 
+    checkpoint.LIMIT = limit or checkpoint.LIMIT
     trainer, seen = Trainer(config), []
     real = trainer.objective.draw
 
