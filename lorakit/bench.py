@@ -195,7 +195,7 @@ def gemm_ceiling(device: torch.device, dtype: torch.dtype) -> float:
 def copy_speed(device: torch.device) -> float:
     """从锁住的内存搬到显卡实测的速度，GB/s：memory.offload=blocks 的一步不可能比它快。"""
     here = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
-    there = torch.empty_like(here, device=device)
+    there = torch.empty(1 << 28, dtype=torch.uint8, device=device)
     mark = _clock(device)
     marks = [mark()]
     for _ in range(5):

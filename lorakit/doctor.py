@@ -308,7 +308,7 @@ def _time(config: Config, asked: Estimate, again: float) -> list[Check]:
     if device.type != "cuda" and asked.parameters > 1e9:
         return []  # 当作有显卡，可是没有卡可量
     ceiling, gpu = bench.gemm_ceiling(device, dtype), device.type == "cuda"
-    bus = bench.copy_speed(device) if gpu else BUS
+    bus = bench.copy_speed(device) if gpu and config.memory.offload == "blocks" else BUS
     step = seconds(asked, config, again, ceiling, gpu, bus)
     said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(step * config.train.steps)}"
     return [Check(GOOD, "时间", f"{said}（估计；实测用 lorakit bench）")]

@@ -42,7 +42,6 @@ class Flux(KLVae, Family):
         "scheduler": {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
         "tokenizer_2": {"model_max_length": 512},
     }  # fmt: skip
-    # torch 2.11 的 cuDNN 注意力：4608 个词元，单独调用没事，训练时非法访问显存；native 又会挑中它
     targets: ClassVar = {
         "attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0|{TEXT})|{SINGLE}",
         "image-attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0)|{SINGLE}",
