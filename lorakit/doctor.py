@@ -31,7 +31,7 @@ SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://mode
 OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
 SECONDS = 3  # 连一个网站最多等几秒
 SPEED = 20  # MB/s；估计下载时间用
-HOST = 2.05  # Python、PyTorch 与显卡的驱动，GiB
+HOST = 2.0  # Python、PyTorch 与显卡的驱动，GiB
 HOST_CPU = 1.0  # 没有显卡时，GiB
 # 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
 SHARE = {"none": 0.6, "int8": 0.56, "fp8": 0.56, "nf4": 0.58, "fp8-matmul": 0.73}
