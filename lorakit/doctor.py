@@ -36,7 +36,7 @@ HOST_CPU = 1.0  # 没有显卡时，GiB
 # 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
 SHARE = {"none": 0.6, "int8": 0.56, "fp8": 0.56, "nf4": 0.58, "fp8-matmul": 0.73}
 EAGER = 0.74  # 不编译，再打个折
-UPDATE = 0.061  # 全量微调时更新权重，每十亿个参数几秒；H200 上实测，两张卡 FSDP 也合得上
+UPDATE = 0.061  # 全量微调另花的（更新权重等），每十亿个参数几秒；H200 上实测，两张卡切开也合得上
 HANDLING = {True: 0.004, False: 0.007}  # 搬运时 CPU 每走一块要忙几秒，编译过没有
 PASSES = 3  # 前向、重算、反向
 PLAINLY = ("memory.compile=false",)  # 编译不了的机器
