@@ -177,3 +177,7 @@ def test_8bit_adamw_resumes_exactly(config, cut_at_three, monkeypatch):
                 for c in (whole, cut))  # fmt: skip
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         assert file == "weights" or any(value.dtype == torch.uint8 for value in a.values())
+
+
+def test_copy_speed_is_that_of_a_bus():
+    assert 1 < bench.copy_speed(GPU) < 1000  # GB/s：PCIe 3.0 x4 约 3，NVLink-C2C 约 450
