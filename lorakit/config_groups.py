@@ -249,8 +249,8 @@ class Memory(_Group):
     """底模放在哪：none 全在显卡上；blocks 放在内存里，用到哪一块才搬来哪一块，显存省得最多，
     快慢看内存到显卡的速度；训练时要开 checkpointing。"""
     attention: Literal["auto", "native", "flash", "cudnn"] = "auto"
-    """注意力的内核：auto 由快到慢，用第一个算得对的；native 由 PyTorch 挑；flash、cudnn 指定一种，
-    开练前会和参考算法对一遍。"""
+    """注意力的内核：auto 由快到慢地试，用头一个算得对的；native 由 PyTorch 挑；flash、cudnn
+    指定一种，开练前会和参考算法对一遍。"""
 
 
 class Run(_Group):

@@ -20,7 +20,7 @@ from lorakit.quantize import blocks
 
 TINY_DEVICE = "LORAKIT_TINY_DEVICE"  # 环境变量：随包的微型模型用什么设备；练习册里是 cpu
 VARIANTS = 64  # 一种块最多编几份，PyTorch 原来是 8
-FASTEST = ("cudnn", "flash", "efficient", "native")  # 注意力的内核，由快到慢
+FASTEST = ("cudnn", "flash", "efficient", "native")  # 注意力的内核，H100 上由快到慢
 SHREDS = 0.15  # 留着的中间结果越多，切碎了用不上的显存越多：Qwen-Image-Edit 1024² 留 33 GiB、碎 5.3
 ATTENTION_ERROR = 0.03  # bf16 的注意力与 fp32 参考的相对误差，正常不到 0.01
 

@@ -146,7 +146,7 @@ def test_attention_kernels_agree_with_the_reference():
 
 @pytest.mark.parametrize("length", [320, 4608, 4224 + 37])
 def test_our_cudnn_operator_agrees_with_the_reference_compiled(length):
-    """4608：FLUX 1024² 的词元数，PyTorch 自带的走法编译以后会读错地方。"""
+    """4608：FLUX 1024² 的词元数，PyTorch 2.11 自带的走法编译以后会非法访问显存。"""
     from torch.nn import functional as F
 
     from lorakit import cudnn_attention
