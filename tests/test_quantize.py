@@ -1,7 +1,9 @@
 """量化的底模：解码后的算法与普通线性层一样；照样能练，练出的 LoRA 与不量化的方向一致。"""
 
 import json
+import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,6 +227,27 @@ def test_shards_give_the_same_weights_and_say_what_is_missing(tmp_path):
         broken = quantize.Shards(tmp_path)
         for name in tensors:
             broken(name, nn.Parameter(tensors[name], requires_grad=False))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="要 Linux 的 /proc")
+def test_weights_on_the_cpu_stay_mapped_to_their_file(tmp_path):
+    """精度没变的权重不复制：FSDP 的几个进程共用系统为文件留的那一份内存。"""
+
+    def private() -> int:  # 不是映射进来的内存，MB
+        (line,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(line) // 1024
+
+    class Model(nn.Sequential):
+        _repeated_blocks, _keep_in_fp32_modules = [], None  # diffusers 的模型都有
+
+    with torch.device("meta"):
+        model = Model(nn.Linear(8192, 8192, bias=False))
+    weight = torch.zeros(8192, 8192, dtype=torch.bfloat16)  # 134 MB
+    save_file({"0.weight": weight}, tmp_path / quantize.WEIGHTS)
+    del weight
+    before = private()
+    quantize.build(model, quantize.Shards(tmp_path), "none", "cpu", torch.bfloat16, shown=False)
+    assert model[0].weight.sum() == 0 and private() - before < 20
 
 
 def test_at_most_one_layer_is_unquantized_at_a_time():
