@@ -144,7 +144,12 @@ def snapshot(
 
 
 def save(
-    run: Path, step: int, files: Iterable[tuple[str, Tensors]], facts: dict, write_weights, keep
+    run: Path,
+    step: int,
+    files: Iterable[tuple[str, Tensors]],
+    facts: dict,
+    write_weights: Callable[[Path], None],
+    keep: int,
 ) -> Path:
     """写 run/checkpoint-{step}，再删掉多余的旧检查点，返回它的路径。
 

@@ -89,7 +89,10 @@ def shard_plugin() -> FullyShardedDataParallelPlugin:
 
 
 def together(accelerator: Accelerator, work: Callable):
-    """每个进程都做 work（里面不能通信），返回自己的结果；有一个失败，大家一起停在同一句话上。"""
+    """每个进程都做 work，返回自己的结果；有一个失败，大家一起停在同一句话上。
+
+    work 里不能通信：有一个中途失败，别的就一直等它（write_in_turn 失败了也走到底，不在此列）。
+    """
     result, failure = None, None
     try:
         result = work()

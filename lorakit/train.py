@@ -259,7 +259,7 @@ class Trainer:
         files, plain = checkpoint.snapshot(live, self.optimizer, average)
         facts = {"optimizer": plain, "processes": self.accelerator.num_processes}
         whole = self.transformer.state_dict() if self.config.lora.kind == "full" else live
-        exported = full.files_of({**whole, **average})
+        exported = full.files_of({**whole, **average})  # LoRA 自成一个文件，用不着这些名字
 
         def write(turns):
             others = zip(exported, turns, strict=False)  # 名字用完就停，不会多取一份

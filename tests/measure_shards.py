@@ -9,7 +9,6 @@
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -35,12 +34,11 @@ def made_on(device: torch.device):
     return weights
 
 
-def main(name: str, overrides: list[str], steps: int = 6):
+def main(name: str, overrides: list[str], place: Path, steps: int = 6):
     rank, gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    place = Path(tempfile.mkdtemp())
     many = steps + 2
     quiet = [f"train.steps={many}", f"train.save_every={many}", "train.warmup=0", "eval.every=0"]
     config = load_config(name, [*overrides, *quiet, f"run.output={place / 'run'}"])
@@ -67,4 +65,5 @@ if __name__ == "__main__":
     asked.add_argument("config")
     asked.add_argument("--set", action="append", default=[])
     given = asked.parse_args()
-    sys.exit(main(given.config, given.set))
+    with tempfile.TemporaryDirectory() as place:
+        main(given.config, given.set, Path(place))
