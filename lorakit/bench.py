@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig
 from torch.nn import functional as F
 
-from lorakit import estimate, flow, lora
+from lorakit import estimate, flow, lora, optim
 from lorakit.cache import Dataset, Item
 from lorakit.config import Config, load_config
 from lorakit.data import Record
@@ -257,11 +257,10 @@ def _measured(way: str, config: Config, family, steps: int, warm: int, trace: bo
         if not isinstance(error.__cause__, torch.OutOfMemoryError):
             raise
         return Row(way, error=str(error))
-    images = config.train.batch_size * (config.train.grad_accum if way == "ours" else 1)
     return Row(
         way=way,
         step=step,
-        images=images / step,
+        images=config.train.batch_size * config.train.grad_accum / step,
         warm=warmed,
         allocated=torch.cuda.max_memory_allocated() / GIB if gpu else 0.0,
         reserved=torch.cuda.max_memory_reserved() / GIB if gpu else 0.0,
@@ -321,30 +320,39 @@ def _plain(config: Config, family) -> Iterator:
 
 def _plainly(config: Config, family, encode, targets, recompute: bool) -> Iterator:
     model, train = family.load("transformer"), config.train
-    rank, alpha = config.lora.rank, config.lora.alpha or config.lora.rank
-    names = lora.match(model, family, targets)
-    model.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=names)
-    )
+    if config.lora.kind == "full":
+        learned = list(model.requires_grad_(True).parameters())
+        optimizer = optim.build(learned, train)  # 直接更新底模的权重，bf16 的也不随机舍入
+    else:
+        learned = _with_adapter(model, config.lora, lora.match(model, family, targets))
+        optimizer = torch.optim.AdamW(learned, lr=train.lr, weight_decay=train.weight_decay)
     set_attention(model, family, "auto")  # 与我们同一个注意力内核：比的是别处
     if recompute:
         model.enable_gradient_checkpointing()
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=train.lr, weight_decay=train.weight_decay)
     device, dtype = family.device, family.dtype
     conds = [item.cond for item in made_up(family, config).train]
     conds = [{name: value.to(device) for name, value in cond.items()} for cond in conds]
     model.train()
     while True:
-        x0 = encode().to(device).float()
-        noise = torch.randn_like(x0)
-        t = torch.rand(len(x0), device=device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            x_t = flow.add_noise(x0, noise, t)
-            v = family.predict_velocity(model, x_t, t, family.collate(conds))
-        loss = F.mse_loss(v.float(), noise - x0)
-        loss.backward()
+        for _ in range(train.grad_accum):
+            x0 = encode().to(device).float()
+            noise = torch.randn_like(x0)
+            t = torch.rand(len(x0), device=device)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                x_t = flow.add_noise(x0, noise, t)
+                v = family.predict_velocity(model, x_t, t, family.collate(conds))
+            loss = F.mse_loss(v.float(), noise - x0)
+            (loss / train.grad_accum).backward()
         torch.nn.utils.clip_grad_norm_(learned, train.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         yield loss.item()
+
+
+def _with_adapter(model, settings, names: list[str]) -> list[torch.nn.Parameter]:
+    """挂上 PEFT 的 LoRA，返回要学的参数。"""
+    rank, alpha = settings.rank, settings.alpha or settings.rank
+    model.add_adapter(
+        LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=names)
+    )
+    return [p for p in model.parameters() if p.requires_grad]

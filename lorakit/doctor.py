@@ -83,8 +83,12 @@ def _python() -> Check:
 
 def _packages() -> list[Check]:
     """必装的包够不够新；选装的有没有。"""
-    wrong, names = [], []
-    for line in importlib.metadata.requires("lorakit") or []:
+    wrong, names, mend = [], [], "请运行 pip install -c constraints.txt -e ."
+    try:
+        lines = importlib.metadata.requires("lorakit") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Check(WARN, "软件包", f"lorakit 没有安装，无从核对。{mend}")]
+    for line in lines:
         need = Requirement(line)
         if need.marker is not None:  # 选装的
             continue
@@ -96,8 +100,7 @@ def _packages() -> list[Check]:
             continue
         if not need.specifier.contains(found, prereleases=True):
             wrong.append(f"{need.name} 是 {found}，要 {need.specifier}")
-    mend = "。请运行 pip install -c constraints.txt -e ."
-    checks = [Check(BAD, "软件包", "；".join(wrong) + mend)] if wrong else []
+    checks = [Check(BAD, "软件包", f"{'；'.join(wrong)}。{mend}")] if wrong else []
     checks = checks or [Check(GOOD, "软件包", f"{len(names)} 个都在，都够新")]
     for name, why in OPTIONAL.items():
         try:

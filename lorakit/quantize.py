@@ -226,6 +226,8 @@ def build(
             value = read(f"{path}.{name}".strip("."), shape)
             value = value.to(device, torch.float32 if keep else dtype)
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
+        for name, value in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = value.to(device)  # 位置编码的表
         if make and not keep and isinstance(module, nn.Linear) and path.startswith(inside):
             if kind == "fp8-matmul" and any(side % 16 for side in module.weight.shape):
                 small = FrozenLinear(module.weight.data, module.bias, "fp8")  # 内核要 16 的倍数

@@ -5,7 +5,7 @@ import json
 import platform
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,14 @@ def plot_density(config: Config, family, path: Path) -> Path:
         return write_whole(path, lambda to: figure.savefig(to, format="png"))
 
 
+def _version(package: str) -> str | None:
+    """装的是哪一版；没有用 pip 安装（在源码的文件夹里 python -m lorakit）就是 None。"""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:
     """写 run.json：版本、设备、用时、数据的指纹。"""
     packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
@@ -130,7 +138,7 @@ def write_run_card(run: Path, config: Config, dataset, seconds: float, device: s
         "data": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in packages},
+            **{name: _version(name) for name in packages},
         },
         "device": device,
         "seconds": round(seconds, 1),

@@ -93,3 +93,23 @@ def cut_at_three():
         list(again)
 
     return train
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory):
+    """预设名 -> (设置, 没有权重的家族, 估计)，每个只算一次。"""
+    from lorakit import estimate
+    from lorakit.families import open_blank
+
+    done = {}
+
+    def make(name: str, *overrides: str):
+        key = (name, *overrides)
+        if key not in done:
+            config = load_config(name, overrides)
+            family = open_blank(config, tmp_path_factory.mktemp("blank"), torch.device("meta"))
+            family.dtype = torch.bfloat16
+            done[key] = config, family, estimate.measure(family, config)
+        return done[key]
+
+    return make

@@ -361,6 +361,14 @@ def test_trains_and_draws(name, folder, pictures, tmp_path):
     assert np.abs(np.asarray(both[0], int) - np.asarray(one[0], int)).max() <= 1
 
 
+def test_tables_go_where_the_weights_go(family):
+    """位置编码的表不是权重，载入时也要到设备上：画图的时候没有别人来搬。"""
+    shell = quantize.empty(family._class_of("transformer"), family.config_of("transformer"))
+    read = lambda name, shape: torch.empty(shape.shape, device="meta")  # noqa: E731
+    model = quantize.build(shell, read, "none", "meta", torch.bfloat16)
+    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
+
+
 def test_compiler_makes_one_version_of_a_chain_of_blocks(name, fresh, monkeypatch):
     """memory.compile：一串同样的块只编一份，第二步也不再编；不然开头要多等几倍。"""
     from torch._dynamo.utils import counters

@@ -2,15 +2,18 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from test_contract import TINY
+from test_contract import SHORT, TINY
 
-from lorakit import bench, memory, quantize
+from lorakit import bench, infer, memory, quantize
 from lorakit.config import load_config
 from lorakit.errors import LorakitWarning
-from lorakit.families import REGISTRY
+from lorakit.families import REGISTRY, get, open_family
+from lorakit.tiny import samples
 from lorakit.train import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="要有 NVIDIA 显卡")
@@ -62,7 +65,6 @@ def test_every_kind_trains_streamed_and_resident(kind):
 @pytest.mark.parametrize("kind", ["none", "fp8-matmul"])
 def test_streaming_gives_the_same_gradients(kind, tmp_path):
     from lorakit import lora
-    from lorakit.families import open_family
 
     if kind == "fp8-matmul":
         fp8_card()
@@ -136,6 +138,32 @@ def test_a_step_of_every_family_is_recorded(name, tmp_path, monkeypatch):
         model = f"model.path={folder}", f"model.family={name}"
         made = row(*model, "memory.compile=graphs", "train.batch_size=1", warm=4)
     assert made.step > 0
+
+
+@pytest.mark.parametrize("offload", ["none", "blocks"])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_family_trains_and_draws_as_on_the_cpu(name, offload, tmp_path):
+    """从一个文件夹的图练到画出来；同一个 LoRA，在显卡上与在 CPU 上画的是同一张。"""
+    edits = bool(get(name).controls[1])
+    data = samples.write("edit-night" if edits else "papercut", tmp_path / "data", count=4)
+    model = f"model.family={name}", f"model.path={TINY[name].build(tmp_path / 'model')}"
+    sets = [*model, "model.precision=fp32", f"memory.offload={offload}",
+            "memory.checkpointing=full", f"run.output={tmp_path / 'run'}", f"data.folder={data}",
+            "data.resolution=64", "train.steps=2", "train.batch_size=2", "sample.steps=2",
+            "sample.guidance=3"]  # fmt: skip
+    config, drawn = load_config("tiny-qwen-image", sets), []
+    assert [step.step for step in Trainer(config)] == [1, 2]
+    control = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+    for device in (GPU, torch.device("cpu")):
+        family = open_family(config, device)
+        pipe = infer.open_pipeline(family, tmp_path / "run")
+        how = (config.sample, (64, 64))
+        if edits:
+            (picture,) = infer.edit(family, pipe, [SHORT], [[control]], *how)
+        else:
+            (picture,) = infer.generate(family, pipe, [SHORT], *how)
+        drawn.append(np.asarray(picture, int))
+    assert np.abs(drawn[0] - drawn[1]).mean() < 2 and drawn[1].std() > 2
 
 
 def test_attention_kernels_agree_with_the_reference():

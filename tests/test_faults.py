@@ -1,7 +1,7 @@
 """机器的毛病，别处没有管到的：只读的文件夹、Ctrl-C、没有 bf16 的显卡、没有 ipywidgets。
 
 磁盘满、NaN：test_train.py、test_cache.py；显存不够：test_optim.py；杀掉：test_kill.py；
-断网、要同意许可、站连不上：test_hub.py；没有显卡：test_bench.py；几个进程里的：test_processes.py。
+断网、要同意许可、站连不上：test_hub.py；没有显卡：test_doctor.py；几个进程里的：test_processes.py。
 """
 
 import errno
