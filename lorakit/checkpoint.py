@@ -214,25 +214,23 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
     indices = {name: index for index, name in enumerate(parameters)}
     whole = optimizer.state_dict()
     whole["state"] = {index: {} for index in indices.values()}
-    rows = _read(state, "optimizer") | facts["optimizer"]
-    for place, value in rows.items():
+    large = {}
+    for place, value in (_read(state, "optimizer") | facts["optimizer"]).items():
         name, key = place.rsplit("|", 1)
         group = name.removeprefix(GROUP)
         if group != name:
             whole["param_groups"][int(group)][key] = _plain(value)
-            continue
-        if isinstance(value, torch.Tensor):
-            value = shared_like(value, parameters[name])
-        whole["state"][indices[name]][key] = _plain(value)
+        elif isinstance(value, torch.Tensor) and value.dim():
+            large[name, key] = value
+        else:
+            whole["state"][indices[name]][key] = _plain(value)
     optimizer.load_state_dict(whole)
-    for place, value in rows.items():  # torch 会把状态换成参数的精度：bf16 的参数要换回 fp32
-        name, key = place.rsplit("|", 1)
-        kept = optimizer.state[parameters[name]] if name in parameters else {}
-        if isinstance(value, torch.Tensor) and key in kept and kept[key].dtype != value.dtype:
-            kept[key] = shared_like(value.to(kept[key].device), kept[key])
-    for values in optimizer.state.values():
-        # load_file 的张量映射着文件：一直握着它，Windows 上这个检查点就删不掉
-        values |= {k: v.clone() for k, v in values.items() if _on_cpu(v)}
+    # 大的自己放：torch 会把它们换成参数的精度，bitsandbytes 先在内存里整份复制一遍
+    for (name, key), value in large.items():
+        parameter = parameters[name]
+        # 总要复制：读出来的映射着文件，一直握着它，Windows 上这个检查点就删不掉
+        value = value.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = shared_like(value, parameter)
     return facts["step"]
 
 
@@ -244,11 +242,10 @@ def _read(state: Path, stem: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def _on_cpu(value) -> bool:
-    return isinstance(value, torch.Tensor) and value.device.type == "cpu"
-
-
 def _plain(value):
+    """进过 JSON 的元组还原；小张量复制一份，不再握着文件。"""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
     return tuple(value) if isinstance(value, list) else value
 
 

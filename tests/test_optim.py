@@ -235,3 +235,17 @@ def test_states_wrapped_in_a_dictionary_are_kept(tmp_path):
     optimizer.state[weight]["odd"] = object()
     with pytest.raises(TypeError, match="odd 是 object"):
         checkpoint.snapshot({"w": weight}, optimizer, {})
+
+
+def test_large_states_are_not_copied_in_host_memory(config, cut_at_three, monkeypatch):
+    """bitsandbytes 的 load_state_dict 会把收到的整份复制：大的张量不给它，直接放到设备上。"""
+    given, real = [], torch.optim.AdamW.load_state_dict
+
+    def load(self, state):
+        given.extend(v for one in state["state"].values() for v in one.values())
+        return real(self, state)
+
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", load)
+    cut_at_three(config())
+    tensors = [value for value in given if isinstance(value, torch.Tensor)]
+    assert tensors and all(value.numel() == 1 for value in tensors)  # 只有各自的步数
