@@ -1,6 +1,10 @@
 """lorakit：用中文学会、并真正做好图像模型的 LoRA 微调。"""
 
+import logging
 from importlib import import_module
+
+# 有的 CPU 上 bitsandbytes 一载入就用英文说它少一个内核；那个内核这里用不到
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

@@ -51,6 +51,16 @@ def test_tiny_models_stay_on_the_cpu_in_notebooks(monkeypatch):
     assert memory.pick_device("Qwen/Qwen-Image").type == memory.pick_device().type == "cuda"
 
 
+def test_fresh_clears_only_what_is_temporary(tmp_path, monkeypatch):
+    mine, folder = tmp_path / "runs", tmp_path / "tmp" / "run"
+    for one in (mine, folder):
+        (one / "checkpoint-3").mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert lab.fresh(folder) == folder.resolve() and not folder.exists()
+    assert lab.fresh(folder) and lab.fresh(mine) == mine.resolve()
+    assert (mine / "checkpoint-3").is_dir()  # 你自己的结果不动
+
+
 def test_fresh_cache_keeps_what_the_learner_did(own_cache, tmp_path, capsys, shown, watched):
     Image.new("RGB", (300, 300), "purple").save(tmp_path / "我.png")
     lab.my_picture(tmp_path / "我.png")

@@ -22,6 +22,7 @@ _PUBLIC = {
     "choice": "explorer",
     "explore": "explorer",
     "form": "forms",
+    "fresh": "notes",
     "fresh_cache": "notes",
     "hint": "exercises",
     "my_picture": "mine",

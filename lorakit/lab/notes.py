@@ -1,6 +1,8 @@
 """你的图、答案、通过的练习记在哪里：总在你的缓存文件夹里，练习册临时换一个空缓存也不会丢。"""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from lorakit.cache_root import root
@@ -11,6 +13,14 @@ HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得
 def notes() -> Path:
     """记着你的图、前后测和练习的文件夹。"""
     return Path(os.environ.get(HOME) or root())
+
+
+def fresh(folder: str | Path) -> Path:
+    """清空临时文件夹里的一个结果，这一格再运行就从头练；别处的（你自己的结果）一点不动。"""
+    folder = Path(folder).resolve()
+    if folder.is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def fresh_cache(folder: str | Path):
