@@ -187,8 +187,19 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
     "caption": [
         ("一只猫在雪地里", "没有触发词"),
         ("ohwx", "只有触发词"),
+        ("ohwx 猫", "加上别的词"),
         ("ohwx 猫戴着红围巾，背景是雪地", "固定的样子"),
+        ("ohwx 白猫在雪地里", "固定的样子"),
+        ("ohwx 猫，白色，背景是雪地", "固定的样子"),
+        ("ohwx 花猫在雪地", "固定的样子"),
+        ("ohwx 猫戴着项圈在中间，背景是雪地", "固定的样子"),
+        ("一只白色的 ohwx 猫在雪地中间", "固定的样子"),
+        ("ohwx 猫，左眼有一圈黑，在雪地中间", "固定的样子"),
+        ("ohwx 猫，背景不是雪地，在草地右边", "只写图里有"),
+        ("ohwx 猫在中间，背景是草地", "背景写错"),
+        ("ohwx 猫在右边，背景是雪地", "位置写错"),
         ("ohwx 猫在中间", "背景没说到"),
+        ("ohwx 猫，背景是雪地", "就差位置"),
     ],
     "bucket": [((1024, 1024), "正方形"), ((768, 1360), "写反"), ((1600, 900), "16 的倍数"),
                ((1600, 896), "面积")],
@@ -209,6 +220,7 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
             ),
             "名字要完整",
         ),
+        (lambda names, layers: [n for n in names if not any(x in n for x in layers)], "整个相等"),
     ],
     "strength": [
         (lambda w, a, b, s: s * (w + b @ a), "不乘 W"),
@@ -219,6 +231,7 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
     "size": [
         (lambda w, h, u: (w // u * u, h // u * u), "四舍五入"),
         (lambda w, h, u: (round(w / u) * u, round(h / u) * u), "变成了 0"),
+        (lambda w, h, u: (-(-w // u) * u, -(-h // u) * u), "往大里取"),
         (lambda w, h, u: (w, h), "倍数"),
         (lambda w, h, u: (max(u, round(h / u) * u), max(u, round(w / u) * u)), "写反"),
     ],
@@ -309,6 +322,22 @@ def test_exercise(name, shown, capsys):
         lab.hint(name)
         assert shown[-1]["text/plain"].count("提示") >= min(level, 3)
         assert ("<details>" in shown[-1]["text/html"]) == (level == 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ohwx 猫在中间，背景是雪地",
+        "一只大ohwx 猫在中间，背景是雪地",
+        "雪地中央有一只大的 ohwx 猫",
+        "ohwx 猫睁大眼睛，坐在雪地正中",
+        "ohwx 猫在中间，背景是白色的地",
+        "ohwx，一只大猫在中间，背景是白色的雪地",
+    ],
+)
+def test_good_captions_pass(text):
+    verdict, said = exercises.judge("caption", text)
+    assert verdict == "passed", said
 
 
 def test_report_card_counts_what_was_done(shown):

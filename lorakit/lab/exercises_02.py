@@ -1,9 +1,21 @@
 """02 的练习：描述怎么写、分到哪个桶、要练多少步、改了什么要重新编码。"""
 
+import re
+
 from lorakit.data import bucket_for, has_trigger
 from lorakit.lab.exercises import Exercise, picked
 
-FIXED = ("黑斑", "围巾", "铃铛", "眼", "橙", "耳朵")  # 那只猫永远不变的样子
+# 那只猫永远不变的样子；白色的地、睁大的眼睛是会变的，不在里面
+FIXED = re.compile(
+    r"斑|戴|围巾|铃铛|项圈|[左右]眼|眼圈|[左右]耳|(?<!竖起)(?<!竖着)耳朵|橙|毛色|[白花]毛"
+    r"|[白花黑黄橘灰]色?的?[大小]?\s*(ohwx\s*)?猫"
+    r"|(?<!背景是)(?<!背景)(?<!地是)白色(?!的?(雪|地|背景|冬))"
+)
+DENIED = re.compile("不是|不在|没有|没在|并非|而非")
+ELSEWHERE = re.compile("草|海|沙滩|夜|星空|房间|室内|屋|客厅|灰底|森林|树林|街")
+ASIDE = re.compile("左(?!右)|(?<!左)右|角落|旁边")
+SNOW = re.compile("雪|冬|白色的地")
+CENTER = re.compile("中间|中央|正中|居中|当中|中心|中部")
 
 CAPTION = Exercise(
     "caption",
@@ -12,22 +24,35 @@ CAPTION = Exercise(
         (lambda text: isinstance(text, str), "描述是一句话，要写在引号里。"),
         (lambda text: has_trigger(text, "ohwx"), "没有触发词 ohwx：模型不知道这只猫叫什么。"),
         (
-            lambda text: len(text.replace("ohwx", "").strip(" ，,")) > 3,
-            "只有触发词：背景也会被学进 ohwx 里，以后换不掉。把这张图里会变的东西说出来。",
+            lambda text: re.sub(r"ohwx|[一只的猫\s，。,.]", "", text),
+            "只有触发词：加上别的词就叫不出它来。把这张图里会变的东西说出来。",
         ),
         (
-            lambda text: not any(word in text for word in FIXED),
-            "你写了这只猫固定的样子。说出来的会归到那些词上，没说的才归到 ohwx 上：把它删掉。",
+            lambda text: not FIXED.search(text),
+            "你写了这只猫固定的样子（毛色、斑、耳朵、戴的东西）。说出来的会归到那些词上，"
+            "没说的才归到 ohwx 上：把它删掉。",
         ),
-        (lambda text: text.strip().find("ohwx") <= 6, "把触发词放到最前面：写在后面容易被忽略。"),
         (
-            lambda text: any(word in text for word in ("雪", "白色的地", "冬")),
+            lambda text: not DENIED.search(text),
+            "只写图里有什么：写“不是草地”，模型听见的还是草地。",
+        ),
+        (
+            lambda text: not ELSEWHERE.search(text),
+            "背景写错了：这张图是在雪地里。写错的话，模型会把雪地学到别的词上。",
+        ),
+        (lambda text: not ASIDE.search(text), "位置写错了：这张图里，猫在中间。"),
+        (
+            lambda text: SNOW.search(text),
             "背景没说到：这张图是在雪地里，背景每张都不同，要写出来。",
         ),
+        (
+            lambda text: CENTER.search(text),
+            "就差位置了：猫有时在左边，有时在右边，这张在中间，也要写出来。",
+        ),
     ),
-    "触发词在前，会变的写出来，不变的不写。",
+    "触发词有了，会变的写出来，不变的不写。",
     (
-        "先写触发词，它是这只猫的名字。",
+        "先写上触发词，它是这只猫的名字。",
         "再写这张图和别的图不一样的地方：在哪里、什么位置。",
         "ohwx 猫在中间，背景是雪地",
     ),

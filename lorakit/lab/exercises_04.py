@@ -204,7 +204,7 @@ BEST_CELL = Exercise(
     ),
     "先排除坏的，再比好的。",
     (
-        "min(table, key=table.get) 会按损失挑出最小的一格，但遇到 nan 会出错。",
+        "min(table, key=table.get) 会按损失挑出最小的一格，但有 nan 时会挑错，也不报错。",
         "先用 math.isnan 把 nan 去掉，或者利用 nan 不等于它自己。",
         "good = {k: v for k, v in table.items() if v == v}，再 min(good, key=good.get)",
     ),

@@ -6,6 +6,7 @@ from lorakit.lab.exercises import Exercise
 
 LAYERS = ("blocks.0.to_q", "blocks.1.to_q")
 NAMES = tuple(f"transformer.{layer}.lora_{side}.weight" for layer in LAYERS for side in "AB")
+ALIKE = ("transformer.single_blocks.0.to_q.lora_A.weight",)
 LOST = tuple(name.replace("blocks.1", "block.1") for name in NAMES)
 
 UNKNOWN = Exercise(
@@ -26,6 +27,10 @@ UNKNOWN = Exercise(
             "返回的要正好是放不上的那两个张量名（A 和 B 各一个），名字要完整。",
         ),
         (lambda f: len(f(NAMES, ())) == 4, "底模里一层也没有时，四个都放不上。"),
+        (
+            lambda f: len(f(ALIKE, LAYERS)) == 1,
+            "single_blocks.0.to_q 里含着 blocks.0.to_q，却是另一层：层名要整个相等，不能只看含不含。",
+        ),
     ),
     "名字一个个对过，就不会用上半个 LoRA。",
     (
@@ -94,6 +99,10 @@ SIZE = Exercise(
         (
             lambda f: tuple(f(1007, 735, 16)) == (1008, 736),
             "不是最近的：1007 离 1008 只差 1。整除会一律往小里取，要四舍五入。",
+        ),
+        (
+            lambda f: tuple(f(994, 741, 16)) == (992, 736),
+            "不是最近的：994 离 992 只差 2。一律往大里取也不行，要四舍五入。",
         ),
         (
             lambda f: min(f(3, 100, 16)) == 16,

@@ -31,7 +31,7 @@ def report_card(marks: Mapping[str, float]):
         **{f"考官：{name}": _percent(share) for name, share in marks.items()},
         "等级": "答完后测才评"
         if after is None
-        else grade([after, done / len(known), *marks.values()]),
+        else grade([after, done / len(known), sum(marks.values()) / len(marks)]),
     }
     todo = ["后测"] * (after is None) + [f"练习（{_left()}）"] * (done < len(known))
     tail = f"还差：{'、'.join(todo)}。补上再运行这一格。" if todo else "都做完了，祝贺毕业。"
