@@ -128,6 +128,7 @@ def run(
             share = 0.0 if row.error else tera / ceiling / row.step
             rows.append(replace(row, floor=share))
             family.release("transformer", "vae", "encoders")
+            family.quantize, family.offload = config.model.quantize, config.memory.offload
         return Report(
             device=_device_name(family.device),
             model=f"{config.model.path}（{family.name}，{config.data.resolution}²）",

@@ -170,7 +170,8 @@ def save(
         (folder / STATE / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
     path = write_whole(run / f"checkpoint-{step}", write)
-    for old in all_of(run)[:-keep]:
+    older = [one for one in all_of(run) if _number(one) <= step]  # 后面的是坏的，续练时跳过了
+    for old in older[:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # 有人正看着它就删不掉，下次再删
     return path
 
@@ -188,7 +189,11 @@ def all_of(run: Path) -> list[Path]:
     found = [
         path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
     ]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def latest(run: Path) -> Path | None:

@@ -14,6 +14,11 @@ from lorakit.cli_progress import bar, first_speaks
 from lorakit.cli_train import train
 from lorakit.errors import LorakitError, LorakitWarning
 
+FULL = (
+    "显存不够了；已经存好的检查点都在。别的程序占着显卡就先关掉它；再不够，换小一档的预设"
+    "（lorakit doctor 预设 会说放不放得下），或加 --set model.quantize=fp8。"
+)
+
 
 def _demo(args) -> int:
     from lorakit.tiny import demo
@@ -106,6 +111,7 @@ def _generate(args) -> int:
 
     given = {name: getattr(args, name) for name in ("steps", "guidance", "seed")}
     args.set = [*args.set, *(f"sample.{k}={v}" for k, v in given.items() if v is not None)]
+    report.picture_kind(args.out)  # 画完才说存不了，就白等了
     _choose_base(args)
     config, family, pipe = _open(args, need_lora=False)
     side = config.sample.size or config.data.resolution
@@ -121,6 +127,7 @@ def _edit(args) -> int:
     from lorakit import infer, report
     from lorakit.data import read_image
 
+    report.picture_kind(args.out)
     pictures = [read_image(path) for path in (args.image, *args.also)]
     config, family, pipe = _open(args, need_lora=False)
     side = config.sample.size or config.data.resolution
@@ -133,6 +140,7 @@ def _compare(args) -> int:
     from lorakit import infer, report, xy
     from lorakit.data import read_image
 
+    report.picture_kind(args.out)
     axes = xy.axes(Path(args.source), args.strengths, args.seeds, args.checkpoints)
     if axes and len(args.prompt) > 1:
         raise LorakitError(f"网格一次只画一句提示词，得到 {len(args.prompt)} 句。")
@@ -198,6 +206,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if not error.told:  # 几个进程一起停的，0 号已经说了
             print(error, file=sys.stderr)
+        return WRONG_INPUT
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # 这时候多半载入了；为这一句去载入太慢
+        if args.debug or torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        print(FULL, file=sys.stderr)
         return WRONG_INPUT
     except BrokenPipeError:  # 输出接到 head 之类、对方先走了：不算错，也别在退出时再报一次
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorakit.errors import LorakitError
+from lorakit.errors import ConfigError, LorakitError
 
 
 def _family(args, file: Path):
@@ -28,7 +28,7 @@ def _family(args, file: Path):
 
 def _workflow(args) -> int:
     """写一份填好的 ComfyUI 工作流，说清楚文件放在哪里。"""
-    from lorakit import comfyui, lora
+    from lorakit import comfyui, lora, lora_files
     from lorakit.config import load_config
 
     file = lora.find(args.file)
@@ -46,13 +46,13 @@ def _workflow(args) -> int:
     if trigger and trigger not in prompt:
         prompt = f"{trigger}，{prompt}"
     folder = args.file if args.file.is_dir() else file.parent
-    called = args.out.with_suffix(".safetensors").name if args.out else file.name
+    called = lora_files.named(args.out).name if args.out else file.name
     if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
         called = f"{folder.resolve().name}.safetensors"
     plain = {key: getattr(sample, key) for key in ("steps", "guidance", "size", "seed")}
     nodes = comfyui.fill(name, comfyui.Fill(called, prompt, **plain))
     print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{name}，提示词：{prompt}）")
-    mine = args.out.with_suffix(".safetensors") if args.out else file
+    mine = lora_files.named(args.out) if args.out else file
     print(f"1. 把 {mine} 复制成 ComfyUI/models/loras/{called}")
     print("2. ComfyUI 里还要有这些底模文件（没有就去它们的主页下载）：")
     for needed in comfyui.files(nodes):
@@ -97,7 +97,9 @@ def _convert(args):
         lora_files.refuse(lora_files.audit(file, shell, places), file)
         several.append((lora_files.read(file, modules, places)[0], weight))
     layers = lora_files.combine(several) if len(several) > 1 or weights != [1.0] else several[0][0]
-    if args.rank:
+    if args.rank is not None:
+        if args.rank < 1:
+            raise ConfigError(f"--rank：秩至少是 1，得到 {args.rank}。")
         layers, kept = lora_files.resize(layers, args.rank)
         print(f"缩到秩 {args.rank}，保住了 {kept:.1%} 的能量（ΔW 的平方和）。")
     if args.merge:

@@ -66,6 +66,8 @@ def _loop(trainer) -> list[float]:
 
 def _sample(trainer):
     """出一轮样张。每个进程都画（FSDP 切开的模型要大家一起算），只有 0 号存。"""
+    import torch
+
     from lorakit import board, infer, processes, report, track
 
     config, family = trainer.config, trainer.family
@@ -77,6 +79,8 @@ def _sample(trainer):
         last = trainer.last_good()
         said = f"第 {trainer.step} 步出样张时：{error}最后一个好的检查点：{last or '还没有'}。"
         raise LorakitError(said) from error
+    except torch.OutOfMemoryError as error:
+        raise LorakitError(_too_full(trainer)) from error
     family.release("vae", "text")
 
     def write():
@@ -86,6 +90,18 @@ def _sample(trainer):
 
     processes.by_first(trainer.accelerator, write)
     track.pictures(trainer.accelerator, images, trainer.step)
+
+
+def _too_full(trainer) -> str:
+    """出样张时显存不够：先存好练到的，再说怎么办。"""
+    trainer.family.release("vae", "text")
+    if trainer.accelerator.num_processes == 1:  # 存的时候大家要一起
+        trainer.save()
+    last = trainer.last_good()
+    return (
+        f"第 {trainer.step} 步出样张时显存不够了。最后一个好的检查点：{last or '还没有'}。"
+        "把 sample.prompts 写成 []（途中不出样张，练完再画），再运行同一条命令接着练。"
+    )
 
 
 def _report(trainer, seconds: float):

@@ -30,6 +30,7 @@ from lorakit.config_text import (
     _parse_file,
     _parts,
     _show,
+    decoded,
 )
 from lorakit.errors import ConfigError
 
@@ -85,7 +86,7 @@ def preset_for(base: str) -> str | None:
 def template(preset: str) -> str:
     """把一个预设写成完整的 YAML，每一项上面都有一句说明；供 `lorakit init` 使用。"""
     config = load_config(preset)
-    lines = [_locate(preset).read_text("utf-8").splitlines()[0]]
+    lines = [decoded(_locate(preset).read_bytes()).splitlines()[0]]
     for field in _walk(Config):
         *groups, key = field.name.split(".")
         pad, value = "  " * len(groups), ""

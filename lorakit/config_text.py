@@ -102,7 +102,7 @@ def _parse(text: str, repeated: list[str]) -> Any:
         loader.dispose()
 
 
-def _text(raw: bytes) -> str:
+def decoded(raw: bytes) -> str:
     """UTF-8；Windows 上 `lorakit init 预设 > my.yaml` 存成的 UTF-16 与 GBK 也认。"""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16")
@@ -116,7 +116,7 @@ def _parse_file(path: Path, problems: list[str]) -> dict:
     """读一个 YAML 文件；读不了就说原因和改法。"""
     text = ""
     try:
-        text = _text(path.read_bytes())
+        text = decoded(path.read_bytes())
         tree = _parse(text, problems)
     except UnicodeDecodeError:
         why = "认不出编码：请用编辑器打开，另存为 UTF-8 编码（记事本：另存为，编码选 UTF-8）。"
@@ -141,6 +141,7 @@ _SYNTAX = {  # PyYAML 的说法 -> 怎么改；从上往下找第一个对得上
     "mapping values": "这一行多了冒号或缩进没对齐，含冒号的文字要用引号括起来",
     "expected ':'": "少了冒号，或冒号后面少了空格，要写成“名字: 值”",
     "expected ',' or": "括号没有配对，或少了逗号",
+    "escape": "双引号里的反斜杠有别的意思：Windows 的路径改用单引号，或把 \\ 换成 /",
     "quoted scalar": "引号没有配对",
     "block": "缩进没有对齐，同一组的名字要从同一列开始",
     "single document": "有多余的 ---，一个文件只能写一份设置",

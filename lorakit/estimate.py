@@ -50,13 +50,14 @@ class Estimate:
         全量微调还要对权重的梯度，线性层再加一份。
         """
         passes = 3 if config.lora.kind == "full" else 2
-        images = config.train.batch_size * config.train.grad_accum
+        images = _batch(config) * config.train.grad_accum
         return images * round(passes * self.linear + 3.5 * self.attention)
 
     def state(self, config) -> int:
         """要学的参数：值与梯度（fp32，或 bf16 的权重），加上优化器的状态。"""
         small = config.bf16_weights
         each = (4 if small else 8) + MOMENTS[config.train.optimizer]
+        each += 4 if config.train.ema else 0  # 滑动平均另有一份
         return self.trained * each + small * 8 * PIECE
 
     def peak(self, config, again: float) -> int:
@@ -67,7 +68,7 @@ class Estimate:
         if config.lora.kind == "full":  # 权重自己就是要学的参数
             held = 0
         acts = again * self.inputs + (1 - again) * self.kept + (1 + (again > 0)) * self.one
-        return round(held + self.state(config) + config.train.batch_size * acts)
+        return round(held + self.state(config) + _batch(config) * acts)
 
     @property
     def one(self) -> int:
@@ -83,7 +84,7 @@ class Estimate:
         if how in fixed:
             return fixed[how]
         most, least = self.peak(config, 0.0), self.peak(config, 1.0)
-        spare = self.one * config.train.batch_size  # memory.Recompute 多留的余地
+        spare = self.one * _batch(config)  # memory.Recompute 多留的余地
         gained = (1 + SHREDS) * (most - least)
         if least + gained <= capacity:
             return 0.0
@@ -91,8 +92,13 @@ class Estimate:
 
     def work(self, config, again: float) -> float:
         """一步真正要做的浮点运算：floor 加上重算的。"""
-        images = config.train.batch_size * config.train.grad_accum
+        images = _batch(config) * config.train.grad_accum
         return self.floor(config) + images * again * (self.linear + self.attention)
+
+
+def _batch(config) -> int:
+    """一次前向、反向一共几张图：有陪练的同类图片就多一倍。"""
+    return config.train.batch_size * (2 if config.data.class_folder else 1)
 
 
 def measure(family, config) -> Estimate:

@@ -26,8 +26,8 @@ class Graphs:
     用它时，参数的梯度要一直在原处：清零，不能丢掉（`zero_grad(set_to_none=False)`）。
     """
 
-    def __init__(self, objective: Objective, recompute: Recompute, count: int):
-        """count 是 train.grad_accum：每份的梯度除以它。"""
+    def __init__(self, objective: Objective, recompute: Recompute, count: float):
+        """每份的损失先除以 count，再反向。"""
         self.objective, self.recompute, self.count = objective, recompute, count
         self.device = objective.device
         self.seen: Counter = Counter()  # 形状 -> 照常走过几次

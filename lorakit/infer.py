@@ -26,12 +26,11 @@ def open_pipeline(family, weights: Path | None = None):
     whole = full.find(weights) if weights is not None else None
     if whole is not None:
         full.check_fits(whole, family)
-        family.transformer_folder = whole
+    wanted = whole or family.folder / "transformer"
+    if family.transformer_folder != wanted:  # 上次打开的是另一份
+        family.transformer_folder = wanted
         family.release("transformer")
-    transformer = family.load("transformer")
-    if getattr(transformer, "peft_config", None):  # 上次打开时挂过 LoRA：换一份干净的
-        family.release("transformer")
-        transformer = family.load("transformer")
+    transformer = family.untouched()
     pipe = family.pipeline(transformer)
     pipe.set_progress_bar_config(disable=True)
     if weights is not None and whole is None:

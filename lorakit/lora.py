@@ -78,7 +78,7 @@ def attach(transformer: nn.Module, family, settings, seed: int) -> dict[str, nn.
     names = plan(transformer, family, settings)
     make = lokr.settings_for if settings.variant == "lokr" else _settings_for
     adapter = make(settings, names)
-    with torch.random.fork_rng():  # PEFT 用全局随机数初始化 A：借用一下，用完还原
+    with torch.random.fork_rng(devices=[]):  # PEFT 在 CPU 上用全局随机数初始化 A：借用，再还原
         torch.manual_seed(seed)
         transformer.add_adapter(adapter, adapter_name=ADAPTER)
     for module in transformer.modules():

@@ -23,7 +23,7 @@ from torch import nn
 
 from lorakit import lokr, lora, lora_fused
 from lorakit.checkpoint import write_tensors, write_whole
-from lorakit.errors import WeightsError
+from lorakit.errors import ConfigError, WeightsError
 from lorakit.quantize import is_quantized
 
 Pair = lora_fused.Pair  # A (r, 入), B (出, r)，缩放已折进 B
@@ -144,7 +144,18 @@ def write(
             same = not pair[1].any() if path not in again else _distance(pair, again[path]) <= SAME
             assert same, path
 
-    return write_whole(file.with_suffix(".safetensors"), checked)
+    return write_whole(named(file), checked)
+
+
+def named(file: Path) -> Path:
+    """补上 .safetensors；“style-0.5”里的点是名字的一部分，不是后缀。
+
+    Raises:
+        ConfigError: 只有文件夹，没有文件名。
+    """
+    if not file.name:
+        raise ConfigError(f"--out：“{file}”里没有文件名，例如 --out 我的画风.safetensors。")
+    return file if file.suffix == ".safetensors" else file.with_name(f"{file.name}.safetensors")
 
 
 def delta(layer: Pair | lokr.Product) -> torch.Tensor:

@@ -73,7 +73,8 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
     if how == "auto" and family.device.type != "cuda":
         how = "off"  # 内存一般够大，重算只会更慢
     members = blocks(transformer).values()
-    recompute = Recompute(how, members, family.device)
+    context = getattr(transformer, "recompute_context", None)
+    recompute = Recompute(how, members, family.device, context)
     if how != "off":
         transformer.enable_gradient_checkpointing(recompute)
     if settings.compile:
@@ -138,8 +139,9 @@ def can_replay(settings, device: torch.device, processes: int) -> bool:
 class Recompute:
     """前向走到每一块时决定：留下中间结果，还是反向时重算这一块（梯度检查点，Chen 等 2016）。"""
 
-    def __init__(self, how: str, members: Iterable[nn.Module], device: torch.device):
+    def __init__(self, how: str, members: Iterable[nn.Module], device: torch.device, context=None):
         self.how, self.device = how, device
+        self.more = {"context_fn": context} if context else {}  # 重算时要还原的（见 Kandinsky）
         self.places = {id(block): i for i, block in enumerate(members)}
         self.costs: dict[tuple, int] = {}  # 哪种块、什么形状 -> 留下一块的中间结果要多少字节
         self.most: int | None = None  # 张量一共最多占多少字节；None 就现问显卡
@@ -182,7 +184,8 @@ class Recompute:
 
     def _again(self, block: nn.Module, args: tuple):
         # 块里没有随机数，不用存随机数发生器的状态
-        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+        how = {"use_reentrant": False, "preserve_rng_state": False, **self.more}
+        return checkpoint(block, *args, **how)
 
 
 def free_memory(device: torch.device) -> int:
@@ -292,7 +295,7 @@ def explain_full(config, step: int) -> str:
     """显存不够时的话：先试哪三项设置，各省多少。"""
     train, side = config.train, config.data.resolution
     moves = {  # 怎么改 -> (省多少, 现在用得上吗)
-        "memory.checkpointing=true": (
+        "memory.checkpointing=full": (
             "中间结果省到几分之一，慢四五成",
             config.memory.checkpointing in (False, "off", "selective"),
         ),
@@ -331,6 +334,11 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision != "auto":
         return names[precision]
     return names["bf16" if has_bf16(device) else "fp32"]
+
+
+def loss_scale(dtype: torch.dtype) -> float:
+    """反向之前损失先乘多少：fp16 最小只到 6e-8，大图的梯度会变成 0；更新之前再除回来。"""
+    return 4096.0 if dtype == torch.float16 else 1.0
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -30,7 +30,8 @@ def build(parameters: Iterable[torch.nn.Parameter], train) -> torch.optim.Optimi
     if kind == "adamw8bit":
         return _module("bitsandbytes").optim.AdamW8bit(parameters, **common)
     if kind == "adafactor":
-        return torch.optim.Adafactor(parameters, **common)
+        # 第二个 eps：默认的会按权重的大小缩小学习率，LoRA 的 B 从零开始，就一步也走不动
+        return torch.optim.Adafactor(parameters, eps=(None, 1.0), **common)
     if train.lr < PRODIGY_LR:
         raise ConfigError(
             f"train.lr：prodigy 自己找学习率，lr 只是倍数，应当是 1 左右，得到 {train.lr:g}。"

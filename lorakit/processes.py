@@ -57,6 +57,9 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.o
     with warnings.catch_warnings():
         # torch 想把 broadcast_buffers 换个名字，而 accelerate 只认这一个
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        if accelerator.is_fsdp2 and not model._no_split_modules:  # Kandinsky 没有写哪些是块
+            plugin = accelerator.state.fsdp_plugin
+            plugin.transformer_cls_names_to_wrap = list(model._repeated_blocks)
         return accelerator.prepare(model, optimizer)
 
 

@@ -30,7 +30,9 @@ class RunFolder:
         self.path, self.processes = config.run.output, processes
         self.metrics = self.path / "metrics.jsonl"
         self.known = self.path / "config.yaml"
+        self.new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self._refuse_second_run()
+        self._refuse_foreign()
         if not checkpoint.all_of(self.path):
             self._try_writing()
         elif config.run.resume == "never":
@@ -40,34 +42,57 @@ class RunFolder:
             )
         elif self.known.is_file():
             self._compare(load_config(self.known), config)
+        self._lock()
+
+    def _lock(self):
+        """从现在起这个文件夹归这个进程：编码、下载可能要几个小时，不能等到开练才占。"""
+        me = json.dumps({"pid": os.getpid(), "since": psutil.Process().create_time()})
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with (self.path / LOCK).open("x", encoding="utf-8") as file:
+                file.write(me)
+        except FileExistsError:
+            self._refuse_second_run()  # 同时来的两个，只有一个占得到
+            checkpoint.write_text(self.path / LOCK, me)  # 旧锁的主人已经不在，或就是自己
+
+    def _refuse_foreign(self):
+        """文件夹里有不是训练写的同名文件，就拒绝：不能盖掉别人写的东西。"""
+        mine = [name for name in ("config.yaml", "README.md") if (self.path / name).exists()]
+        if mine and not self.metrics.exists():
+            raise ConfigError(
+                f"run.output：“{self.path}”里已经有 {'、'.join(mine)}，不是训练写的，怕盖掉它。"
+                "请换一个新的文件夹名。"
+            )
 
     def _refuse_second_run(self):
         """另一个还活着的进程正在用这个文件夹，就拒绝：两份记录混在一起，谁也分不开。"""
+        owner = self._owner()
+        if owner not in (None, os.getpid()):
+            raise ConfigError(
+                f"run.output：进程 {owner} 正在“{self.path}”里训练。等它结束，"
+                f"或建一个空文件 {self.path / 'STOP'} 让它停下，或换一个 run.output。"
+            )
+
+    def _owner(self) -> int | None:
+        """正在用这个文件夹的进程；没有锁、锁坏了、那个进程已经不在，都是 None。"""
         try:
             owner = json.loads((self.path / LOCK).read_text(encoding="utf-8"))
             alive = psutil.Process(owner["pid"]).create_time() == owner["since"]
         except (OSError, ValueError, KeyError, psutil.Error):
-            return  # 没有锁、锁坏了、那个进程已经不在：都可以用
-        if alive and owner["pid"] != os.getpid():
-            raise ConfigError(
-                f"run.output：进程 {owner['pid']} 正在“{self.path}”里训练。等它结束，"
-                f"或建一个空文件 {self.path / 'STOP'} 让它停下，或换一个 run.output。"
-            )
+            return None
+        return owner["pid"] if alive else None
 
     def _try_writing(self):
         """真写一次再擦掉：等练完才发现写不进就晚了。"""
-        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             checkpoint.write_text(self.path / ".try", "").unlink()
         finally:
-            for folder in (folder for folder in new if folder.exists()):
+            for folder in (folder for folder in self.new if folder.exists()):
                 folder.rmdir()
 
     def claim(self, config: Config, step: int):
         """写下设置；检查点之后的记录作废，免得同一步记两次，从头练就清空。"""
         kept = [m for m in read(self.path) if m["step"] <= step] if step else []
-        me = {"pid": os.getpid(), "since": psutil.Process().create_time()}
-        checkpoint.write_text(self.path / LOCK, json.dumps(me))
         for half in self.path.glob(".checkpoint-*.tmp"):  # 上次被杀时正在写的
             shutil.rmtree(half, ignore_errors=True)
         checkpoint.write_text(self.known, config.to_yaml())
@@ -75,7 +100,15 @@ class RunFolder:
 
     def release(self):
         """练完或停下：别的进程可以接着用这个文件夹了。"""
-        (self.path / LOCK).unlink(missing_ok=True)
+        if self._owner() == os.getpid():
+            (self.path / LOCK).unlink(missing_ok=True)
+
+    def abandon(self):
+        """没练成：放开文件夹；它本来没有、现在还空着，就一起删掉。"""
+        self.release()
+        for folder in self.new:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def asked_to_stop(self) -> bool:
         """运行文件夹里出现 STOP 文件就是请它停下；看到就删掉，好让下次接着练。"""
@@ -124,4 +157,11 @@ def read(run: Path) -> list[dict]:
     """metrics.jsonl -> 每步一个字典；写到一半的最后一行不算。"""
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    rows = []
+    for i, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if i < len(lines) - 1 and line.endswith("}"):
+                raise
+    return rows

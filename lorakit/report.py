@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lorakit import choices, record
 from lorakit.checkpoint import write_text, write_whole
 from lorakit.config import Config
+from lorakit.errors import ConfigError
 
 FONT = Path(__file__).parent / "assets" / "fonts" / "NotoSansSC-subset.otf"
 GAP = 6  # 像素；对照图里格子之间的空
@@ -51,9 +52,25 @@ def grid(
 
 def save_image(image: Image.Image, path: Path) -> Path:
     """原子地写一张图。"""
+    kind = picture_kind(path)
+    return write_whole(path, lambda temporary: image.save(temporary, kind))
+
+
+def picture_kind(path: Path) -> str:
+    """文件名 -> 存成哪种图；没有后缀就是 PNG。
+
+    Raises:
+        ConfigError: 没有文件名，或这种后缀不是图。
+    """
     suffix = path.suffix.lstrip(".").lower()
     kind = {"jpg": "jpeg"}.get(suffix, suffix) or "png"
-    return write_whole(path, lambda temporary: image.save(temporary, kind))
+    if not path.stem.strip(".") or path.name.startswith("."):
+        raise ConfigError(f"--out：“{path}”里没有文件名，例如 --out 猫.png。")
+    if kind not in ("png", "jpeg", "webp", "bmp", "tiff"):
+        raise ConfigError(
+            f"--out：不会存 .{suffix} 的图，请用 .png、.jpg 或 .webp（例如 {path.name}.png）。"
+        )
+    return kind
 
 
 def plot_loss(run: Path) -> Path:

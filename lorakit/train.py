@@ -10,7 +10,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +57,15 @@ class Trainer:
         self.accelerator = processes.start(self.run, config.run.tracker, _on_cpu(config))
         count = self.accelerator.num_processes
         self.record = processes.by_first(self.accelerator, lambda: RunFolder(config, count))
+        with ExitStack() as undo:
+            if self.accelerator.is_main_process:
+                undo.callback(self.record.abandon)  # 准备到一半失败了，放开文件夹
+            self._get_ready(dataset, progress, family)
+            undo.pop_all()
+
+    def _get_ready(self, dataset: cache.Dataset | None, progress, family):
+        """载入、编码、交给 accelerate、接上检查点，最后认领文件夹。"""
+        config, count = self.config, self.accelerator.num_processes
         if count > 1 and family is None:  # 每台机器只下载一遍，别的进程等它
             parts = ("vae", "text", "transformer")
             fetch = lambda: open_family(config, self.accelerator.device).fetch(*parts)  # noqa: E731
@@ -71,7 +80,7 @@ class Trainer:
         )
         self.graphs = self._graphs()
         self.step, self._stop, self._saved, self._held = 0, False, None, None
-        found = processes.by_first(self.accelerator, lambda: checkpoint.latest(self.run))
+        found = processes.by_first(self.accelerator, lambda: self._newest())
         if found:
             processes.together(self.accelerator, lambda: self._restore(found))
         processes.by_first(self.accelerator, lambda: self.record.claim(config, self.step))
@@ -86,7 +95,7 @@ class Trainer:
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)
         with self.family.on_cpu() if sharded else nullcontext():
-            self.transformer = self.family.load("transformer")
+            self.transformer = self.family.untouched()
         if config.lora.kind == "full":
             dtype = torch.bfloat16 if config.bf16_weights else torch.float32
             parameters = full.attach(self.transformer, dtype)
@@ -111,7 +120,7 @@ class Trainer:
         able = memory.can_replay(how, where.device, where.num_processes)
         if how.compile != "graphs" or not (self.compiled and able):
             return None
-        return Graphs(self.objective, self.recompute, self.config.train.grad_accum)
+        return Graphs(self.objective, self.recompute, self._divisor())
 
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""
@@ -169,6 +178,7 @@ class Trainer:
         if not self.transformer.training:  # 走遍每一层要几毫秒，不必每步都走
             self.model.train()
         used = self._accumulate()
+        self._unscale()
         norm = self.accelerator.clip_grad_norm_(
             self.parameters.values(), self.config.train.max_grad_norm
         )
@@ -211,8 +221,19 @@ class Trainer:
         if self.graphs is not None:
             return self.graphs.draw(*keys)
         loss, t, items = self.objective.draw(*keys)
-        self.accelerator.backward(loss / self.config.train.grad_accum)
+        self.accelerator.backward(loss / self._divisor())
         return loss.detach(), t, items
+
+    def _divisor(self) -> float:
+        """每份的损失先除以几：累积几份就是几；fp16 还要放大。"""
+        return self.config.train.grad_accum / memory.loss_scale(self.family.dtype)
+
+    def _unscale(self):
+        """把放大过的梯度还原。"""
+        scale = memory.loss_scale(self.family.dtype)
+        given = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if scale != 1 and given:
+            torch._foreach_div_(given, scale)
 
     def pipeline(self):
         """出样张用的 stock 管线，装着正在练的 Transformer；先给 VAE 和文本编码器腾出显存。"""
@@ -271,6 +292,16 @@ class Trainer:
         processes.write_in_turn(self.accelerator, parts, write)
         self._saved = self.step
         return target
+
+    def _newest(self) -> Path | None:
+        """接着哪个检查点练；有检查点却一个也读不出，就停下，别悄悄从头练。"""
+        found = checkpoint.latest(self.run)
+        if found is None and (broken := checkpoint.all_of(self.run)):
+            raise LorakitError(
+                f"“{self.run}”里的 {len(broken)} 个检查点都不完整，接不上（{broken[-1].name} 等）。"
+                "要从头练，就换一个 run.output，或把这些检查点挪走。"
+            )
+        return found
 
     def _restore(self, found: Path):
         state = (self.parameters, self.optimizer, self.average.values)

@@ -27,7 +27,11 @@ def judge(metrics: list[dict]) -> Verdict:
     """
     table = {m["step"]: np.array(m["held_each"]) for m in metrics if m.get("held_each")}
     if len(table) < 2 or 0 not in table:
-        return Verdict("没有留出集", "没有留出图，看不出学没学会。把 eval.holdout 设成 0.1 试试。")
+        return Verdict(
+            "没有留出集",
+            "没有留出集的损失，看不出学没学会：图要 4 张以上，eval.holdout（例如 0.1）"
+            "和 eval.every（例如 50）都不能是 0。",
+        )
     steps = sorted(table)
     best, last = min(steps, key=lambda step: table[step].mean()), steps[-1]
     gain, spread = _change(table[0], table[best])

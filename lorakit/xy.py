@@ -52,7 +52,9 @@ def checkpoints(run: Path, text: str) -> Axis:
     """
     saved = {int(path.name.split("-")[1]): path / lora.FILE for path in checkpoint.all_of(run)}
     saved = {step: file for step, file in saved.items() if file.is_file()}
-    wanted = list(saved) if text == "all" else numbers(text, "--checkpoints", int)
+    wanted = (
+        list(saved) if text == "all" else list(dict.fromkeys(numbers(text, "--checkpoints", int)))
+    )
     missing = [step for step in wanted if step not in saved]
     if missing or not wanted:
         have = "、".join(map(str, saved)) or "一个也没有"

@@ -175,6 +175,31 @@ def test_bench_measures_three_ways(tmp_path, capsys):
     assert not list(Path.cwd().glob("runs/*bench*"))
 
 
+def test_every_way_measures_the_same_base(monkeypatch):
+    """常见写法不量化；之后的 plain 仍照设置量化。"""
+    seen, real = [], bench._plainly
+
+    def note(config, family, *rest, **more):
+        seen.append(family.quantize)
+        return real(config, family, *rest, **more)
+
+    monkeypatch.setattr(bench, "_plainly", note)
+    sets = ["model.quantize=int8", "data.resolution=64", "train.batch_size=1"]
+    bench.run(load_config("tiny-qwen-image", sets), ("ours", "seed", "plain"), steps=1, warm=1)
+    assert seen == ["none", "int8"]
+
+
+def test_averages_and_class_pictures_are_counted(blank):
+    config, _, asked = blank("tiny-qwen-image")
+    kept = asked.peak(config, 0.0)
+    ema = load_config("tiny-qwen-image", ["train.ema=0.9"])
+    assert asked.peak(ema, 0.0) == kept + 4 * asked.trained
+    kin = load_config("tiny-qwen-image", ["data.class_folder=somewhere"])
+    acts = asked.kept + asked.one
+    assert asked.peak(kin, 0.0) == kept + config.train.batch_size * acts
+    assert asked.work(kin, 0.0) == 2 * asked.work(config, 0.0)
+
+
 def test_models_that_are_not_here_need_no_download(monkeypatch):
     """站上的模型只用它的尺寸：把尺寸缩小，照样从头测到尾。"""
     small = json.loads((ASSETS / "tiny-qwen-image" / "transformer" / "config.json").read_text())

@@ -173,3 +173,21 @@ def test_the_preset_from_the_command_line(papercut, tmp_path, capsys):
     assert picture.is_file()
     assert main(["compare", str(out), "--prompt", "一只猫"]) == 1
     assert "全量微调" in capsys.readouterr().err
+
+
+def test_the_base_is_the_base_again_after_a_full_fine_tune(settings):
+    """同一个家族对象：打开过全量微调的结果、练过，再打开底模，还是原来的底模。"""
+    config = settings()
+    family = open_family(config, torch.device("cpu"))
+    before = {n: p.clone() for n, p in family.load("transformer").state_dict().items()}
+    trainer = Trainer(config, family=family)
+    list(trainer)
+
+    def same() -> bool:
+        now = infer.open_pipeline(family).transformer.state_dict()
+        return all(torch.equal(now[name], value) for name, value in before.items())
+
+    assert same()
+    whole = infer.open_pipeline(family, config.run.output).transformer.state_dict()
+    assert any(not torch.equal(whole[name], value) for name, value in before.items())
+    assert same()

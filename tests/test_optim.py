@@ -168,7 +168,7 @@ def test_out_of_memory_names_three_settings(config, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer, "_accumulate", full)
-    with pytest.raises(LorakitError, match=r"memory.checkpointing=true") as caught:
+    with pytest.raises(LorakitError, match=r"memory.checkpointing=full") as caught:
         list(trainer)
     assert str(caught.value).count("\n  - ") == 3
 
@@ -249,3 +249,49 @@ def test_large_states_are_not_copied_in_host_memory(config, cut_at_three, monkey
     cut_at_three(config())
     tensors = [value for value in given if isinstance(value, torch.Tensor)]
     assert tensors and all(value.numel() == 1 for value in tensors)  # 只有各自的步数
+
+
+def test_adafactor_learns_as_far_as_adamw(config):
+    """B 从零开始：学习率若跟着权重的大小缩小，就一步也走不动。"""
+    moved = {}
+    for name in ("adamw", "adafactor"):
+        trainer = Trainer(config(f"train.optimizer={name}", "train.steps=10", output=name))
+        list(trainer)
+        ends = trainer.parameters.items()
+        moved[name] = sum(float(p.detach().abs().sum()) for n, p in ends if "lora_B" in n)
+    assert moved["adafactor"] == pytest.approx(moved["adamw"], rel=0.5)
+
+
+def test_fp16_gradients_are_scaled_up_and_back(config):
+    """大图的梯度在 fp16 里会变成 0：放大了再反向，更新之前除回来。"""
+    grads = {}
+    for kind in ("fp32", "fp16"):
+        trainer = Trainer(config(f"model.precision={kind}", "data.resolution=128", output=kind))
+        seen = []
+        hook = lambda *_, trainer=trainer, seen=seen: seen.append(  # noqa: E731
+            {n: p.grad.clone() for n, p in trainer.parameters.items() if p.grad is not None}
+        )
+        trainer.optimizer.optimizer.register_step_pre_hook(hook)
+        next(iter(trainer))
+        grads[kind] = torch.cat([seen[0][n].flatten() for n in sorted(seen[0]) if "lora_B" in n])
+    assert (grads["fp16"] - grads["fp32"]).norm() < 0.02 * grads["fp32"].norm()
+    assert (grads["fp16"] == 0).sum() <= (grads["fp32"] == 0).sum()
+
+
+def test_broken_checkpoints_are_not_overtaken_in_silence(config):
+    """坏的检查点不会挤掉刚存的好的；一个也读不出来，就停下，不悄悄从头练。"""
+    whole = config("train.keep=1", "train.steps=6", "train.save_every=3")
+    list(Trainer(whole))
+    kept = whole.run.output / "checkpoint-6"
+    for file in (kept / "state").glob("*.safetensors"):
+        raw = bytearray(file.read_bytes())
+        raw[-1] ^= 1
+        file.write_bytes(raw)
+    with pytest.raises(LorakitError, match=r"1 个检查点都不完整.*checkpoint-6"):
+        Trainer(whole)
+    kept.rename(kept.with_name("checkpoint-9"))  # 号码更大的坏检查点
+    (whole.run.output / "metrics.jsonl").write_text("")
+    good = checkpoint.save(whole.run.output, 4, [], {}, lambda folder: None, keep=1)
+    assert [path.name for path in checkpoint.all_of(whole.run.output)] == [
+        good.name, "checkpoint-9",
+    ]  # fmt: skip

@@ -65,8 +65,26 @@ def open_family(config, device: torch.device | None = None):
     return family
 
 
+def _refuse_other_family(cls: type, folder: Path, path: str):
+    """底模的网络不是这个家族的，就说它是谁的，别等到一半才算不下去。"""
+    file = folder / "transformer" / "config.json"
+    if not file.is_file():
+        return
+    found = json.loads(file.read_text("utf-8")).get("_class_name")
+    if found == cls.full_size["transformer"]["_class_name"]:
+        return
+    kinds = {name: get(name).full_size["transformer"]["_class_name"] for name in REGISTRY}
+    names = "、".join(name for name, kind in kinds.items() if kind == found)
+    mend = f"请写 model.family={names}" if names else "这里还没有它的家族"
+    raise ConfigError(
+        f"model.path：“{path}”的网络是 {found}，不是 {cls.name} 家族的。"
+        f"{mend}，或换一个 model.path。"
+    )
+
+
 def _configured(cls: type, folder: Path, config, device: torch.device | None):
     device = device or memory.pick_device(config.model.path)
+    _refuse_other_family(cls, folder, config.model.path)
     family = cls(folder, device, memory.pick_dtype(config.model.precision, device))
     family.quantize, family.offload = config.model.quantize, config.memory.offload
     family.guidance = config.train.guidance

@@ -4,6 +4,7 @@
 打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。
 """
 
+import gc
 import json
 import math
 from abc import ABC, abstractmethod
@@ -86,6 +87,15 @@ class Family(ABC):
                     streaming.stream(encoder, self.device)
             self.parts[part] = made
         return self.parts[part]
+
+    def untouched(self) -> nn.Module:
+        """没有改动过的 Transformer：挂过 LoRA、练过的先放掉，重新载入。"""
+        made = self.parts.get("transformer")
+        if made is not None and (
+            getattr(made, "peft_config", None) or any(p.requires_grad for p in made.parameters())
+        ):
+            self.release("transformer")
+        return self.load("transformer")
 
     def fetch(self, *parts: str):
         """保证这些部分（"vae"、"text"、"transformer"）的文件都在本地，缺的下载。"""
@@ -173,6 +183,7 @@ class Family(ABC):
         for part in parts:
             self.parts.pop(part, None)
         if self.device.type == "cuda":
+            gc.collect()  # 换过 forward 的模块自己指着自己，不收就一直占着
             torch.cuda.empty_cache()
 
     def count_tokens(self, captions: list[str]) -> list[int]:

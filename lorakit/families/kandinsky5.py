@@ -1,5 +1,6 @@
 """Kandinsky 5（文生图）：图像流交叉注意文字，Qwen2.5-VL 与 CLIP 两个文本编码器，通道在最后。"""
 
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import ClassVar
 
@@ -118,11 +119,28 @@ def real_tokens_only(transformer):
     for block in transformer.visual_transformer_blocks:
         block.cross_attention.set_processor(processor)
     transformer.register_forward_pre_hook(_note_lengths, with_kwargs=True)
+    # 重算不经过 forward；有陪练的图时，反向之前已经走过两次 forward，长度要换回那一次的
+    transformer.recompute_context = lambda: (nullcontext(), _lengths_of(processor))
     return transformer
 
 
+def _lengths_of(processor):
+    """记住现在的长度；进去时换成它，出来时换回。"""
+    lengths = processor.lengths
+
+    @contextmanager
+    def swapped():
+        now, processor.lengths = processor.lengths, lengths
+        try:
+            yield
+        finally:
+            processor.lengths = now
+
+    return swapped()
+
+
 def _note_lengths(transformer, args, kwargs):
-    # 每次 forward 都重设，所以 stock 管线不会用到训练留下的；重算检查点不经过 forward，仍是那一批的
+    # 每次 forward 都重设，所以 stock 管线不会用到训练留下的
     shared = transformer.visual_transformer_blocks[0].cross_attention.processor
     shared.lengths = kwargs.pop("text_lengths", None)
     return args, kwargs

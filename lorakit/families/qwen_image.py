@@ -125,7 +125,9 @@ class QwenImage(Family):
     def sample_arguments(self, guidance, count):
         # 没有负面提示词管线就不做引导；官方示例用一个空格
         negative = {"negative_prompt": [" "] * count} if guidance > 1 else {}
-        return {"true_cfg_scale": guidance, **negative}
+        # 编码时最多 1024 个词元，画图时默认却只看 512 个
+        longest = {"max_sequence_length": self.caption_limit}
+        return {"true_cfg_scale": guidance, **negative, **longest}
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,8 @@ UNKNOWN = Exercise(
         (lambda f: len(f(NAMES, ())) == 4, "底模里一层也没有时，四个都放不上。"),
         (
             lambda f: len(f(ALIKE, LAYERS)) == 1,
-            "single_blocks.0.to_q 里含着 blocks.0.to_q，却是另一层：层名要整个相等，不能只看含不含。",
+            "single_blocks.0.to_q 里含着 blocks.0.to_q，却是另一层："
+            "层名要整个相等，不能只看含不含。",
         ),
     ),
     "名字一个个对过，就不会用上半个 LoRA。",

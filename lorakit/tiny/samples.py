@@ -40,7 +40,7 @@ def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
     if name not in NAMES:
         raise LorakitError(f"没有叫“{name}”的样例数据集。可选：{'、'.join(NAMES)}。")
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise LorakitError(f"文件夹“{folder}”不是空的。请换一个新的文件夹名，免得混进别的图。")
     try:
         if name in STYLES:

@@ -1,0 +1,121 @@
+"""粗心的用法：名字里的点、空名字、两份训练同时来、写到一半的记录；一句话说清，什么也不丢。"""
+
+import json
+import os
+
+import psutil
+import pytest
+from PIL import Image
+
+from lorakit import config_text, record, report
+from lorakit.cli import main
+from lorakit.config import load_config, template
+from lorakit.errors import ConfigError, LorakitError
+from lorakit.lora_files import named
+from lorakit.tiny import samples
+from lorakit.train import Trainer
+
+
+def test_a_dot_in_a_name_is_not_a_suffix(tmp_path):
+    assert named(tmp_path / "style-0.5").name == "style-0.5.safetensors"
+    assert named(tmp_path / "a.safetensors").name == "a.safetensors"
+    for empty in ("", ".", "/"):
+        with pytest.raises(ConfigError, match="没有文件名"):
+            named(type(tmp_path)(empty))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.txt", "不会存 .txt"), ("v1.5", "不会存 .5"), (".png", "没有文件名")]
+)
+def test_pictures_need_a_name_of_a_picture(name, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        report.save_image(Image.new("RGB", (8, 8)), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_the_picture_is_checked_before_drawing(capsys):
+    assert main(["generate", "tiny-qwen-image", "--prompt", "猫", "--out", "a.txt"]) == 1
+    assert "不会存 .txt" in capsys.readouterr().err
+
+
+def test_a_folder_is_taken_before_the_long_preparations(config, monkeypatch, tmp_path):
+    """编码的那几个小时里来的第二份，也要被拒绝；准备失败，就放开，不留空文件夹。"""
+    chosen, seen = config(), []
+
+    def another(self):
+        """假装是别的进程来看。"""
+        lock = json.loads((self.path / record.LOCK).read_text("utf-8"))
+        seen.append(lock["pid"])
+        raise LorakitError("编码失败")
+
+    monkeypatch.setattr("lorakit.train.cache.prepare", lambda c, *_: another(made["folder"]))
+    made, real = {}, record.RunFolder.__init__
+
+    def init(self, *rest):
+        real(self, *rest)
+        made["folder"] = self
+
+    monkeypatch.setattr(record.RunFolder, "__init__", init)
+    with pytest.raises(LorakitError, match="编码失败"):
+        Trainer(chosen)
+    assert seen == [os.getpid()] and not chosen.run.output.exists()
+
+
+def test_the_second_of_two_runs_is_refused(config):
+    chosen = config()
+    parent = psutil.Process().parent()
+    chosen.run.output.mkdir()
+    owner = {"pid": parent.pid, "since": parent.create_time()}
+    (chosen.run.output / record.LOCK).write_text(json.dumps(owner))
+    with pytest.raises(ConfigError, match=f"进程 {parent.pid} 正在"):
+        Trainer(chosen)
+    assert json.loads((chosen.run.output / record.LOCK).read_text()) == owner
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "README.md"])
+def test_what_the_user_wrote_is_not_overwritten(name, config):
+    chosen = config()
+    chosen.run.output.mkdir()
+    (chosen.run.output / name).write_text("# 我写的")
+    with pytest.raises(ConfigError, match=f"已经有 {name}"):
+        Trainer(chosen)
+    assert (chosen.run.output / name).read_text() == "# 我写的"
+
+
+def test_half_a_last_line_of_the_record_is_dropped(tmp_path):
+    whole = json.dumps({"step": 1, "delta": {"a": 1}})
+    for cut in range(1, len(whole)):
+        (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{whole[:-cut]}")
+        assert record.read(tmp_path) == [json.loads(whole)]
+
+
+def test_a_base_of_another_family_says_whose_it_is(config, capsys):
+    with pytest.raises(ConfigError, match=r"FluxTransformer2DModel.*model\.family=flux"):
+        Trainer(config("model.path=tiny-flux"))
+    more = ["--offline", "--set", "model.path=tiny-flux"]
+    assert main(["doctor", "tiny-qwen-image", *more]) == 1
+    assert "model.family=flux" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder_for_samples(tmp_path):
+    (tmp_path / "afile").write_text("x")
+    with pytest.raises(LorakitError, match="写不进"):
+        samples.write("papercut", tmp_path / "afile")
+
+
+def test_templates_and_paths_of_windows(tmp_path):
+    file = tmp_path / "y.yaml"
+    file.write_bytes("# 我的\ndata:\n  folder: 我的图\n".encode("gbk"))
+    assert template(str(file)).startswith("# 我的")
+    file.write_text('data:\n  folder: "C:\\Users\\me"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="反斜杠"):
+        load_config(file)
+    assert config_text.decoded("猫".encode("utf-16")) == "猫"
+
+
+@pytest.mark.parametrize("rank", ["0", "-1"])
+def test_ranks_to_shrink_to_are_positive(rank, tmp_path, capsys, config):
+    list(Trainer(config()))
+    out = ["--out", str(tmp_path / "x")]
+    assert main(["export", str(config().run.output), "--rank", rank, *out]) == 1
+    assert "秩至少是 1" in capsys.readouterr().err
