@@ -16,6 +16,8 @@ def _chosen(args):
     from lorakit.config import load_config, presets
     from lorakit.config_groups import Data
 
+    if not args.source.strip():
+        raise LorakitError("没有写文件夹：得到的是空的。要查当前文件夹就写一个点（.）。")
     source, config = Path(args.source), None
     is_file = _is_yaml(source) or (args.source in presets() and not source.exists())
     if is_file and args.config:

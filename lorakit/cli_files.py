@@ -4,6 +4,8 @@ from pathlib import Path
 
 from lorakit.errors import ConfigError, LorakitError
 
+MOST = 100.0  # 份量再大就是写错了
+
 
 def _family(args, file: Path):
     """--model 指定的底模，没写就用文件或结果文件夹里记着的。"""
@@ -84,6 +86,8 @@ def _convert(args):
 
     files = [lora.find(path) for path in (args.file, *args.also)]
     weights = args.weight or [1.0] * len(files)
+    if strange := [weight for weight in weights if not abs(weight) <= MOST]:
+        raise ConfigError(f"--weight：份量是 0.5、1 这样的数，得到 {strange[0]:g}。")
     if len(weights) != len(files):
         raise LorakitError(
             f"--weight 要写 {len(files)} 个（每个文件一个），得到 {len(weights)} 个。"

@@ -1,6 +1,7 @@
 """开练前的体检：这台机器行不行，这份设置放不放得下、要下载多少、要练多久；放不下就说换哪个预设。"""
 
 import importlib.metadata
+import math
 import platform
 import re
 import shutil
@@ -65,7 +66,7 @@ def examine(config: Config | None = None, tier: float | None = None, online=True
         tier: 当作有一块标着这么多 GB 的显卡；不写就看这台机器。
         online: 要不要试着连模型站。
     """
-    if tier is not None and tier <= 0:
+    if tier is not None and not 0 < tier < math.inf:
         raise ConfigError(f"--tier：显存要大于 0 GB，得到 {tier:g}。")
     checks = [_python(), *_packages(), *_gpu(tier), _host(), _disk()]
     if online:

@@ -12,6 +12,7 @@ REASONS = {  # 系统的英文原因 -> 人话
     errno.ENOTDIR: "路径里有一段是文件，不是文件夹",
     errno.EISDIR: "那是一个文件夹",
     errno.ENAMETOOLONG: "名字太长",
+    errno.EEXIST: "那里已经有一个同名的文件",
     errno.EIO: "磁盘读写出错",
 }
 

@@ -26,6 +26,7 @@ from lorakit.quantize import compute_dtype
 FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 PREFIX = "transformer."
+FOREIGN = ("lora_unet_", "diffusion_model.")  # kohya、ComfyUI 的写法怎么开头
 WRAPPED = ".base_layer"  # 已经挂了一个 LoRA 的层，原来的在这里面；再挂一个时也要认得
 
 
@@ -243,6 +244,11 @@ def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
         side = 1 if kind.startswith(("A", "down")) else 0  # A 接输入；B 与 DoRA 的长度接输出
         if shape is None or tensors[name].shape[side] != shape[side]:
             wrong.append(name)
+    if wrong and any(name.startswith(FOREIGN) for name in wrong):
+        raise WeightsError(
+            f"“{path}”是 kohya 或 ComfyUI 的写法，这里用 diffusers 的。请先换回来：\n"
+            f"  lorakit export {path} --model 它的底模 --to diffusers --out 换好的.safetensors"
+        )
     if wrong:
         raise WeightsError(
             f"“{path}”与这个底模对不上："

@@ -119,3 +119,28 @@ def test_ranks_to_shrink_to_are_positive(rank, tmp_path, capsys, config):
     out = ["--out", str(tmp_path / "x")]
     assert main(["export", str(config().run.output), "--rank", rank, *out]) == 1
     assert "秩至少是 1" in capsys.readouterr().err
+
+
+def test_odd_numbers_and_empty_names_are_refused(config, tmp_path, capsys):
+    run = config().run.output
+    list(Trainer(config()))
+    for argv, said in (
+        (["doctor", "tiny-qwen-image", "--tier", "nan", "--offline"], "大于 0 GB"),
+        (["check", ""], "得到的是空的"),
+        (["export", str(run), "--weight", "nan", "--out", str(tmp_path / "x")], "--weight"),
+        (["export", str(run), "--weight", "1e39", "--out", str(tmp_path / "x")], "--weight"),
+        (["sample-data", "papercut", str(run / "config.yaml" / "x")], "是文件"),
+    ):
+        assert main(argv) == 1, argv
+        assert said in capsys.readouterr().err, argv
+    assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("kind", ["kohya", "comfyui"])
+def test_our_own_exports_say_how_to_come_back(kind, config, tmp_path, capsys):
+    list(Trainer(config()))
+    out = tmp_path / f"{kind}.safetensors"
+    assert main(["export", str(config().run.output), "--to", kind, "--out", str(out)]) == 0
+    more = ["--prompt", "猫", "--steps", "2", "--out", str(tmp_path / "a.png")]
+    said = main(["generate", "tiny-qwen-image", "--lora", str(out), *more]), capsys.readouterr().err
+    assert said[0] == 1 and "--to diffusers" in said[1] and "别的底模" not in said[1]
