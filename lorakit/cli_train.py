@@ -95,7 +95,7 @@ def _sample(trainer):
 def _too_full(trainer) -> str:
     """出样张时显存不够：先存好练到的，再说怎么办。"""
     trainer.family.release("vae", "text")
-    if trainer.accelerator.num_processes == 1:  # 存的时候大家要一起
+    if trainer.step and trainer.accelerator.num_processes == 1:  # 存的时候大家要一起
         trainer.save()
     last = trainer.last_good()
     return (

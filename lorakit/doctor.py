@@ -315,7 +315,8 @@ def _time(config: Config, asked: Estimate, again: float) -> list[Check]:
     bus = bench.copy_speed(device) if gpu and config.memory.offload == "blocks" else BUS
     step = seconds(asked, config, again, ceiling, gpu, bus)
     said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(step * config.train.steps)}"
-    return [Check(GOOD, "时间", f"{said}（估计；实测用 lorakit bench）")]
+    moved = "，边算边搬的还看 CPU 快慢" if config.memory.offload == "blocks" else ""
+    return [Check(GOOD, "时间", f"{said}（估计{moved}；实测用 lorakit bench）")]
 
 
 def seconds(

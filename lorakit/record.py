@@ -23,7 +23,7 @@ LOCK = ".running"  # 谁在用这个文件夹：进程号与它的启动时刻�
 
 
 class RunFolder:
-    """一次训练的结果文件夹：先核对（能写、不是另一份设置的结果），一切就绪才 `claim` 认领。"""
+    """一次训练的结果文件夹：先核对（能写、不是另一份设置的结果），马上占住，一切就绪才 `claim`。"""
 
     def __init__(self, config: Config, processes: int = 1):
         """processes 是这次有几个进程。"""
@@ -57,10 +57,10 @@ class RunFolder:
 
     def _refuse_foreign(self):
         """文件夹里有不是训练写的同名文件，就拒绝：不能盖掉别人写的东西。"""
-        mine = [name for name in ("config.yaml", "README.md") if (self.path / name).exists()]
-        if mine and not self.metrics.exists():
+        theirs = [name for name in ("config.yaml", "README.md") if (self.path / name).exists()]
+        if theirs and not self.metrics.exists():
             raise ConfigError(
-                f"run.output：“{self.path}”里已经有 {'、'.join(mine)}，不是训练写的，怕盖掉它。"
+                f"run.output：“{self.path}”里已经有 {'、'.join(theirs)}，不是训练写的，怕盖掉它。"
                 "请换一个新的文件夹名。"
             )
 
@@ -95,8 +95,9 @@ class RunFolder:
         kept = [m for m in read(self.path) if m["step"] <= step] if step else []
         for half in self.path.glob(".checkpoint-*.tmp"):  # 上次被杀时正在写的
             shutil.rmtree(half, ignore_errors=True)
-        checkpoint.write_text(self.known, config.to_yaml())
+        # 记录在先：写到一半被杀，只剩 config.yaml 的话，下次会当成别人的
         checkpoint.write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
+        checkpoint.write_text(self.known, config.to_yaml())
 
     def release(self):
         """练完或停下：别的进程可以接着用这个文件夹了。"""

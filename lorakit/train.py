@@ -80,7 +80,7 @@ class Trainer:
         )
         self.graphs = self._graphs()
         self.step, self._stop, self._saved, self._held = 0, False, None, None
-        found = processes.by_first(self.accelerator, lambda: self._newest())
+        found = processes.by_first(self.accelerator, self._newest)
         if found:
             processes.together(self.accelerator, lambda: self._restore(found))
         processes.by_first(self.accelerator, lambda: self.record.claim(config, self.step))

@@ -2,15 +2,20 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import random_kandinsky5
+import random_qwen
+import torch
 from PIL import Image
 
-from lorakit import config_text, record, report
+from lorakit import checkpoint, config_text, infer, processes, quantize, record, report
 from lorakit.cli import main
 from lorakit.config import load_config, template
 from lorakit.errors import ConfigError, LorakitError
+from lorakit.families import get
 from lorakit.lora_files import named
 from lorakit.tiny import samples
 from lorakit.train import Trainer
@@ -144,3 +149,52 @@ def test_our_own_exports_say_how_to_come_back(kind, config, tmp_path, capsys):
     more = ["--prompt", "猫", "--steps", "2", "--out", str(tmp_path / "a.png")]
     said = main(["generate", "tiny-qwen-image", "--lora", str(out), *more]), capsys.readouterr().err
     assert said[0] == 1 and "--to diffusers" in said[1] and "别的底模" not in said[1]
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_out_of_memory_while_sampling_loses_nothing(fails, papercut, tmp_path, monkeypatch, capsys):
+    """头一次出样张（第 0 步）就放不下，或练到第 2 步才放不下：练过的都存好，说怎么办。"""
+    drawn, real = [], infer.preview
+
+    def preview(*given):
+        drawn.append(1)
+        if len(drawn) == fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*given)
+
+    monkeypatch.setattr(infer, "preview", preview)
+    sets = [f"data.folder={papercut}", f"run.output={tmp_path / 'run'}", "train.steps=4",
+            "train.batch_size=2", "train.save_every=100", "eval.every=0", "data.resolution=64",
+            "sample.prompts=[一只猫]", "sample.every=2", "sample.steps=2"]  # fmt: skip
+    argv = ["train", "tiny-qwen-image", *(word for one in sets for word in ("--set", one))]
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert "出样张时显存不够" in said and "sample.prompts" in said
+    kept = [path.name for path in checkpoint.all_of(tmp_path / "run")]
+    assert kept == ([] if fails == 1 else ["checkpoint-2"])
+    assert main([*argv, "--set", "sample.prompts=[]"]) == 0  # 照它说的接着练
+    assert checkpoint.latest(tmp_path / "run").name == "checkpoint-4"
+
+
+def test_out_of_memory_elsewhere_is_one_sentence(monkeypatch, tmp_path, capsys):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(infer, "generate", full)
+    out = ["--out", str(tmp_path / "a.png")]
+    assert main(["generate", "tiny-qwen-image", "--prompt", "猫", *out]) == 1
+    assert capsys.readouterr().err.startswith("显存不够了")
+
+
+@pytest.mark.parametrize(("name", "module"), [("kandinsky5", random_kandinsky5),
+                                              ("qwen-image", random_qwen)])  # fmt: skip
+def test_every_family_is_split_by_its_blocks(name, module, tmp_path):
+    """FSDP2 看 _no_split_modules；Kandinsky 没有写，就用它重复的块。"""
+    family = get(name)(module.build(tmp_path), torch.device("cpu"), torch.float32)
+    model, plugin = family.load("transformer"), SimpleNamespace(transformer_cls_names_to_wrap=None)
+    where = SimpleNamespace(
+        is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin), prepare=lambda *pair: pair
+    )
+    processes.prepare(where, model, None)
+    names = set(plugin.transformer_cls_names_to_wrap or model._no_split_modules)
+    assert names == {type(block).__name__ for block in quantize.blocks(model).values()}
