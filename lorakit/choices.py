@@ -90,11 +90,8 @@ def _idle(config: Config, family, processes: int):
     if missing:
         _tell(f"memory.compile 不起作用：{missing}。照常练，慢一些。")
     graphs = config.memory.compile == "graphs" and not missing
-    if graphs and not memory.can_replay(config.memory, family.device, processes):
-        _tell(
-            "memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡、一个进程、"
-            "底模一直在显卡上（memory.offload=none）。"
-        )
+    if graphs and not memory.can_replay(family.device, processes):
+        _tell("memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡，只能有一个进程。")
     if (
         config.model.precision == "bf16"
         and family.device.type == "cuda"

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from lorakit.errors import LorakitWarning
 from lorakit.memory import Recompute, free_memory
 from lorakit.objective import Objective
+from lorakit.streaming import Streamer
 
 WARM = 2  # 一种形状的头两次照常走：编译、挑内核都不能在录的时候做
 MOST = 64  # 最多录几种形状：每张图自己也要占显存
@@ -26,9 +27,16 @@ class Graphs:
     用它时，参数的梯度要一直在原处：清零，不能丢掉（`zero_grad(set_to_none=False)`）。
     """
 
-    def __init__(self, objective: Objective, recompute: Recompute, count: float):
-        """每份的损失先除以 count，再反向。"""
+    def __init__(
+        self,
+        objective: Objective,
+        recompute: Recompute,
+        count: float,
+        streamer: Streamer | None = None,
+    ):
+        """每份的损失先除以 count，再反向；底模边算边搬时，搬运的 streamer 也录进图里。"""
         self.objective, self.recompute, self.count = objective, recompute, count
+        self.streamer = streamer
         self.device = objective.device
         self.seen: Counter = Counter()  # 形状 -> 照常走过几次
         self.need = 0  # 照常走一步，最多另要多少字节
@@ -60,6 +68,8 @@ class Graphs:
         try:
             self.made[kind] = self._record(given, layout)
         except RuntimeError as error:  # 模型里有录不了的操作，或显存不够再放一张图
+            if self.streamer:
+                self.streamer.drop()  # 录的时候什么也没有真的搬
             self._refuse(f"这一步录不成：{str(error).splitlines()[0]}")
 
     def _refuse(self, why: str):
@@ -90,6 +100,7 @@ class Graphs:
 
     def _record(self, given: list, layout) -> tuple:
         held = [None if value is None else value.clone() for value in given]
+        self._settle()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
@@ -99,12 +110,17 @@ class Graphs:
             torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
         ):
             loss = self._work(pytree.tree_unflatten(held, layout))
+            self._settle()  # 放完一遍又是开头的样子，才能接着放
         return held, graph, loss
 
-    @staticmethod
-    def _replay(held: list, graph, loss: torch.Tensor, given: list) -> torch.Tensor:
+    def _settle(self):
+        if self.streamer:
+            self.streamer.settle()
+
+    def _replay(self, held: list, graph, loss: torch.Tensor, given: list) -> torch.Tensor:
         for place, value in zip(held, given, strict=True):
             if value is not None:
                 place.copy_(value, non_blocking=True)
+        self._settle()  # 中间检验过、出过样张，格子里就是别的块
         graph.replay()
         return loss.clone()  # 下一次重放会写在同一个地方

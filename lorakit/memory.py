@@ -131,9 +131,9 @@ def _alike(value):
     return value.clone() if learns else value.clone().requires_grad_()
 
 
-def can_replay(settings, device: torch.device, processes: int) -> bool:
-    """一步能不能录成 CUDA 图：图认死每个权重的地址，几个进程要在步里通信。"""
-    return device.type == "cuda" and processes == 1 and settings.offload == "none"
+def can_replay(device: torch.device, processes: int) -> bool:
+    """一步能不能录成 CUDA 图：几个进程要在步里通信，录不了。"""
+    return device.type == "cuda" and processes == 1
 
 
 class Recompute:

@@ -3,6 +3,7 @@
 每块的权重排成内存里（锁页的）一段字节，显卡上只有两个格子轮流用。前向从第一块走到最后一块，
 反向（重算时）倒着走，所以总能猜到下一块；猜错了只是多等一次。
 没轮到的块，权重指向一个全是 NaN 的占位张量：形状、设备都对，不占显存，误用了立刻看得见。
+内存里的那段与两个格子的地址都不变，所以搬运也能和计算一起录成 CUDA 图重放（见 graphs.py）。
 """
 
 import weakref
@@ -101,8 +102,7 @@ class Streamer:
             free = 0 if self.last not in self.holds else 1 - self.holds.index(self.last)
             self._bring(number, free)
         place = self.holds.index(number)
-        if self.side is not None:
-            torch.cuda.current_stream(self.device).wait_event(self.arrived[place])
+        self._wait(place)
         if number != self.last:
             # 从第一块出发总是往前：反向走完之后，下一步又从它开始
             self.step = 1 if number > self.last or number == 0 else -1
@@ -110,6 +110,30 @@ class Streamer:
         following = self._following(number)
         if following not in self.holds:
             self._bring(following, 1 - place)
+
+    def settle(self):
+        """回到一步的开头：头两块在格子里，没有还在路上的。录图的首尾、每次重放之前都要这样。"""
+        ready = list(range(min(SLOTS, len(self.blocks))))
+        if self.holds[: len(ready)] != ready:
+            self.drop()
+            for number in ready:
+                self._bring(number, number)
+        for place in ready:
+            self._wait(place)
+        self.arrived = [None] * SLOTS
+        self.last, self.step = 0, 1
+
+    def drop(self):
+        """格子里的都不算数了，再用到时重新搬。"""
+        for number in self.holds:
+            if number is not None:
+                self.blocks[number].point(self.blocks[number].away)
+        self.holds = [None] * SLOTS
+
+    def _wait(self, place: int):
+        """之后派的活，等 place 号格子里的权重到了再做。"""
+        if self.arrived[place] is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.arrived[place])
 
     def _following(self, number: int) -> int:
         """接下来多半是哪块：顺着走；走到头，训练就倒着回来，推理就再从第一块开始。"""

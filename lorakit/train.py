@@ -116,11 +116,11 @@ class Trainer:
 
     def _graphs(self) -> Graphs | None:
         """memory.compile=graphs 要的 CUDA 图；这里用不了就是 None。"""
-        how, where = self.config.memory, self.accelerator
-        able = memory.can_replay(how, where.device, where.num_processes)
-        if how.compile != "graphs" or not (self.compiled and able):
+        able = memory.can_replay(self.accelerator.device, self.accelerator.num_processes)
+        if self.config.memory.compile != "graphs" or not (self.compiled and able):
             return None
-        return Graphs(self.objective, self.recompute, self._divisor())
+        streamer = getattr(self.transformer, "streamer", None)
+        return Graphs(self.objective, self.recompute, self._divisor(), streamer)
 
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""

@@ -18,6 +18,7 @@ from lorakit.train import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="要有 NVIDIA 显卡")
 GPU = torch.device("cuda")
+STREAMED = ("memory.offload=blocks", "memory.checkpointing=full")
 
 
 def fp8_card():
@@ -106,7 +107,7 @@ def test_compiled_blocks_train(offload):
     assert row(*how, "model.quantize=fp8").step > 0
 
 
-@pytest.mark.parametrize("extra", [(), ("memory.checkpointing=auto",)])
+@pytest.mark.parametrize("extra", [(), ("memory.checkpointing=auto",), STREAMED])
 def test_replayed_graphs_train_the_same(config, extra):
     """描述长短不一，每种形状先照常走、再录、再重放；几份梯度累积、出一次样张，结果都一样。"""
     ends, losses = [], []
@@ -118,6 +119,10 @@ def test_replayed_graphs_train_the_same(config, extra):
         steps = iter(trainer)
         losses.append([next(steps).loss for _ in range(6)])
         trainer.pipeline()  # 放掉录好的图，之后要能重录
+        losses[-1] += [next(steps).loss for _ in range(3)]
+        if extra == STREAMED:  # 像检验过一样：格子里换成了别的块
+            for number in range(3):
+                trainer.transformer.streamer.need(number)
         losses[-1] += [step.loss for step in steps]
         ends.append(trainer.parameters)
     assert trainer.graphs.made and len(trainer.graphs.seen) > 1
@@ -126,8 +131,9 @@ def test_replayed_graphs_train_the_same(config, extra):
         torch.testing.assert_close(ends[1][name], value, rtol=0.05, atol=2e-3)
 
 
+@pytest.mark.parametrize("extra", [(), STREAMED], ids=["resident", "streamed"])
 @pytest.mark.parametrize("name", REGISTRY)
-def test_a_step_of_every_family_is_recorded(name, tmp_path, monkeypatch):
+def test_a_step_of_every_family_is_recorded(name, extra, tmp_path, monkeypatch):
     """录不成会警告：例如 stock 的 forward 里从内存抄一张表到显卡上。"""
     monkeypatch.setattr(memory, "_compiled", lambda forward: forward)  # 只看录图，编译太慢
     with warnings.catch_warnings():
@@ -136,7 +142,7 @@ def test_a_step_of_every_family_is_recorded(name, tmp_path, monkeypatch):
         how = {"plus": False} if name == "qwen-image-edit" else {}
         folder = TINY[name].build(tmp_path / "model", **how)
         model = f"model.path={folder}", f"model.family={name}"
-        made = row(*model, "memory.compile=graphs", "train.batch_size=1", warm=4)
+        made = row(*model, *extra, "memory.compile=graphs", "train.batch_size=1", warm=4)
     assert made.step > 0
 
 

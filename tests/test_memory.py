@@ -153,6 +153,29 @@ def test_next_block_is_always_on_its_way(trainer):
     assert streamer.waits <= waited + 1
 
 
+def test_a_settled_streamer_is_where_a_step_begins(trainer, monkeypatch):
+    """录图的首尾都是这样：训练的一步走完就已经是；走过别的路，头两块搬回来。"""
+    made, brought = trainer(*STREAM), []
+    streamer = made.transformer.streamer
+    bring = lambda number, place: (brought.append((number, place)), plain(number, place))  # noqa: E731
+    plain = streamer._bring
+    monkeypatch.setattr(streamer, "_bring", bring)
+    next(iter(made))
+    brought.clear()
+    streamer.settle()
+    assert streamer.holds == [0, 1] and not brought
+    for number in range(3):
+        streamer.need(number)
+    brought.clear()
+    streamer.settle()
+    assert streamer.holds == [0, 1] and brought == [(0, 0), (1, 1)]
+    here = [streamer.blocks[number].views(streamer.blocks[number].host) for number in (0, 1)]
+    for block, whole in zip(streamer.blocks, here, strict=False):
+        assert all(map(torch.equal, block.tensors, whole))
+    streamer.drop()
+    assert all(t.isnan().all() for t in streamer.blocks[0].tensors) and streamer.holds == [None] * 2
+
+
 def test_only_two_blocks_are_on_the_device():
     family = open_family(load_config("tiny-qwen-image", STREAM), CPU)
     model = family.load("transformer")
