@@ -36,10 +36,12 @@ HOST = 2.0  # Python、PyTorch 与显卡的驱动，GiB
 HOST_CPU = 1.0  # 没有显卡时，GiB
 # 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
 SHARE = {"none": 0.6, "int8": 0.56, "fp8": 0.56, "nf4": 0.58, "fp8-matmul": 0.73}
-EAGER = 0.74  # 不编译，再打个折
+EAGER = 0.65  # 不编译，再打个折
 UPDATE = 0.061  # 全量微调另花的（更新权重等），每十亿个参数几秒；H200 上实测，两张卡切开也合得上
-HANDLING = {True: 0.004, False: 0.007}  # 搬运时 CPU 每走一块要忙几秒，编译过没有
-PASSES = 3  # 前向、重算、反向
+SHARING = 0.1  # 边算边搬时，短的那一样有几成藏不住
+# 没有录图时，CPU 每走一块（前向、重算、反向各走一次）要忙几秒：没量化的、量化的、编译过的 nf4
+# （它的内核编译不进去）。手快的一台 H100 上实测，有的机器要一倍半
+HANDLING = {"none": 0.0049, "quantized": 0.0066, "compiled": 0.0044}
 PLAINLY = ("memory.compile=false",)  # 编译不了的机器
 BUS = 20.0  # 内存到显卡，GB/s（PCIe 4.0 x16 实际能到的）
 
@@ -315,8 +317,9 @@ def _time(config: Config, asked: Estimate, again: float) -> list[Check]:
     bus = bench.copy_speed(device) if gpu and config.memory.offload == "blocks" else BUS
     step = seconds(asked, config, again, ceiling, gpu, bus)
     said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(step * config.train.steps)}"
-    moved = "，边算边搬的还看 CPU 快慢" if config.memory.offload == "blocks" else ""
-    return [Check(GOOD, "时间", f"{said}（估计{moved}；实测用 lorakit bench）")]
+    waits = gpu and step == handling(asked, config, again)
+    slow = "，没有录图，看 CPU 快慢，可能要一倍半" if waits else ""
+    return [Check(GOOD, "时间", f"{said}（估计{slow}；实测用 lorakit bench）")]
 
 
 def seconds(
@@ -333,12 +336,23 @@ def seconds(
     if on_gpu and not config.memory.compile:
         share *= EAGER
     step = asked.work(config, again) / 1e12 / ceiling / share
-    if config.memory.offload == "blocks":  # 算、搬、派活同时进行，看哪一样最慢
-        handling = PASSES * asked.blocks * HANDLING[bool(config.memory.compile)]
-        step = max(step, 2 * asked.weights / 1e9 / bus, handling if on_gpu else 0.0)
+    if config.memory.offload == "blocks":  # 一边算一边搬，看哪一样慢；同时进行，各慢一点
+        moving = 2 * asked.weights / 1e9 / bus
+        step = max(step, moving) + SHARING * min(step, moving)
+    if on_gpu:
+        step = max(step, handling(asked, config, again))
     if config.lora.kind == "full" and on_gpu:
         step += asked.trained / 1e9 * UPDATE
     return step
+
+
+def handling(asked: Estimate, config: Config, again: float) -> float:
+    """一步里 CPU 派活要忙几秒；录了图的不用派。"""
+    kind, how = config.model.quantize, config.memory.compile
+    if how == "graphs" or (how and kind != "nf4"):  # 编译过的，显卡总比 CPU 慢
+        return 0.0
+    one = HANDLING["compiled" if how else "none" if kind == "none" else "quantized"]
+    return (2 + again) * asked.blocks * config.train.grad_accum * one
 
 
 def _long(seconds: float) -> str:

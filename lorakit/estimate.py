@@ -235,10 +235,10 @@ def _filled(model: nn.Module, learned=(), exact: torch.dtype = torch.float32) ->
 
 
 def _inputs(family, side: int):
-    """一张图的假输入；要求梯度，因为 LoRA 让每一块的输入都带梯度。"""
+    """一张图的假输入；LoRA 让每一块的词元都带梯度，而整句话的那一个向量 (D,) 不带。"""
     shape = (1, family.latent_channels, side // family.compression, side // family.compression)
     cond = {
-        name: torch.randn(1, *size, dtype=torch.bfloat16, requires_grad=True)
+        name: torch.randn(1, *size, dtype=torch.bfloat16, requires_grad=len(size) > 1)
         for name, size in family.cond_shapes(TOKENS, side).items()
     }
     return torch.randn(shape, requires_grad=True), torch.rand(1), cond

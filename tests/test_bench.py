@@ -22,6 +22,8 @@ from lorakit.families.qwen_image import pack
 META = torch.device("meta")
 # lorakit bench 在显卡上量到的；host 是 null 的那几次，同一个进程里先测过别的模型，内存不算数
 MEASURED = json.loads((Path(__file__).parent / "measured.json").read_text("utf-8"))
+# README 的表里只有预设本来的样子；不录图的几行（memory.compile）快慢看 CPU，只用来核对预告
+TABLED = [row for row in MEASURED if "memory.compile" not in row["command"]]
 README = (Path(__file__).parents[1] / "README_CN.md").read_text("utf-8")
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -106,10 +108,7 @@ def test_other_tiers_of_the_same_base_are_not_walked_again(blank, monkeypatch):
 
 @pytest.mark.parametrize("row", MEASURED, ids=label)
 def test_predictions_match_what_bench_measured(row, blank):
-    """体检预告的显存与每步的时间，和 lorakit bench 在显卡上量到的差不到 15%。
-
-    bus 只有搬运的几行用得着：头一次由 `--trace` 里搬的 20.4 GB 与 362 毫秒算出，都当作这么快。
-    """
+    """体检预告的显存与每步的时间，和 lorakit bench 在显卡上量到的差不到 15%；bus 只有搬运的用得着。"""
     config, _, asked = blank(row["preset"], *row["set"])
     capacity = estimate.usable(row["tier"] or row["memory"])
     again, peak = doctor.fitting(asked, config, capacity)
@@ -120,7 +119,7 @@ def test_predictions_match_what_bench_measured(row, blank):
         assert doctor.host(asked, config) == pytest.approx(row["host"], rel=0.15)
 
 
-@pytest.mark.parametrize("row", MEASURED, ids=label)
+@pytest.mark.parametrize("row", TABLED, ids=label)
 def test_the_readme_says_what_was_measured(row):
     command = re.escape(row["command"].removeprefix("lorakit bench "))
     card = "（H200" if "H200" in row["card"] else ""  # 没写的都是 H100
