@@ -108,7 +108,7 @@ def test_other_tiers_of_the_same_base_are_not_walked_again(blank, monkeypatch):
 
 @pytest.mark.parametrize("row", MEASURED, ids=label)
 def test_predictions_match_what_bench_measured(row, blank):
-    """体检预告的显存与每步的时间，和 lorakit bench 在显卡上量到的差不到 15%；bus 只有搬运的用得着。"""
+    """体检预告的显存与每步的时间，和 lorakit bench 在显卡上量到的差不到 15%。"""
     config, _, asked = blank(row["preset"], *row["set"])
     capacity = estimate.usable(row["tier"] or row["memory"])
     again, peak = doctor.fitting(asked, config, capacity)
@@ -117,6 +117,22 @@ def test_predictions_match_what_bench_measured(row, blank):
     assert step == pytest.approx(row["step"], rel=0.15)
     if row["host"]:
         assert doctor.host(asked, config) == pytest.approx(row["host"], rel=0.15)
+
+
+def test_only_an_unrecorded_step_depends_on_the_processor(blank, monkeypatch):
+    monkeypatch.setattr(doctor.memory, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(doctor.memory, "pick_dtype", lambda *given: torch.bfloat16)
+    monkeypatch.setattr(bench, "gemm_ceiling", lambda *given: 800.0)
+    monkeypatch.setattr(bench, "copy_speed", lambda device: 55.0)
+    said = {}
+    for how in ("graphs", "true", "false"):
+        config, _, asked = blank("qwen-image-12gb", f"memory.compile={how}")
+        (check,) = doctor._time(config, asked, 1.0)
+        said[how] = float(check.said.split()[1]), "看 CPU 快慢" in check.said
+    assert said["graphs"][0] < said["true"][0] < said["false"][0]
+    assert [slow for _, slow in said.values()] == [False, True, True]
+    config, _, asked = blank("qwen-image", "memory.compile=false", "train.grad_accum=2")
+    assert doctor.handling(asked, config, 0.0) == pytest.approx(2 * 60 * 2 * 0.0049)
 
 
 @pytest.mark.parametrize("row", TABLED, ids=label)
