@@ -144,15 +144,15 @@ def _quiet(place: Path, config: Config, steps: int) -> list[str]:
     """测速时不存检查点、不检验、不画图；结果文件夹用完就删。"""
     many = max(steps + 1, config.train.warmup + 1)
     return [f"run.output={place / 'run'}", f"train.steps={many}", f"train.save_every={many}",
-            "eval.every=0", "data.class_folder=null", "data.mask=none"]  # fmt: skip
+            "eval.every=0", "sample.prompts=[]",
+            "data.class_folder=null", "data.mask=none"]  # fmt: skip
 
 
 def _refuse_too_big(asked, config: Config, family):
     """权重要放进内存而又放不下时，先说，别等系统来杀。"""
-    on_host = family.device.type != "cuda" or config.memory.offload == "blocks"
-    need = asked.weights / GIB
+    need = (asked.weights if family.device.type != "cuda" else asked.moved) / GIB
     free = psutil.virtual_memory().available / GIB
-    if on_host and need > 0.8 * free:
+    if need > 0.8 * free:
         raise LorakitError(
             f"内存放不下：{config.model.path} 的权重要 {need:.1f} GiB，现在空闲 {free:.1f} GiB。"
             "这里可以先测微型模型：lorakit bench tiny-qwen-image。"

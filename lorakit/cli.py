@@ -61,8 +61,7 @@ def _init(args) -> int:
 
 
 def _open(args, need_lora: bool):
-    """结果文件夹、YAML 或预设 -> (设置, 家族, 管线)。"""
-    from lorakit import infer
+    """结果文件夹、YAML 或预设 -> (设置, 家族, LoRA 在哪)。"""
     from lorakit.config import load_config
     from lorakit.families import open_family
 
@@ -74,8 +73,7 @@ def _open(args, need_lora: bool):
     path = inside if inside.is_file() else (source if source.is_file() else args.source)
     more = [f"model.quantize={args.quantization}"] if args.quantization else []
     config = load_config(path, [*args.set, *more])
-    family = open_family(config)
-    return config, family, infer.open_pipeline(family, weights)
+    return config, open_family(config), weights
 
 
 def _choose_base(args):
@@ -113,9 +111,11 @@ def _generate(args) -> int:
     args.set = [*args.set, *(f"sample.{k}={v}" for k, v in given.items() if v is not None)]
     report.picture_kind(args.out)  # 画完才说存不了，就白等了
     _choose_base(args)
-    config, family, pipe = _open(args, need_lora=False)
+    config, family, weights = _open(args, need_lora=False)
     side = config.sample.size or config.data.resolution
     size = tuple(side if edge is None else edge for edge in (args.width, args.height))
+    how = (config.sample.guidance, args.prompt)
+    pipe = infer.open_for(family, weights, *how, negative=args.negative_prompt)
     images = infer.generate(family, pipe, args.prompt, config.sample, size, args.negative_prompt)
     for i, image in enumerate(images):
         path = args.out if len(images) == 1 else args.out.with_stem(f"{args.out.stem}_{i + 1}")
@@ -129,7 +129,10 @@ def _edit(args) -> int:
 
     report.picture_kind(args.out)
     pictures = [read_image(path) for path in (args.image, *args.also)]
-    config, family, pipe = _open(args, need_lora=False)
+    config, family, weights = _open(args, need_lora=False)
+    infer.check_controls(family, len(pictures))
+    how = (config.sample.guidance, [args.prompt], [pictures])
+    pipe = infer.open_for(family, weights, *how)
     side = config.sample.size or config.data.resolution
     (image,) = infer.edit(family, pipe, [args.prompt], [pictures], config.sample, side)
     print(f"改好了：{report.save_image(image, args.out)}（{args.prompt}）")
@@ -144,10 +147,12 @@ def _compare(args) -> int:
     axes = xy.axes(Path(args.source), args.strengths, args.seeds, args.checkpoints)
     if axes and len(args.prompt) > 1:
         raise LorakitError(f"网格一次只画一句提示词，得到 {len(args.prompt)} 句。")
-    config, family, pipe = _open(args, need_lora=True)
+    config, family, weights = _open(args, need_lora=True)
     side = config.sample.size or config.data.resolution
+    control = args.image and [read_image(path) for path in args.image]
+    controls = control and [control] * len(args.prompt)
+    pipe = infer.open_for(family, weights, config.sample.guidance, args.prompt, controls)
     if axes:
-        control = args.image and [read_image(path) for path in args.image]
         drawing = (family, pipe, args.prompt[0], config.sample, (side, side))
         sheet = xy.xy_grid(*drawing, *axes, control=control)
         named = "，".join(
@@ -155,7 +160,6 @@ def _compare(args) -> int:
         )
         print(f"画好了：{report.save_image(sheet, args.out)}（{named}）")
         return DONE
-    controls = args.image and [[read_image(path) for path in args.image]] * len(args.prompt)
     rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])
     print(f"画好了：{report.save_image(sheet, args.out)}（上排没有 LoRA，下排有）")

@@ -198,7 +198,8 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     checks.append(Check(GOOD, "显存", said))
     encoder = text * dtype.itemsize / 2 / GIB
     tight = config.memory.offload == "blocks" or encoder + 2 > capacity
-    need = _with_encoder(host(asked, config), encoder if tight else 0.0, config)
+    # 编码在训练之前，编完就放掉：随用随搬的文本编码器与训练要的不同时在内存里
+    need = max(host(asked, config), HOST + encoder if tight else 0.0)
     return [*checks, _host_need(need), *_time(config, asked, again)]
 
 
@@ -280,15 +281,7 @@ def host(asked: Estimate, config: Config) -> float:
     """训练时进程占多少内存，GiB；全量微调存检查点时，一个文件的张量与它的副本在内存里。"""
     if config.lora.kind == "full":
         return HOST + 2 * min(LIMIT, asked.trained * 4) / GIB
-    return HOST + (asked.weights / GIB if config.memory.offload == "blocks" else 0)
-
-
-def _with_encoder(train: float, text: float, config: Config) -> float:
-    """整个过程最多占多少内存，GiB：训练占 train，随用随搬的文本编码器占 text。
-
-    编码在训练之前，编完就放掉；只有途中要出样张，两样才同时在内存里。
-    """
-    return train + text if config.sample.prompts else max(train, HOST + text)
+    return HOST + asked.moved / GIB
 
 
 def _host_need(need: float) -> Check:
@@ -337,7 +330,7 @@ def seconds(
         share *= EAGER
     step = asked.work(config, again) / 1e12 / ceiling / share
     if config.memory.offload == "blocks":  # 一边算一边搬，看哪一样慢；同时进行，各慢一点
-        moving = 2 * asked.weights / 1e9 / bus
+        moving = 2 * asked.moved / 1e9 / bus
         step = max(step, moving) + SHARING * min(step, moving)
     if on_gpu:
         step = max(step, handling(asked, config, again))

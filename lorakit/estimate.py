@@ -15,12 +15,12 @@ from torch import nn
 from lorakit import lora, quantize
 from lorakit.memory import SHREDS
 from lorakit.rounding import PIECE
+from lorakit.streaming import SLOTS, moving
 
 GIB = 2**30
 NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位）
 TOKENS = 128  # 一句描述大约多少词元
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}  # 优化器每个参数另记几字节
-SLOTS = 2  # memory.offload=blocks 时显卡上有几块
 WALKED: dict[str, tuple[int, ...]] = {}  # 走过的：`_asked` -> 要学的参数个数与 `_walk` 的四样
 
 
@@ -37,7 +37,7 @@ class Estimate:
     trained: int  # 要学的参数个数
     weights: int  # 底模的权重占多少字节（量化之后）
     block: int  # 最大的一块权重占多少字节
-    outside: int  # 块以外的权重占多少字节
+    moved: int  # 放在内存里、用到才搬的权重占多少字节
     kept: int  # 不重算时，一张图的中间结果
     inputs: int  # 每块都重算时，一张图要存的各块的输入
     blocks: int
@@ -63,8 +63,8 @@ class Estimate:
     def peak(self, config, again: float) -> int:
         """显存的峰值（字节）；again 是重算的块占几成，1 是每块都重算。"""
         held = self.weights
-        if config.memory.offload == "blocks":
-            held = self.outside + SLOTS * self.block
+        if self.moved:
+            held += SLOTS * self.block - self.moved
         if config.lora.kind == "full":  # 权重自己就是要学的参数
             held = 0
         acts = again * self.inputs + (1 - again) * self.kept + (1 + (again > 0)) * self.one
@@ -121,7 +121,7 @@ def measure(family, config) -> Estimate:
         trained=trained,
         weights=sum(each) + outside,
         block=max(each),
-        outside=outside,
+        moved=sum(moving(each, config.memory.resident)) if config.memory.offload == "blocks" else 0,
         kept=kept * size // 2,  # 走的是 bf16 的
         inputs=inputs * size // 2,
         blocks=len(whole),

@@ -16,13 +16,19 @@ from lorakit.config import Config
 from lorakit.config_groups import Sample
 from lorakit.data import read_image
 from lorakit.errors import ConfigError, LorakitError, WeightsError
+from lorakit.memory import free_memory
 
 LANCZOS = Image.Resampling.LANCZOS
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
+DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
 
 
-def open_pipeline(family, weights: Path | None = None):
-    """打开家族的 stock 管线；给了 LoRA 或全量微调的结果就先核对、再用上。"""
+def open_pipeline(family, weights: Path | None = None, text="load"):
+    """打开家族的 stock 管线；给了 LoRA 或全量微调的结果就先核对、再用上。
+
+    Args:
+        text: None 就不载入文本编码器，只能画 `remember` 过的提示词。
+    """
     whole = full.find(weights) if weights is not None else None
     if whole is not None:
         full.check_fits(whole, family)
@@ -31,13 +37,36 @@ def open_pipeline(family, weights: Path | None = None):
         family.transformer_folder = wanted
         family.release("transformer")
     transformer = family.untouched()
-    pipe = family.pipeline(transformer)
+    pipe = family.pipeline(transformer, text=text)
     pipe.set_progress_bar_config(disable=True)
     if weights is not None and whole is None:
         file = lora.find(weights)
         lora.check_fits(file, transformer)
         lora.put_on(pipe, file)
     return pipe
+
+
+def open_for(family, weights, guidance: float, prompts, controls=None, negative: str = ""):
+    """打开只画这几句的管线：显卡上先编码、放掉文本编码器，再载入 Transformer。"""
+    if not scarce(family) or (family.controls[0] and controls is None):
+        return open_pipeline(family, weights)
+    if weights is not None and full.find(weights) is None:
+        lora.find(weights)  # 文件不在，就别先等编码
+    remember(family, guidance, prompts, controls, negative)
+    return open_pipeline(family, weights, text=None)
+
+
+def scarce(family) -> bool:
+    """显存紧：文本编码器与 Transformer 不同时放。"""
+    return family.device.type == "cuda"
+
+
+def remember(family, guidance: float, prompts, controls=None, negative: str = ""):
+    """编码好 prompts（编辑还有每句的控制图 controls）与引导用的负面提示词，见 Family.remember。"""
+    family.remember(prompts, controls)
+    if guidance > 1 and not family.embedded_guidance:
+        blank = negative if negative.strip() else family.blank
+        family.remember([blank] * len(prompts), controls)
 
 
 def generate(
@@ -59,27 +88,54 @@ def generate(
         raise ConfigError(f"{family.name} 要先有一张图才能改：用 lorakit edit 图.png “怎么改”。")
     if negative.strip():
         _check_negative(family, pipe, settings.guidance)
+    _fit_vae(family, math.prod(size))
     images: list[Image.Image] = []
-    for start in range(0, len(prompts), BATCH):
-        part = list(prompts[start : start + BATCH])
+    # 编码好的一张张画：显存紧才先编码
+    count = 1 if family.recall(prompts) else BATCH
+    for start in range(0, len(prompts), count):
+        part = list(prompts[start : start + count])
         seeds = [
             torch.Generator("cpu").manual_seed(settings.seed + start + i) for i in range(len(part))
         ]
-        arguments = family.sample_arguments(settings.guidance, len(part))
-        if negative.strip():
-            arguments["negative_prompt"] = [negative] * len(part)
         drawn = pipe(
-            prompt=part,
+            **_said(family, pipe, part, settings.guidance, negative),
             width=size[0],
             height=size[1],
             num_inference_steps=settings.steps,
             generator=seeds,
             output_type="np",
-            **arguments,
         ).images
         check_finite(drawn, part)
         images += pipe.image_processor.numpy_to_pil(drawn)
     return images
+
+
+def _said(family, pipe, part: list[str], guidance: float, negative: str) -> dict:
+    """告诉管线画什么、怎么引导；编码好的提示词不再给文字。"""
+    arguments = family.sample_arguments(guidance, len(part))
+    if negative.strip():
+        arguments["negative_prompt"] = [negative] * len(part)
+    guided = guidance > 1 and not family.embedded_guidance
+    blanks = arguments.get("negative_prompt", [family.blank] * len(part)) if guided else []
+    known, empty = family.recall(part), family.recall(blanks)
+    if known is None or empty is None:
+        if pipe.text_encoder is None:
+            raise LorakitError(f"这条管线没有文本编码器，画不了没有编码过的“{part[0]}”。")
+        return {"prompt": part, **arguments}
+    arguments.pop("negative_prompt", None)
+    arguments |= family.prompt_arguments(known)
+    return arguments | (family.prompt_arguments(empty, "negative_") if guided else {})
+
+
+def _fit_vae(family, pixels: int):
+    """解码很占显存：一张张来；一张也放不下，就一小片一小片地来，接缝处的差别看不出来。"""
+    if family.device.type != "cuda":
+        return
+    vae = family.load("vae")
+    torch.cuda.empty_cache()
+    vae.enable_slicing()
+    tight = free_memory(family.device) < DECODING * pixels
+    (vae.enable_tiling if tight else vae.disable_tiling)()
 
 
 def _check_negative(family, pipe, guidance: float):
@@ -111,6 +167,7 @@ def edit(
     """
     check_size(family, size if isinstance(size, tuple) else (size, size))
     area = math.prod(size) if isinstance(size, tuple) else size**2
+    _fit_vae(family, area)
     side, unit = round(math.sqrt(area) / family.multiple) * family.multiple, family.multiple
     jobs = []
     for i, (prompt, pictures) in enumerate(zip(prompts, controls, strict=True)):
@@ -161,10 +218,20 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
     with torch.autocast(family.device.type, family.dtype, enabled=mixed):
         if not family.controls[1]:
             return generate(family, pipe, prompts, config.sample, (side, side))
-        items = dataset.held or dataset.train
-        records = [items[i % len(items)].record for i in range(len(prompts))]
-        controls = [[read_image(path) for path in record.controls] for record in records]
-        return edit(family, pipe, prompts, controls, config.sample, side)
+        return edit(family, pipe, prompts, _controls(config, dataset), config.sample, side)
+
+
+def remember_preview(family, config: Config, dataset):
+    """显卡上，载入 Transformer 之前先编码好 `preview` 要用的。"""
+    if scarce(family) and config.sample.prompts:
+        controls = _controls(config, dataset) if family.controls[1] else None
+        remember(family, config.sample.guidance, config.sample.prompts, controls)
+
+
+def _controls(config: Config, dataset) -> list[list[Image.Image]]:
+    items = dataset.held or dataset.train
+    records = [items[i % len(items)].record for i in range(len(config.sample.prompts))]
+    return [[read_image(path) for path in record.controls] for record in records]
 
 
 def check_controls(family, count: int):

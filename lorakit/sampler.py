@@ -10,8 +10,6 @@ from PIL import Image
 from lorakit import flow
 from lorakit.families.base import Cond, Family
 
-BLANK = " "  # 负面提示词：官方示例用一个空格
-
 
 @torch.no_grad()
 def edit(
@@ -37,11 +35,11 @@ def edit(
     ]
 
     def condition(texts) -> Cond:
-        conds = family.encode_prompts(list(texts), seen)
+        conds = family.recall(texts, seen) or family.encode_prompts(list(texts), seen)
         return family.collate([{**a, **b} for a, b in zip(conds, control, strict=True)])
 
     asked = condition(prompts)
-    empty = condition([BLANK] * len(prompts)) if guidance > 1 else None
+    empty = condition([family.blank] * len(prompts)) if guidance > 1 else None
     h, w = size[1] // family.compression, size[0] // family.compression
     shape = (control[0]["control_1"].shape[0], h, w)
     noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]

@@ -7,9 +7,13 @@
 """
 
 import weakref
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
+
+from lorakit.errors import ConfigError
 
 ALIGN = 256  # 每个张量从这么多字节的整数倍开始，各种内核都喜欢
 SLOTS = 2
@@ -19,6 +23,22 @@ def repeated(model: nn.Module) -> list[nn.Module]:
     """重复的那些块，按书写顺序；diffusers 与 transformers 各有各的记法。"""
     names = set(getattr(model, "_repeated_blocks", None) or model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def moving(members: Sequence, resident: int) -> list:
+    """几块里要搬的那些：留在显卡上的 resident 块隔得一样远，算它们的时候正好搬下一块。
+
+    Raises:
+        ConfigError: 一块也不用搬。
+    """
+    total = len(members)
+    if resident >= total:
+        raise ConfigError(
+            f"memory.resident：一共 {total} 块，留 {resident} 块就不用搬了。"
+            "请写 memory.offload=none，或把 memory.resident 改小。"
+        )
+    ends = [i * resident // total for i in range(total + 1)]
+    return [one for one, pair in zip(members, pairwise(ends), strict=True) if pair[0] == pair[1]]
 
 
 def _empty_like(value: torch.Tensor, device: torch.device) -> torch.Tensor:

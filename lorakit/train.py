@@ -23,6 +23,7 @@ from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
 from lorakit.graphs import Graphs
+from lorakit.infer import remember_preview
 from lorakit.objective import Objective, explain_nan
 from lorakit.record import RunFolder
 from lorakit.rounding import round_updates
@@ -94,6 +95,7 @@ class Trainer:
         choices.check(config, self.family, self.accelerator.num_processes, sharded)
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)
+        remember_preview(self.family, config, self.dataset)
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.untouched()
         if config.lora.kind == "full":
@@ -236,10 +238,11 @@ class Trainer:
             torch._foreach_div_(given, scale)
 
     def pipeline(self):
-        """出样张用的 stock 管线，装着正在练的 Transformer；先给 VAE 和文本编码器腾出显存。"""
+        """出样张用的 stock 管线，装着正在练的 Transformer；先腾出显存，编码好的不再要编码器。"""
         if self.graphs is not None:
             self.graphs.forget()
-        pipe = self.family.pipeline(self.transformer.eval())
+        text = None if self.family.words else "load"
+        pipe = self.family.pipeline(self.transformer.eval(), text=text)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -168,10 +168,15 @@ def test_quantized_and_streamed_bases_need_less(blank):
         config, _, asked = blank("tiny-qwen-image", f"model.quantize={kind}")
         assert asked.weights < share * plain.weights
         assert (asked.kept, asked.linear) == (plain.kept, plain.linear)
-        moved = config.model_copy(
-            update={"memory": config.memory.model_copy(update={"offload": "blocks"})}
-        )
-        assert asked.peak(moved, 1.0) < asked.peak(config, 1.0)
+        moved = [
+            blank("tiny-qwen-image", f"model.quantize={kind}", "memory.offload=blocks",
+                  f"memory.resident={stay}")[2]
+            for stay in (0, 1)
+        ]  # fmt: skip
+        peaks = [one.peak(config, 1.0) for one in (*moved, asked)]
+        assert peaks == sorted(set(peaks))
+        assert moved[0].moved == pytest.approx(4 / 3 * moved[1].moved, rel=1e-6)
+        assert doctor.host(moved[0], config) > doctor.host(moved[1], config) > doctor.HOST
         assert asked.peak(config, 1.0) < asked.peak(config, 0.5) < asked.peak(config, 0.0)
 
 

@@ -361,6 +361,34 @@ def test_trains_and_draws(name, folder, pictures, tmp_path):
     assert np.abs(np.asarray(both[0], int) - np.asarray(one[0], int)).max() <= 1
 
 
+def test_remembered_prompts_draw_the_same_without_the_encoder(family):
+    """先编码、放掉文本编码器再画：和平常画的一样；没有编码过的，说出来。"""
+    how = load_config("tiny-qwen-image", ["sample.steps=2", "sample.guidance=3"]).sample
+    control = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+    controls = [[control]] if family.controls[1] else None
+
+    def draw(pipe, said: str, settings=how):
+        if controls:
+            return infer.edit(family, pipe, [said], controls, settings, (WIDTH, HEIGHT))[0]
+        return infer.generate(family, pipe, [said], settings, (WIDTH, HEIGHT))[0]
+
+    pipe = family.pipeline(family.load("transformer"))
+    plain = how.model_copy(update={"guidance": 1.0})
+    usual = [draw(pipe, SHORT), draw(pipe, LONG), draw(pipe, SHORT, plain)]
+    for said in (SHORT, LONG):
+        infer.remember(family, how.guidance, [said], controls)
+    assert "text" not in family.parts
+    bare = family.pipeline(family.load("transformer"), text=None)
+    again = [draw(bare, SHORT), draw(bare, LONG), draw(bare, SHORT, plain)]
+    assert "text" not in family.parts
+    for one, other in zip(usual, again, strict=True):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+    if not controls:
+        with pytest.raises(LorakitError, match="没有编码过的“另一句”"):
+            draw(bare, "另一句")
+    family.words.clear()
+
+
 def test_tables_go_where_the_weights_go(family):
     """位置编码的表不是权重，载入时也要到设备上：画图的时候没有别人来搬。"""
     shell = quantize.empty(family._class_of("transformer"), family.config_of("transformer"))

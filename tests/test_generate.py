@@ -8,6 +8,7 @@ from lorakit import infer, lora
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
+from lorakit.families.base import Family
 from lorakit.train import Trainer
 
 TINY, SAID = "tiny-qwen-image", "剪纸风格，一只大狗在中间"
@@ -67,6 +68,60 @@ def test_where_the_base_comes_from(capsys, tmp_path, trained, family):
         assert run(capsys, "generate", *source, *rest)[0] == 0, source
         drawn.add(Image.open(tmp_path / "x.png").tobytes())
     assert len(drawn) == 1
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """像在显卡上一样；载入各部分时，另外还有哪些部分在。"""
+    seen, real = [], Family.load
+
+    def load(self, part):
+        if part not in self.parts:
+            seen.append({part, *self.parts})
+        return real(self, part)
+
+    monkeypatch.setattr(infer, "scarce", lambda family: True)
+    monkeypatch.setattr(Family, "load", load)
+    return seen
+
+
+def test_encoder_and_transformer_are_never_together(capsys, tmp_path, trained, kept, monkeypatch):
+    small = ["--set", "sample.size=64", "--set", "sample.steps=2", "--set", "sample.guidance=3"]
+    where = ["--out", tmp_path / "x.png", "--prompt", SAID]
+    for command in ("generate", "compare"):
+        drawn = []
+        for scarce in (True, False):
+            monkeypatch.setattr(infer, "scarce", lambda family, scarce=scarce: scarce)
+            kept.clear()
+            assert run(capsys, command, trained, *where, *small)[0] == 0
+            assert ({"text"} in kept) == scarce and any("transformer" in one for one in kept)
+            together = [parts for parts in kept if parts >= {"text", "transformer"}]
+            assert bool(together) != scarce
+            drawn.append(Image.open(tmp_path / "x.png").tobytes())
+        assert drawn[0] == drawn[1]
+
+
+def _pictures(trainer):
+    """每一步之后的样张，像 lorakit train 那样画。"""
+    for _ in trainer:
+        family = trainer.family
+        (drawn,) = infer.preview(family, trainer.pipeline(), trainer.config, trainer.dataset)
+        family.release("vae", "text")
+        yield drawn.tobytes()
+
+
+def test_previews_do_not_load_the_encoder_again(config, papercut, kept, monkeypatch):
+    drawn = []
+    for name in ("scarce", "roomy"):
+        monkeypatch.setattr(infer, "scarce", lambda family, name=name: name == "scarce")
+        kept.clear()
+        settings = config("train.steps=2", f"sample.prompts=[{SAID}]",
+                          "sample.steps=2", "sample.size=64", output=name)  # fmt: skip
+        pictures = [*_pictures(Trainer(settings))]
+        together = [parts for parts in kept if parts >= {"text", "transformer"}]
+        assert bool(together) == (name == "roomy")
+        drawn.append(pictures)
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 2
 
 
 def test_negative_prompt_is_the_stock_one(family):

@@ -98,8 +98,9 @@ def test_streaming_trains_exactly_the_same(after, kind):
         pytest.importorskip("bitsandbytes", reason="nf4 要用 bitsandbytes，没有装")
     quantized = f"model.quantize={kind}"
     stays = after(quantized, *RECOMPUTE, output="stays")
-    moves = after(quantized, *STREAM, output="moves")
-    assert all(torch.equal(stays[name], moves[name]) for name in stays)
+    for resident in (0, 1):
+        moves = after(quantized, *STREAM, f"memory.resident={resident}", output=f"moves{resident}")
+        assert all(torch.equal(stays[name], moves[name]) for name in stays)
 
 
 @pytest.mark.parametrize("kind", ["none", "nf4"])
@@ -151,6 +152,22 @@ def test_next_block_is_always_on_its_way(trainer):
         for _ in range(3):
             made.family.predict_velocity(made.transformer, x, t, cond)
     assert streamer.waits <= waited + 1
+
+
+def test_resident_blocks_are_spread_and_stay(trainer):
+    assert streaming.moving(range(6), 0) == list(range(6))
+    assert streaming.moving(range(6), 2) == [0, 1, 3, 4]
+    assert streaming.moving(range(6), 3) == [0, 2, 4]
+    assert streaming.moving(range(6), 5) == [0]
+    made = trainer(*STREAM, "memory.resident=2")
+    streamer, steps = made.transformer.streamer, iter(made)
+    first, second, third, fourth = quantize.blocks(made.transformer).values()
+    next(steps), next(steps)
+    assert len(streamer.blocks) == 2 and streamer.waits == 1
+    mine = [id(t) for block in streamer.blocks for t in block.tensors]
+    for block, moves in ((first, True), (second, False), (third, True), (fourth, False)):
+        frozen = [p for p in block.parameters() if not p.requires_grad]
+        assert all((id(p) in mine) == moves for p in frozen)
 
 
 def test_a_settled_streamer_is_where_a_step_begins(trainer, monkeypatch):
@@ -222,6 +239,7 @@ def test_streamed_pipeline_draws_the_same(tmp_path):
     [
         (["memory.offload=blocks", "memory.checkpointing=off"], "每块都得重算"),
         ([*STREAM, "lora.variant=dora"], "dora"),
+        ([*STREAM, "memory.resident=4"], "memory.resident：一共 4 块.*offload=none"),
         (["memory.attention=cudnn"], "cudnn 要有 NVIDIA 显卡"),
     ],
 )

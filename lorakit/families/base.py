@@ -40,6 +40,11 @@ def _progress_bars(shown: bool):
             (module.enable_progress_bar if enabled else module.disable_progress_bar)()
 
 
+def _key(prompt: str, pictures: Sequence) -> tuple:
+    """一句提示词与它看着的图。"""
+    return prompt, *(hash((one.size, one.tobytes())) for one in pictures)
+
+
 class Family(ABC):
     """一个模型家族；`folder` 是 diffusers 布局的文件夹。"""
 
@@ -55,6 +60,9 @@ class Family(ABC):
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
     masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
+    blank: str = ""  # 没有写负面提示词时，引导用的那一句
+    # 条件里的哪一项是 stock 管线的哪个参数；负面的前面再加 negative_
+    said_as: ClassVar[dict[str, str]] = {"text": "prompt_embeds"}
     # 真模型的尺寸：文件夹 -> 它的 config.json（只写与 diffusers 默认值不同的）；不下载也能测速
     full_size: ClassVar[dict[str, dict]] = {}
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
@@ -66,9 +74,11 @@ class Family(ABC):
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self.device, self.dtype = folder, device, dtype
         self.parts: dict[str, object] = {}
+        self.words: dict[tuple, Cond] = {}  # remember 编码好的提示词，在内存里
         self.transformer_folder = folder / "transformer"  # 全量微调的结果可以换掉它
         self.model = None  # hub.Model：缺的部分用到时从站上补；None 就只认文件夹里有的
         self.quantize, self.offload = "none", "none"  # model.quantize、memory.offload
+        self.resident = 0  # memory.resident
         self.home = device  # 文本编码器载到哪里；显卡放不下时先载到内存，用到哪块搬哪块
         self.random_weights = False  # 不读权重、现造随机的：只为测速度与显存
         self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
@@ -129,8 +139,10 @@ class Family(ABC):
         read = quantize.random_weights(*place) if self.random_weights else quantize.Shards(folder)
         if self.offload == "none":
             return quantize.build(model, read, self.quantize, *place)
-        model.streamer = streaming.Streamer(self.device)
-        return quantize.build(model, read, self.quantize, *place, model.streamer.add)
+        model.streamer = streamer = streaming.Streamer(self.device)
+        moves = set(streaming.moving(list(quantize.blocks(model).values()), self.resident))
+        add = lambda block: streamer.add(block) if block in moves else None  # noqa: E731
+        return quantize.build(model, read, self.quantize, *place, add)
 
     @contextmanager
     def on_cpu(self):
@@ -219,13 +231,36 @@ class Family(ABC):
     def predict_velocity(self, transformer: nn.Module, x_t, t, cond: Cond) -> torch.Tensor:
         """(B, C, h, w)、(B,)、拼好的一批条件 -> 速度 (B, C, h, w)。"""
 
-    def pipeline(self, transformer: nn.Module | None, vae="load"):
-        """stock diffusers 管线，供推理用；vae=None 就不载入 VAE。"""
+    def remember(self, prompts: Sequence[str], refs=None):
+        """先编码好这些提示词，再放掉文本编码器：画它们时，显卡上就不用同时放它与 Transformer。"""
+        for prompt, pictures in zip(prompts, refs or [()] * len(prompts), strict=True):
+            key = _key(prompt, pictures)
+            if key not in self.words:
+                (cond,) = self.encode_prompts([prompt], [pictures] if refs else None)
+                self.words[key] = {name: value.cpu() for name, value in cond.items()}
+        self.release("text")
+
+    def recall(self, prompts: Sequence[str], refs=None) -> list[Cond] | None:
+        """`remember` 过的条件，在设备上；有一句没有就是 None。"""
+        pairs = zip(prompts, refs or [()] * len(prompts), strict=True)
+        found = [self.words.get(_key(*one)) for one in pairs]
+        if None in found:
+            return None
+        return [{name: value.to(self.device) for name, value in cond.items()} for cond in found]
+
+    def prompt_arguments(self, conds: list[Cond], prefix: str = "") -> dict:
+        """编码好的提示词 -> stock 管线的参数；prefix 是 negative_ 就是负面的。"""
+        batch = self.collate(conds)
+        return {prefix + name: batch[key] for key, name in self.said_as.items()}
+
+    def pipeline(self, transformer: nn.Module | None, vae="load", text="load"):
+        """stock diffusers 管线，供推理用；vae=None 就不载入 VAE，text=None 就不载入文本编码器。"""
+        texts = self.load("text") if text == "load" else [None] * len(self.text_parts)
         return self._pipeline_type()(
             scheduler=self.scheduler(),
             vae=self.load("vae") if vae == "load" else vae,
             transformer=transformer,
-            **dict(zip(self.text_parts, self.load("text"), strict=True)),
+            **dict(zip(self.text_parts, texts, strict=True)),
         )
 
     def _pipeline_type(self) -> type:

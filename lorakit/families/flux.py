@@ -29,6 +29,7 @@ class Flux(KLVae, Family):
     licences: ClassVar = {"tiny-flux": "apache-2.0", "": "flux-1-dev-non-commercial-license"}
     multiple = 16
     embedded_guidance = True
+    said_as: ClassVar = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
     masks_text = False
     full_size: ClassVar = {
         "transformer": {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True},

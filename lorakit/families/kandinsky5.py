@@ -34,6 +34,7 @@ class Kandinsky5(KLVae, Family):
     }
     distilled: ClassVar = {"distilled": BASE, "nocfg": BASE}
     text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    said_as: ClassVar = {"text": "prompt_embeds_qwen", "pooled": "prompt_embeds_clip"}
 
     full_size: ClassVar = {
         "transformer": {
@@ -102,6 +103,11 @@ class Kandinsky5(KLVae, Family):
 
     def _pipeline_type(self) -> type:
         return _pipeline_class()
+
+    def prompt_arguments(self, conds, prefix=""):
+        lengths = torch.tensor([0, *(len(cond["text"]) for cond in conds)], device=self.device)
+        ends = lengths.cumsum(0, dtype=torch.int32)
+        return {**super().prompt_arguments(conds, prefix), f"{prefix}prompt_cu_seqlens": ends}
 
     def sample_arguments(self, guidance, count):
         # 负面提示词不给就是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 3.5

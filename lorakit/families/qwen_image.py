@@ -36,6 +36,7 @@ class QwenImage(Family):
     multiple = 16
     pipeline_class = "QwenImagePipeline"
     caption_limit = 1024
+    blank = " "  # 官方示例用一个空格
     full_size: ClassVar = {
         "transformer": {"_class_name": "QwenImageTransformer2DModel"},
         "vae": {"_class_name": "AutoencoderKLQwenImage", "z_dim": 16},
@@ -122,9 +123,18 @@ class QwenImage(Family):
         mixed = mixed * (own.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
         return unpack(mixed, *v.shape[2:])
 
+    def prompt_arguments(self, conds, prefix=""):
+        batch = self.collate(conds)
+        all_real = torch.ones(batch["text"].shape[:2], dtype=torch.bool, device=self.device)
+        batch.setdefault("text_mask", all_real)  # stock 管线一定要掩码
+        return {
+            f"{prefix}prompt_embeds": batch["text"],
+            f"{prefix}prompt_embeds_mask": batch["text_mask"],
+        }
+
     def sample_arguments(self, guidance, count):
-        # 没有负面提示词管线就不做引导；官方示例用一个空格
-        negative = {"negative_prompt": [" "] * count} if guidance > 1 else {}
+        # 没有负面提示词管线就不做引导
+        negative = {"negative_prompt": [self.blank] * count} if guidance > 1 else {}
         # 编码时最多 1024 个词元，画图时默认却只看 512 个
         longest = {"max_sequence_length": self.caption_limit}
         return {"true_cfg_scale": guidance, **negative, **longest}

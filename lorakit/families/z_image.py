@@ -70,6 +70,9 @@ class ZImage(KLVae, Family):
         )[0]
         return -torch.stack(out).squeeze(2)  # B 个 (C, 1, h, w) -> (B, C, h, w)
 
+    def prompt_arguments(self, conds, prefix=""):
+        return {f"{prefix}prompt_embeds": [cond["text"] for cond in conds]}  # 长短不一，不补齐
+
     def sample_arguments(self, guidance, count):
         # stock 算的是 cond + s (cond - uncond)，s 比通行的 CFG 少 1：我们的 5 是它的 4。
         # 不引导也要明说，它的默认值是 5；负面提示词不给就是空的，与训练时丢掉描述一致
