@@ -129,7 +129,7 @@ def _said(family, pipe, part: list[str], guidance: float, negative: str) -> dict
 
 def _fit_vae(family, pixels: int):
     """解码很占显存：一张张来；一张也放不下，就一小片一小片地来，接缝处的差别看不出来。"""
-    if family.device.type != "cuda":
+    if not scarce(family):
         return
     vae = family.load("vae")
     torch.cuda.empty_cache()

@@ -81,6 +81,7 @@ def kept(monkeypatch):
         return real(self, part)
 
     monkeypatch.setattr(infer, "scarce", lambda family: True)
+    monkeypatch.setattr(infer, "free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(Family, "load", load)
     return seen
 
@@ -122,6 +123,19 @@ def test_previews_do_not_load_the_encoder_again(config, papercut, kept, monkeypa
         assert bool(together) == (name == "roomy")
         drawn.append(pictures)
     assert drawn[0] == drawn[1] and len(drawn[0]) == 2
+
+
+def test_pictures_are_decoded_in_tiles_when_memory_is_short(family, monkeypatch):
+    settings = load_config(TINY, ["sample.steps=2"]).sample
+    pipe, drawn = infer.open_pipeline(family), []
+    monkeypatch.setattr(infer, "scarce", lambda family: True)
+    for free, tiled in ((infer.DECODING * 384**2, False), (infer.DECODING * 384**2 - 1, True)):
+        monkeypatch.setattr(infer, "free_memory", lambda device, free=free: free)
+        (picture,) = infer.generate(family, pipe, [SAID], settings, (384, 384))
+        assert pipe.vae.use_tiling == tiled
+        drawn.append(np.asarray(picture, int))
+    pipe.vae.disable_tiling()
+    assert 0 < np.abs(drawn[0] - drawn[1]).mean() < 4
 
 
 def test_negative_prompt_is_the_stock_one(family):
