@@ -1,5 +1,6 @@
 """命令行：只解析、调用、说中文；真正的活都在库里。"""
 
+import logging
 import os
 import sys
 import warnings
@@ -65,6 +66,8 @@ def _open(args, need_lora: bool):
     from lorakit.config import load_config
     from lorakit.families import open_family
 
+    # 提示词太长，stock 管线用英文提醒；我们自己说
+    logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
     source = Path(args.source)
     inside = source / "config.yaml"
     weights = args.lora or (source if inside.is_file() else None)
@@ -74,6 +77,15 @@ def _open(args, need_lora: bool):
     more = [f"model.quantize={args.quantization}"] if args.quantization else []
     config = load_config(path, [*args.set, *more])
     return config, open_family(config), weights
+
+
+def _say_long(family, prompts):
+    """长过编码器上限的提示词，后面的话模型看不到：画之前说一声。"""
+    for prompt, count in zip(prompts, family.count_tokens(list(prompts)), strict=True):
+        if count > family.caption_limit:
+            limit = f"{family.name} 最多看 {family.caption_limit} 个，后面的话不起作用"
+            said = f"“{prompt[:12]}…”有 {count} 个词元，{limit}：把要紧的写在前头。"
+            warnings.warn(said, LorakitWarning, stacklevel=2)
 
 
 def _choose_base(args):
@@ -87,6 +99,8 @@ def _choose_base(args):
     args.source = args.source or args.base
     if args.source is None and args.lora and (args.lora / "config.yaml").is_file():
         args.source = str(args.lora)  # 结果文件夹里记着底模
+    elif args.source is None and args.lora:
+        args.source = args.base = lora.read(args.lora)[1].get("base")  # 我们写的文件也记着
     if args.source is None:
         raise LorakitError(
             "用哪个模型画？写上一次训练的结果文件夹，或 --model_name 底模、--lora_weights 文件。"
@@ -116,6 +130,7 @@ def _generate(args) -> int:
     size = tuple(side if edge is None else edge for edge in (args.width, args.height))
     how = (config.sample.guidance, args.prompt)
     pipe = infer.open_for(family, weights, *how, negative=args.negative_prompt)
+    _say_long(family, args.prompt)
     images = infer.generate(family, pipe, args.prompt, config.sample, size, args.negative_prompt)
     for i, image in enumerate(images):
         path = args.out if len(images) == 1 else args.out.with_stem(f"{args.out.stem}_{i + 1}")
@@ -133,6 +148,7 @@ def _edit(args) -> int:
     infer.check_controls(family, len(pictures))
     how = (config.sample.guidance, [args.prompt], [pictures])
     pipe = infer.open_for(family, weights, *how)
+    _say_long(family, [args.prompt])
     side = config.sample.size or config.data.resolution
     (image,) = infer.edit(family, pipe, [args.prompt], [pictures], config.sample, side)
     print(f"改好了：{report.save_image(image, args.out)}（{args.prompt}）")
@@ -152,6 +168,7 @@ def _compare(args) -> int:
     control = args.image and [read_image(path) for path in args.image]
     controls = control and [control] * len(args.prompt)
     pipe = infer.open_for(family, weights, config.sample.guidance, args.prompt, controls)
+    _say_long(family, args.prompt)
     if axes:
         drawing = (family, pipe, args.prompt[0], config.sample, (side, side))
         sheet = xy.xy_grid(*drawing, *axes, control=control)

@@ -74,9 +74,25 @@ def export(args) -> int:
         raise LorakitError("--workflow 用的是 LoRA 文件，不能和 --merge 一起写；去掉其中一个。")
     if args.workflow and args.workflow.suffix != ".json":
         raise LorakitError(f"--workflow 的文件名要以 .json 结尾，得到“{args.workflow.name}”。")
+    _refuse_idle(args)
     if args.out is not None:
         _convert(args)
     return _workflow(args) if args.workflow else 0
+
+
+def _refuse_idle(args):
+    """写了却用不上的选项：多半是漏写了另一个。"""
+    idle = {
+        "--prompt、--set 只写进工作流，请加上 --workflow 工作流.json": (
+            args.workflow is None and (args.prompt or args.set)
+        ),
+        "--also、--weight、--rank、--merge 改的是 --out 的文件，请加上 --out": (
+            args.out is None and (args.also or args.weight or args.rank is not None or args.merge)
+        ),
+        "--merge 写的是整个 Transformer，没有几种写法：去掉 --to": args.merge and args.to,
+    }
+    for said in (said for said, wrong in idle.items() if wrong):
+        raise LorakitError(f"{said}。")
 
 
 def _convert(args):
@@ -115,8 +131,9 @@ def _convert(args):
         print(f"合并好了：{full.save(args.out, family, merged.items())}")
         return
     card = lora.read(files[0])[1]
-    made = lora_files.write(layers, args.to, args.out, card, places)
-    print(f"写好了：{made}（{args.to}，{len(layers)} 层；重读核对过，每层的 ΔW 都没有变）")
+    style = args.to or "diffusers"
+    made = lora_files.write(layers, style, args.out, card, places)
+    print(f"写好了：{made}（{style}，{len(layers)} 层；重读核对过，每层的 ΔW 都没有变）")
 
 
 def audit(args) -> int:

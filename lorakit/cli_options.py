@@ -221,7 +221,6 @@ COMMANDS = {  # 名字 -> (一句话, 例子, 选项)
             _option(
                 "--to",
                 choices=("diffusers", "comfyui", "kohya"),
-                default="diffusers",
                 help="写成谁的写法（diffusers）",
             ),
             _option("--out", type=Path, help="写到哪里；--merge 时是文件夹"),

@@ -24,7 +24,10 @@ def train(args) -> int:
     if trainer.compiled:
         print("头几步要编译，一分钟上下，显得卡住了；之后才是正常的速度。")
     if trainer.step:
-        print(f"从第 {trainer.step} 步接着练（要从头来，换一个 run.output）。")
+        said = f"从第 {trainer.step} 步接着练"
+        if trainer.step >= config.train.steps:
+            said = f"已经练到 {trainer.step} 步，train.steps 是 {config.train.steps}：还想练就改大"
+        print(f"{said}（要从头来，换一个 run.output）。")
     try:
         times = _loop(trainer)
         if trainer.step < config.train.steps:

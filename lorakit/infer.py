@@ -19,6 +19,7 @@ from lorakit.errors import ConfigError, LorakitError, WeightsError
 from lorakit.memory import free_memory
 
 LANCZOS = Image.Resampling.LANCZOS
+NARROW = 20  # 要改的图，长边最多是短边的几倍
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
 DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
 
@@ -172,6 +173,7 @@ def edit(
     jobs = []
     for i, (prompt, pictures) in enumerate(zip(prompts, controls, strict=True)):
         check_controls(family, len(pictures))
+        _check_shapes(pictures)
         fitted = [p.resize(near_shape(p.size, side, unit), LANCZOS) for p in pictures]
         jobs.append((settings.seed + i, prompt, pictures, fitted))
     images: list[Image.Image] = []
@@ -246,6 +248,14 @@ def check_controls(family, count: int):
         wanted = f"{least} 张" if least == most else f"{least} 到 {most} 张"
         more = "" if most > 1 else "要一次看几张，请换 Qwen/Qwen-Image-Edit-2509。"
         raise ConfigError(f"这个底模一次看 {wanted}图，得到 {count} 张。{more}")
+
+
+def _check_shapes(pictures: Sequence[Image.Image]):
+    for width, height in (picture.size for picture in pictures):
+        if max(width, height) > NARROW * min(width, height):
+            raise ConfigError(
+                f"图 {width}x{height} 太细长了，长边最多是短边的 {NARROW} 倍。先把它裁短一些。"
+            )
 
 
 def check_size(family, size: tuple[int, int]):

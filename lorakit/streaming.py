@@ -148,7 +148,7 @@ class Streamer:
         for number in self.holds:
             if number is not None:
                 self.blocks[number].point(self.blocks[number].away)
-        self.holds = [None] * SLOTS
+        self.holds, self.arrived = [None] * SLOTS, [None] * SLOTS
 
     def _wait(self, place: int):
         """之后派的活，等 place 号格子里的权重到了再做。"""

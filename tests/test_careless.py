@@ -141,6 +141,35 @@ def test_odd_numbers_and_empty_names_are_refused(config, tmp_path, capsys):
     assert not list(tmp_path.glob("x*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "a", "--prompt", "猫"], "加上 --workflow"),
+        (["--out", "a", "--set", "sample.steps=3"], "加上 --workflow"),
+        (["--workflow", "a.json", "--rank", "2"], "加上 --out"),
+        (["--out", "a", "--merge", "--to", "kohya"], "去掉 --to"),
+    ],
+)
+def test_options_of_export_that_would_do_nothing_are_refused(options, said, capsys):
+    assert main(["export", "x.safetensors", *options]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_thread_of_a_picture_is_not_edited(tmp_path, capsys):
+    Image.new("RGB", (5000, 10)).save(tmp_path / "a.png")
+    assert main(["edit", str(tmp_path / "a.png"), "改成夜晚"]) == 1
+    assert "最多是短边的 20 倍" in capsys.readouterr().err
+
+
+def test_a_run_past_its_steps_says_so(papercut, tmp_path, capsys):
+    sets = [f"data.folder={papercut}", f"run.output={tmp_path / 'run'}", "eval.every=0",
+            "data.resolution=64"]  # fmt: skip
+    for steps in (2, 1):
+        more = [x for one in [*sets, f"train.steps={steps}"] for x in ("--set", one)]
+        assert main(["train", "tiny-qwen-image", *more]) == 0
+    assert "已经练到 2 步，train.steps 是 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["kohya", "comfyui"])
 def test_our_own_exports_say_how_to_come_back(kind, config, tmp_path, capsys):
     list(Trainer(config()))

@@ -54,6 +54,12 @@ def test_names_of_common_scripts(capsys, tmp_path, trained):
     assert Image.open(tmp_path / "a.png").tobytes() != one.tobytes(), "LoRA 没有用上"
 
 
+def test_words_beyond_the_limit_are_told_in_chinese(capsys, tmp_path):
+    said = run(capsys, "generate", "tiny-flux", "--prompt", 9 * SAID, "--out", tmp_path / "a.png",
+               "--set", "sample.steps=2", "--set", "sample.size=64")[1]  # fmt: skip
+    assert "flux 最多看 32 个" in said and "truncated" not in said
+
+
 def test_where_the_base_comes_from(capsys, tmp_path, trained, family):
     """结果文件夹、底模的文件夹、只给 LoRA：画的都一样。"""
     rest = ["--prompt", SAID, "--out", tmp_path / "x.png", "--width", 64, "--height", 64]
@@ -63,6 +69,7 @@ def test_where_the_base_comes_from(capsys, tmp_path, trained, family):
         [trained],
         ["--lora_weights", trained],
         ["--model_name", trained],
+        ["--lora_weights", lora.find(trained)],  # 文件里记着底模
         ["--model_name", family.folder, "--lora_weights", trained],
     ):
         assert run(capsys, "generate", *source, *rest)[0] == 0, source

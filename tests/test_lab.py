@@ -504,8 +504,12 @@ def test_busy_run_refuses_a_second_start(shown, watched, config):
     run.start()
     with pytest.raises(LorakitError, match="正在进行"):
         run.start()
+    for folder in (run.config.run.output, run.config.run.output.parent):
+        with pytest.raises(LorakitError, match="还在跑"):  # 面板那一格又运行了一遍
+            lab.fresh(folder)
     run.stop()
     assert run.result().step < 50
+    assert not lab.fresh(run.config.run.output).exists()
 
 
 def test_board_previews_edits(shown, tmp_path):

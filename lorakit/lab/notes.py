@@ -3,10 +3,13 @@
 import os
 import shutil
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 
 from lorakit.cache_root import root
+from lorakit.errors import LorakitError
 
+JOBS: dict[Path, Future] = {}  # 结果文件夹 -> 在后台练它的活
 HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得见
 
 
@@ -16,8 +19,16 @@ def notes() -> Path:
 
 
 def fresh(folder: str | Path) -> Path:
-    """清空临时文件夹里的一个结果，这一格再运行就从头练；别处的（你自己的结果）一点不动。"""
+    """清空临时文件夹里的一个结果，这一格再运行就从头练；别处的（你自己的结果）一点不动。
+
+    Raises:
+        LorakitError: 上一次运行这一格开始的训练还没有停。
+    """
     folder = Path(folder).resolve()
+    if any(one.is_relative_to(folder) and not job.done() for one, job in JOBS.items()):
+        raise LorakitError(
+            f"“{folder.name}”里的训练还在跑：等它练完，或在它的面板上按“停止”，再运行这一格。"
+        )
     if folder.is_relative_to(Path(tempfile.gettempdir()).resolve()):
         shutil.rmtree(folder, ignore_errors=True)
     return folder

@@ -15,6 +15,7 @@ from lorakit.errors import LorakitError
 from lorakit.families import open_family
 from lorakit.lab.board import Board
 from lorakit.lab.display import headless
+from lorakit.lab.notes import JOBS
 from lorakit.lab.process import Process
 from lorakit.train import Trainer
 
@@ -119,6 +120,7 @@ class Run:
         self.board.running(True)
         pool = ThreadPoolExecutor(1, thread_name_prefix="train")
         self._job = pool.submit(self._follow if self.process else self._train)
+        JOBS[self.config.run.output.resolve()] = self._job
         self._job.add_done_callback(self._ended)
         pool.shutdown(wait=False)
 
