@@ -92,8 +92,6 @@ def _idle(config: Config, family, processes: int):
     graphs = config.memory.compile == "graphs" and not missing
     if graphs and not memory.can_replay(family.device, processes):
         _tell("memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡，只能有一个进程。")
-    if config.memory.resident and config.memory.offload == "none":
-        _tell("memory.resident 不起作用：memory.offload=none，每一块本来就都留在显卡上。")
     if (
         config.model.precision == "bf16"
         and family.device.type == "cuda"

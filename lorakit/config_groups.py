@@ -245,11 +245,9 @@ class Memory(_Group):
     compile: bool | Literal["graphs"] = False
     """用 torch.compile 编译：开头多等一会儿，之后更快；只练几百步就不值得开。graphs 再把一步录成
     CUDA 图重放，省掉 CPU 一个个派活的时间，只在一块 NVIDIA 显卡上起作用。"""
-    offload: Literal["none", "blocks"] = "none"
+    offload: Literal["none", "blocks"] | Annotated[int, setting(ge=1)] = "none"
     """底模放在哪：none 全在显卡上；blocks 放在内存里，用到哪一块才搬来哪一块，显存省得最多，
-    快慢看内存到显卡的速度；训练时要开 checkpointing。"""
-    resident: int = setting(0, ge=0)
-    """offload=blocks 时，隔着留几块一直在显卡上：显存有余就多留，内存少占，要搬的也少。"""
+    快慢看内存到显卡的速度；写一个数就只搬这么多块，其余留在显卡上。训练时要开 checkpointing。"""
     attention: Literal["auto", "native", "flash", "cudnn"] = "auto"
     """注意力的内核：auto 由快到慢地试，用头一个算得对的；native 由 PyTorch 挑；flash、cudnn
     指定一种，开练前会和参考算法对一遍。"""

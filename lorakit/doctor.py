@@ -197,7 +197,7 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         return [*checks, Check(BAD, "显存", f"{said}：放不下。{mend}")]
     checks.append(Check(GOOD, "显存", said))
     encoder = text * dtype.itemsize / 2 / GIB
-    tight = config.memory.offload == "blocks" or encoder + 2 > capacity
+    tight = asked.moved or encoder + 2 > capacity
     # 编码在训练之前，编完就放掉：随用随搬的文本编码器与训练要的不同时在内存里
     need = max(host(asked, config), HOST + encoder if tight else 0.0)
     return [*checks, _host_need(need), *_time(config, asked, again)]
@@ -307,7 +307,7 @@ def _time(config: Config, asked: Estimate, again: float) -> list[Check]:
     if device.type != "cuda" and asked.parameters > 1e9:
         return []  # 当作有显卡，可是没有卡可量
     ceiling, gpu = bench.gemm_ceiling(device, dtype), device.type == "cuda"
-    bus = bench.copy_speed(device) if gpu and config.memory.offload == "blocks" else BUS
+    bus = bench.copy_speed(device) if gpu and asked.moved else BUS
     step = seconds(asked, config, again, ceiling, gpu, bus)
     said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(step * config.train.steps)}"
     waits = gpu and step == handling(asked, config, again)
@@ -329,7 +329,7 @@ def seconds(
     if on_gpu and not config.memory.compile:
         share *= EAGER
     step = asked.work(config, again) / 1e12 / ceiling / share
-    if config.memory.offload == "blocks":  # 一边算一边搬，看哪一样慢；同时进行，各慢一点
+    if asked.moved:  # 一边算一边搬，看哪一样慢；同时进行，各慢一点
         moving = 2 * asked.moved / 1e9 / bus
         step = max(step, moving) + SHARING * min(step, moving)
     if on_gpu:

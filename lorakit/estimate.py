@@ -79,7 +79,7 @@ class Estimate:
         """memory.checkpointing 会让几成的块重算；auto 就是 capacity 字节里放不下的那几成。"""
         how = config.memory.checkpointing
         fixed = {True: 1.0, "full": 1.0, "selective": 0.5, False: 0.0, "off": 0.0}
-        if config.memory.offload == "blocks":
+        if self.moved:
             return 1.0
         if how in fixed:
             return fixed[how]
@@ -121,7 +121,7 @@ def measure(family, config) -> Estimate:
         trained=trained,
         weights=sum(each) + outside,
         block=max(each),
-        moved=sum(moving(each, config.memory.resident)) if config.memory.offload == "blocks" else 0,
+        moved=sum(moving(each, config.memory.offload)),
         kept=kept * size // 2,  # 走的是 bf16 的
         inputs=inputs * size // 2,
         blocks=len(whole),

@@ -33,6 +33,7 @@ def refuse(config, processes: int = 1):
     """
     model, how, lora = config.model, config.memory, config.lora
     off = how.checkpointing in (False, "off", "selective")
+    moves = how.offload != "none"
     clashes = {  # 为什么不行、怎么改 -> 是不是这样
         f"model.quantize：{model.quantize} 的底模只能冻住，不能全量微调：一小步的改动比量化的一格"
         "还小，加上去等于没加。请写 lora.kind=lora，或 model.quantize=none。": (
@@ -46,18 +47,16 @@ def refuse(config, processes: int = 1):
         "请写 model.quantize=fp8 或 int8，或 lora.variant=plain。": (
             model.quantize == "nf4" and lora.variant == "lokr"
         ),
-        "lora.variant：dora 要一开始就看得到底模的权重，memory.offload=blocks 时它们不在显卡上。"
+        "lora.variant：dora 要一开始就看得到底模的权重，memory.offload 搬走的不在显卡上。"
         "请写 lora.variant=plain 或 rslora。": (
-            how.offload == "blocks" and lora.variant == "dora" and model.quantize == "none"
+            moves and lora.variant == "dora" and model.quantize == "none"
         ),
-        "memory.offload：blocks 只能搬冻住的权重，全量微调的权重每步都在变。"
-        "请写 memory.offload=none，或 lora.kind=lora。": (
-            how.offload == "blocks" and lora.kind == "full"
-        ),
-        "memory.offload：blocks 训练时，反向传播要把每一块再搬来一次，所以每块都得重算。"
-        "请写 memory.checkpointing=full。": how.offload == "blocks" and off,
-        f"memory.offload：blocks 只能在一个进程里用，现在有 {processes} 个。": (
-            how.offload == "blocks" and processes > 1
+        "memory.offload：只能搬冻住的权重，全量微调的权重每步都在变。"
+        "请写 memory.offload=none，或 lora.kind=lora。": (moves and lora.kind == "full"),
+        "memory.offload：训练时，反向传播要把每一块再搬来一次，所以每块都得重算。"
+        "请写 memory.checkpointing=full。": moves and off,
+        f"memory.offload：边算边搬只能在一个进程里用，现在有 {processes} 个。": (
+            moves and processes > 1
         ),
     }
     if said := [why for why, wrong in clashes.items() if wrong]:
@@ -68,7 +67,7 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
     """按 memory 一组设置就地改造 Transformer；返回管重算的那个，masked 见 set_attention。"""
     set_attention(transformer, family, settings.attention, masked)
     how = {True: "full", False: "off"}.get(settings.checkpointing, settings.checkpointing)
-    if how == "auto" and settings.offload == "blocks":
+    if how == "auto" and settings.offload != "none":
         how = "full"  # 没轮到的块不在显卡上，反向时只能重算
     if how == "auto" and family.device.type != "cuda":
         how = "off"  # 内存一般够大，重算只会更慢

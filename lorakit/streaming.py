@@ -25,20 +25,22 @@ def repeated(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def moving(members: Sequence, resident: int) -> list:
-    """几块里要搬的那些：留在显卡上的 resident 块隔得一样远，算它们的时候正好搬下一块。
+def moving(members: Sequence, offload: str | int) -> list:
+    """按 memory.offload 要搬的那些块；只搬几块时隔得一样远，算留下的那些时正好搬下一块。
 
     Raises:
-        ConfigError: 一块也不用搬。
+        ConfigError: 没有那么多块。
     """
+    if offload in ("none", "blocks"):
+        return list(members) if offload == "blocks" else []
     total = len(members)
-    if resident >= total:
+    if offload > total:
         raise ConfigError(
-            f"memory.resident：一共 {total} 块，留 {resident} 块就不用搬了。"
-            "请写 memory.offload=none，或把 memory.resident 改小。"
+            f"memory.offload：底模一共 {total} 块，搬不了 {offload} 块。"
+            f"请写 1 到 {total}，或写 blocks（全部都搬）。"
         )
-    ends = [i * resident // total for i in range(total + 1)]
-    return [one for one, pair in zip(members, pairwise(ends), strict=True) if pair[0] == pair[1]]
+    ends = [i * offload // total for i in range(total + 1)]
+    return [one for one, pair in zip(members, pairwise(ends), strict=True) if pair[0] < pair[1]]
 
 
 def _empty_like(value: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -98,8 +98,8 @@ def test_streaming_trains_exactly_the_same(after, kind):
         pytest.importorskip("bitsandbytes", reason="nf4 要用 bitsandbytes，没有装")
     quantized = f"model.quantize={kind}"
     stays = after(quantized, *RECOMPUTE, output="stays")
-    for resident in (0, 1):
-        moves = after(quantized, *STREAM, f"memory.resident={resident}", output=f"moves{resident}")
+    for some in ("blocks", 3):
+        moves = after(quantized, *STREAM, f"memory.offload={some}", output=f"moves-{some}")
         assert all(torch.equal(stays[name], moves[name]) for name in stays)
 
 
@@ -154,18 +154,18 @@ def test_next_block_is_always_on_its_way(trainer):
     assert streamer.waits <= waited + 1
 
 
-def test_resident_blocks_are_spread_and_stay(trainer):
-    assert streaming.moving(range(6), 0) == list(range(6))
-    assert streaming.moving(range(6), 2) == [0, 1, 3, 4]
-    assert streaming.moving(range(6), 3) == [0, 2, 4]
-    assert streaming.moving(range(6), 5) == [0]
-    made = trainer(*STREAM, "memory.resident=2")
+def test_blocks_that_move_are_spread_and_the_others_stay(trainer):
+    assert streaming.moving(range(6), "blocks") == streaming.moving(range(6), 6) == list(range(6))
+    assert streaming.moving(range(6), 4) == [1, 2, 4, 5]
+    assert streaming.moving(range(6), 3) == [1, 3, 5]
+    assert streaming.moving(range(6), 1) == [5] and streaming.moving(range(6), "none") == []
+    made = trainer(*STREAM, "memory.offload=2")
     streamer, steps = made.transformer.streamer, iter(made)
     first, second, third, fourth = quantize.blocks(made.transformer).values()
     next(steps), next(steps)
     assert len(streamer.blocks) == 2 and streamer.waits == 1
     mine = [id(t) for block in streamer.blocks for t in block.tensors]
-    for block, moves in ((first, True), (second, False), (third, True), (fourth, False)):
+    for block, moves in ((first, False), (second, True), (third, False), (fourth, True)):
         frozen = [p for p in block.parameters() if not p.requires_grad]
         assert all((id(p) in mine) == moves for p in frozen)
 
@@ -239,7 +239,7 @@ def test_streamed_pipeline_draws_the_same(tmp_path):
     [
         (["memory.offload=blocks", "memory.checkpointing=off"], "每块都得重算"),
         ([*STREAM, "lora.variant=dora"], "dora"),
-        ([*STREAM, "memory.resident=4"], "memory.resident：一共 4 块.*offload=none"),
+        ([*STREAM, "memory.offload=5"], "memory.offload：底模一共 4 块.*写 blocks"),
         (["memory.attention=cudnn"], "cudnn 要有 NVIDIA 显卡"),
     ],
 )

@@ -87,5 +87,5 @@ def _configured(cls: type, folder: Path, config, device: torch.device | None):
     _refuse_other_family(cls, folder, config.model.path)
     family = cls(folder, device, memory.pick_dtype(config.model.precision, device))
     family.quantize, family.offload = config.model.quantize, config.memory.offload
-    family.guidance, family.resident = config.train.guidance, config.memory.resident
+    family.guidance = config.train.guidance
     return family

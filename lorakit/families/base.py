@@ -78,7 +78,6 @@ class Family(ABC):
         self.transformer_folder = folder / "transformer"  # 全量微调的结果可以换掉它
         self.model = None  # hub.Model：缺的部分用到时从站上补；None 就只认文件夹里有的
         self.quantize, self.offload = "none", "none"  # model.quantize、memory.offload
-        self.resident = 0  # memory.resident
         self.home = device  # 文本编码器载到哪里；显卡放不下时先载到内存，用到哪块搬哪块
         self.random_weights = False  # 不读权重、现造随机的：只为测速度与显存
         self.guidance = 1.0  # 内嵌引导的家族（FLUX）训练时喂给模型的引导值
@@ -117,8 +116,8 @@ class Family(ABC):
 
     def _tight(self) -> bool:
         """文本编码器要不要随用随搬：设置要求，或剩下的显存放不下它。"""
-        if self.offload == "blocks" or self.device.type != "cuda":
-            return self.offload == "blocks"
+        if self.offload != "none" or self.device.type != "cuda":
+            return self.offload != "none"
         parts = [self.folder / part for part in self.text_parts]
         size = sum(f.stat().st_size for part in parts for f in part.glob("*.safetensors"))
         torch.cuda.empty_cache()
@@ -140,7 +139,7 @@ class Family(ABC):
         if self.offload == "none":
             return quantize.build(model, read, self.quantize, *place)
         model.streamer = streamer = streaming.Streamer(self.device)
-        moves = set(streaming.moving(list(quantize.blocks(model).values()), self.resident))
+        moves = set(streaming.moving(list(quantize.blocks(model).values()), self.offload))
         add = lambda block: streamer.add(block) if block in moves else None  # noqa: E731
         return quantize.build(model, read, self.quantize, *place, add)
 
