@@ -21,6 +21,7 @@ from lorakit.memory import free_memory
 LANCZOS = Image.Resampling.LANCZOS
 NARROW = 20  # 要改的图，长边最多是短边的几倍
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
+TILE = 512  # VAE 分片解码时一片的边长，像素
 DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
 
 
@@ -137,6 +138,9 @@ def _fit_vae(family, pixels: int):
     vae.enable_slicing()
     tight = free_memory(family.device) < DECODING * pixels
     (vae.enable_tiling if tight else vae.disable_tiling)()
+    if hasattr(vae, "tile_latent_min_size"):  # 原来的一片和训练时的图一样大：1024² 就不分了
+        vae.tile_sample_min_size = TILE
+        vae.tile_latent_min_size = TILE >> (len(vae.config.block_out_channels) - 1)
 
 
 def _check_negative(family, pipe, guidance: float):
