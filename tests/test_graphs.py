@@ -99,6 +99,25 @@ def test_graphs_make_room_for_an_unknown_shape(made, card, free, kept):
     assert made.need == 2 * GIB and len(made.made) == kept
 
 
+def test_streamed_blocks_are_in_place_before_every_replay(made, monkeypatch):
+    calls = []
+    made.streamer = SimpleNamespace(
+        settle=lambda: calls.append("settle"), drop=lambda: calls.append("drop")
+    )
+    for key in range(5):
+        made.draw(3, key)
+    assert calls == ["settle"] * 3  # 头两次照常走
+
+    def fail(given, layout):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(made, "_record", fail)
+    with pytest.warns(LorakitWarning, match="没有录图"):
+        for key in range(3):
+            made.draw(4, key)
+    assert calls[3:] == ["drop"]  # 录到一半，格子里的不算数
+
+
 def test_what_cannot_be_recorded_trains_as_usual(made, monkeypatch):
     def fail(given, layout):
         raise RuntimeError("Cannot copy between CPU and CUDA tensors\nmore")
