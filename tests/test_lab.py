@@ -428,6 +428,11 @@ def test_form_is_the_config(shown):
     assert list(ways) == ["false", "true", "auto", "full", "selective", "off"]
     form.inputs["memory.compile"].value = "graphs"
     assert form.config.memory.compile == "graphs"
+    some = form.inputs["memory.offload"]  # 几选一，或一个数
+    assert some.options == ("none", "blocks")
+    for wanted in (30, "blocks"):
+        some.value = str(wanted)
+        assert form.config.memory.offload == wanted
     form.read_yaml("train: {stps: 3}")
     assert "train.steps" in form.message.value and form.config.train.steps == 77
     form.read_yaml("lora: {rank: [1")

@@ -132,23 +132,28 @@ class Form:
 
 
 def _input(field: Field, text: str):
-    """一项设置的控件：几选一是下拉，是非是勾选，其余是文字框（由设置自己校验）。"""
+    """一项设置的控件：几选一是下拉，也能写别的就带着建议，是非是勾选，其余是文字框（由设置自己校验）。"""
     w = widgets()
     looks = {"style": {"description_width": "13em"}, "layout": w.Layout(width="min(520px, 95%)")}
-    if choices := _choices(field.type):
+    choices, free = _choices(field.type)
+    if choices and not free:
         return w.Dropdown(options=choices, value=text, description=field.name, **looks)
+    if choices:
+        named = {"description": field.name, "continuous_update": False}
+        return w.Combobox(value=text, options=choices, ensure_option=False, **named, **looks)
     if field.type is bool:
         return w.Checkbox(text == "true", description=field.name, **looks)
     return w.Text(text, description=field.name, continuous_update=False, **looks)
 
 
-def _choices(kind) -> list[str]:
-    """几选一的全部写法；是非与几选一并在一起的（例如 false、true、graphs）也算，别的是空的。"""
+def _choices(kind) -> tuple[list[str], bool]:
+    """(几选一的全部写法，能不能写别的)；是非与几选一并在一起的（false、true、graphs）也算几选一。"""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     names = [name for part in parts if get_origin(part) is Literal for name in get_args(part)]
-    if not names or any(part is not bool and get_origin(part) is not Literal for part in parts):
-        return []
-    return [*(["false", "true"] if bool in parts else []), *map(str, names)]
+    if not names:
+        return [], True
+    free = any(part is not bool and get_origin(part) is not Literal for part in parts)
+    return [*(["false", "true"] if bool in parts else []), *map(str, names)], free
 
 
 def _as(box, text: str):
