@@ -128,6 +128,7 @@ def _generate(args) -> int:
     config, family, weights = _open(args, need_lora=False)
     side = config.sample.size or config.data.resolution
     size = tuple(side if edge is None else edge for edge in (args.width, args.height))
+    infer.check_size(family, size)
     how = (config.sample.guidance, args.prompt)
     pipe = infer.open_for(family, weights, *how, negative=args.negative_prompt)
     _say_long(family, args.prompt)
@@ -145,7 +146,6 @@ def _edit(args) -> int:
     report.picture_kind(args.out)
     pictures = [read_image(path) for path in (args.image, *args.also)]
     config, family, weights = _open(args, need_lora=False)
-    infer.check_controls(family, len(pictures))
     how = (config.sample.guidance, [args.prompt], [pictures])
     pipe = infer.open_for(family, weights, *how)
     _say_long(family, [args.prompt])

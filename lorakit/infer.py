@@ -19,7 +19,7 @@ from lorakit.errors import ConfigError, LorakitError, WeightsError
 from lorakit.memory import free_memory
 
 LANCZOS = Image.Resampling.LANCZOS
-NARROW = 20  # 要改的图，长边最多是短边的几倍
+NARROW = 100  # 要改的图，长边最多是短边的几倍；再细长，Qwen2.5-VL 就不看了
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
 TILE = 512  # VAE 分片解码时一片的边长，像素
 DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
@@ -50,6 +50,8 @@ def open_pipeline(family, weights: Path | None = None, text="load"):
 
 def open_for(family, weights, guidance: float, prompts, controls=None, negative: str = ""):
     """打开只画这几句的管线：显卡上先编码、放掉文本编码器，再载入 Transformer。"""
+    for pictures in controls or []:  # 别等编码完了才说
+        _check_pictures(family, pictures)
     if not scarce(family) or (family.controls[0] and controls is None):
         return open_pipeline(family, weights)
     if weights is not None and full.find(weights) is None:
@@ -176,8 +178,7 @@ def edit(
     side, unit = round(math.sqrt(area) / family.multiple) * family.multiple, family.multiple
     jobs = []
     for i, (prompt, pictures) in enumerate(zip(prompts, controls, strict=True)):
-        check_controls(family, len(pictures))
-        _check_shapes(pictures)
+        _check_pictures(family, pictures)
         fitted = [p.resize(near_shape(p.size, side, unit), LANCZOS) for p in pictures]
         jobs.append((settings.seed + i, prompt, pictures, fitted))
     images: list[Image.Image] = []
@@ -227,11 +228,13 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
         return edit(family, pipe, prompts, _controls(config, dataset), config.sample, side)
 
 
-def remember_preview(family, config: Config, dataset):
-    """显卡上，载入 Transformer 之前先编码好 `preview` 要用的。"""
-    if scarce(family) and config.sample.prompts:
+def remember_preview(family, config: Config, dataset) -> bool:
+    """显卡上，载入 Transformer 之前先编码好 `preview` 要用的；返回编码了没有。"""
+    needed = scarce(family) and bool(config.sample.prompts)
+    if needed:
         controls = _controls(config, dataset) if family.controls[1] else None
         remember(family, config.sample.guidance, config.sample.prompts, controls)
+    return needed
 
 
 def _controls(config: Config, dataset) -> list[list[Image.Image]]:
@@ -254,7 +257,9 @@ def check_controls(family, count: int):
         raise ConfigError(f"这个底模一次看 {wanted}图，得到 {count} 张。{more}")
 
 
-def _check_shapes(pictures: Sequence[Image.Image]):
+def _check_pictures(family, pictures: Sequence[Image.Image]):
+    """一句话要改的几张图：张数合家族的胃口，也不太细长。"""
+    check_controls(family, len(pictures))
     for width, height in (picture.size for picture in pictures):
         if max(width, height) > NARROW * min(width, height):
             raise ConfigError(

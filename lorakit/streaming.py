@@ -8,7 +8,6 @@
 
 import weakref
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -39,8 +38,8 @@ def moving(members: Sequence, offload: str | int) -> list:
             f"memory.offload：底模一共 {total} 块，搬不了 {offload} 块。"
             f"请写 1 到 {total}，或写 blocks（全部都搬）。"
         )
-    ends = [i * offload // total for i in range(total + 1)]
-    return [one for one, pair in zip(members, pairwise(ends), strict=True) if pair[0] < pair[1]]
+    stay = total - offload
+    return [one for i, one in enumerate(members) if i * stay % total < offload]
 
 
 def _empty_like(value: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -95,7 +95,7 @@ class Trainer:
         choices.check(config, self.family, self.accelerator.num_processes, sharded)
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)
-        remember_preview(self.family, config, self.dataset)
+        self.remembered = remember_preview(self.family, config, self.dataset)
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.untouched()
         if config.lora.kind == "full":
@@ -241,7 +241,7 @@ class Trainer:
         """出样张用的 stock 管线，装着正在练的 Transformer；先腾出显存，编码好的不再要编码器。"""
         if self.graphs is not None:
             self.graphs.forget()
-        text = None if self.family.words else "load"
+        text = None if self.remembered else "load"
         pipe = self.family.pipeline(self.transformer.eval(), text=text)
         pipe.set_progress_bar_config(disable=True)
         return pipe

@@ -155,10 +155,13 @@ def test_options_of_export_that_would_do_nothing_are_refused(options, said, caps
     assert said in capsys.readouterr().err
 
 
-def test_a_thread_of_a_picture_is_not_edited(tmp_path, capsys):
+@pytest.mark.parametrize("scarce", [True, False])
+def test_a_thread_of_a_picture_is_not_edited(scarce, tmp_path, capsys, monkeypatch):
+    """显存紧、先编码的时候，也在编码之前就说。"""
+    monkeypatch.setattr(infer, "scarce", lambda family: scarce)
     Image.new("RGB", (5000, 10)).save(tmp_path / "a.png")
     assert main(["edit", str(tmp_path / "a.png"), "改成夜晚"]) == 1
-    assert "最多是短边的 20 倍" in capsys.readouterr().err
+    assert "最多是短边的 100 倍" in capsys.readouterr().err
 
 
 def test_a_run_past_its_steps_says_so(papercut, tmp_path, capsys):
