@@ -132,7 +132,7 @@ def _said(family, pipe, part: list[str], guidance: float, negative: str) -> dict
 
 
 def _fit_vae(family, pixels: int):
-    """解码很占显存：一张张来；一张也放不下，就一小片一小片地来，接缝处的差别看不出来。"""
+    """解码很占显存：一张张来；一张也放不下，就一小片一小片地来，接缝处稍有不同。"""
     if not scarce(family):
         return
     vae = family.load("vae")
