@@ -74,3 +74,6 @@ def euler_step(
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
     """无分类器引导（CFG）：从“没有提示词”朝“有提示词”的方向多走 scale 倍。Ho 与 Salimans 2022。"""
     return uncond + scale * (cond - uncond)
+
+
+EVAL_T = tuple((i + 0.5) / 8 for i in range(8))  # 检验时用的 8 个固定时间步

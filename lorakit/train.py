@@ -17,16 +17,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lorakit import cache, checkpoint, choices, full, lora, memory, optim, processes, track
-from lorakit.arithmetic import Plan
+from lorakit import cache, lora
 from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
-from lorakit.graphs import Graphs
+from lorakit.families.open import device_for
 from lorakit.infer import remember_preview
-from lorakit.objective import Objective, explain_nan
-from lorakit.record import RunFolder
-from lorakit.rounding import round_updates
+from lorakit.lora import full
+from lorakit.memory import apply, compiling, devices
+from lorakit.memory.sharded import Tensors
+from lorakit.results import checkpoint, track
+from lorakit.results.folder import RunFolder
+from lorakit.training import optim, preflight, processes
+from lorakit.training.graphs import Graphs
+from lorakit.training.objective import Objective, explain_nan
+from lorakit.training.plan import Plan
+from lorakit.training.rounding import round_updates
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Step:
 
 
 def _on_cpu(config: Config) -> bool:
-    return memory.pick_device(config.model.path).type == "cpu"
+    return device_for(config.model.path).type == "cpu"
 
 
 class Trainer:
@@ -92,7 +98,7 @@ class Trainer:
         config = self.config
         self.family = family or open_family(config, self.accelerator.device)
         sharded = self.accelerator.is_fsdp2
-        choices.check(config, self.family, self.accelerator.num_processes, sharded)
+        preflight.check(config, self.family, self.accelerator.num_processes, sharded)
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)
         self.remembered = remember_preview(self.family, config, self.dataset)
@@ -105,20 +111,20 @@ class Trainer:
             args = (self.transformer, self.family, config.lora, config.train.seed)
             parameters = lora.attach(*args)
         how = config.memory
-        if how.compile and memory.cannot_compile(self.family.device):  # choices 说过了
+        if how.compile and compiling.cannot_compile(self.family.device):  # choices 说过了
             how = how.model_copy(update={"compile": False})
         self.compiled = bool(how.compile)
         if sharded and how.checkpointing == "auto":  # 各卡要一起重算：不能看各自还剩多少显存
             how = how.model_copy(update={"checkpointing": "full"})
         masked = self.family.masks_text and config.train.batch_size > 1
-        self.recompute = memory.prepare(self.transformer, how, self.family, masked)
+        self.recompute = apply.prepare(self.transformer, how, self.family, masked)
         self.optimizer = optim.build(parameters.values(), config.train)
         if config.bf16_weights:
             round_updates(self.optimizer, config.train.seed, lambda: self.step)
 
     def _graphs(self) -> Graphs | None:
         """memory.compile=graphs 要的 CUDA 图；这里用不了就是 None。"""
-        able = memory.can_replay(self.accelerator.device, self.accelerator.num_processes)
+        able = compiling.can_replay(self.accelerator.device, self.accelerator.num_processes)
         if self.config.memory.compile != "graphs" or not (self.compiled and able):
             return None
         streamer = getattr(self.transformer, "streamer", None)
@@ -170,7 +176,7 @@ class Trainer:
         try:
             return self._update()
         except torch.OutOfMemoryError as error:
-            raise LorakitError(memory.explain_full(self.config, self.step + 1)) from error
+            raise LorakitError(apply.explain_full(self.config, self.step + 1)) from error
 
     def _update(self) -> tuple[float, float, float, float]:
         """更新一次权重，返回损失、时间步、梯度的长度、学习率；损失与时间步是各进程平均的。
@@ -228,11 +234,11 @@ class Trainer:
 
     def _divisor(self) -> float:
         """每份的损失先除以几：累积几份就是几；fp16 还要放大。"""
-        return self.config.train.grad_accum / memory.loss_scale(self.family.dtype)
+        return self.config.train.grad_accum / devices.loss_scale(self.family.dtype)
 
     def _unscale(self):
         """把放大过的梯度还原。"""
-        scale = memory.loss_scale(self.family.dtype)
+        scale = devices.loss_scale(self.family.dtype)
         given = [p.grad for p in self.parameters.values() if p.grad is not None]
         if scale != 1 and given:
             torch._foreach_div_(given, scale)
@@ -310,7 +316,7 @@ class Trainer:
         state = (self.parameters, self.optimizer, self.average.values)
         self.step = self._saved = checkpoint.load(found, *state)
 
-    def _export(self, folder: Path, files: Iterable[tuple[str, processes.Tensors]]):
+    def _export(self, folder: Path, files: Iterable[tuple[str, Tensors]]):
         model = self.config.model
         facts = {"base": model.path, "family": model.family, "steps": str(self.step)}
         facts["trigger"] = self.config.data.trigger

@@ -98,8 +98,8 @@ def cut_at_three():
 @pytest.fixture(scope="session")
 def blank(tmp_path_factory):
     """预设名 -> (设置, 没有权重的家族, 估计)，每个只算一次。"""
-    from lorakit import estimate
     from lorakit.families import open_blank
+    from lorakit.machine import estimate
 
     done = {}
 

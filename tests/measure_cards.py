@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from lorakit import bench
-from lorakit.cli_options import parser
+from lorakit.cli.options import parser
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
+from lorakit.machine import bench
 
 SIZES = (12, 16, 24, 32, 40, 48, 80, 96, 140)  # 卡上标的 GB
 

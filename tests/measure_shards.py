@@ -17,15 +17,16 @@ from unittest import mock
 
 import torch
 
-from lorakit import bench, quantize
 from lorakit.config import load_config
 from lorakit.families import open_blank
+from lorakit.machine import bench
+from lorakit.memory import loading
 from lorakit.train import Trainer
 
 
 def made_on(device: torch.device):
     """`quantize.random_weights` 的替身：在 device 上造，快得多，造完放进内存。"""
-    made = quantize.random_weights
+    made = loading.random_weights
 
     def weights(_, dtype: torch.dtype):
         read = made(device, dtype)
@@ -44,7 +45,7 @@ def main(name: str, overrides: list[str], place: Path, steps: int = 6):
     config = load_config(name, [*overrides, *quiet, f"run.output={place / 'run'}"])
     family = open_blank(config, place / "model", device)
     start = time.time()
-    with mock.patch.object(quantize, "random_weights", made_on(device)):
+    with mock.patch.object(loading, "random_weights", made_on(device)):
         trainer = Trainer(config, bench.made_up(family, config), family=family)
     loaded = time.time() - start
     seconds = [step.seconds for step in islice(trainer, steps + 1)][1:]  # 头一步要编译

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from lorakit.families.qwen_image import unpack
-from lorakit.tiny import shapes, tokenizer_flux
-from lorakit.tiny.tokenizer import captions
+from lorakit.families.shared import unpack
+from lorakit.tiny.pretrain import shapes, tokenizer_flux
+from lorakit.tiny.pretrain.tokenizer import captions
 
 
 def build(folder: Path) -> Path:

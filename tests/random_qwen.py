@@ -6,8 +6,8 @@ import torch
 from random_zimage import TOKENIZER
 
 from lorakit import flow
-from lorakit.families.qwen_image import pack, unpack
-from lorakit.tiny import shapes
+from lorakit.families.shared import pack, unpack
+from lorakit.tiny.pretrain import shapes
 
 # 最后一块的文字流输出被丢弃，所以这些层得不到梯度
 UNUSED = r"transformer_blocks\.1\.(attn\.(to_add_out|add_q_proj)|txt_mlp\..*)"

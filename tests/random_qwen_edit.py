@@ -7,11 +7,11 @@ import diffusers
 import torch
 from PIL import Image
 
-from lorakit.bundled import ASSETS
-from lorakit.families.qwen_image import unpack
+from lorakit.families.pixels import to_pixels
 from lorakit.families.qwen_image_edit import QwenImageEdit
-from lorakit.sampler import to_pixels
-from lorakit.tiny import shapes
+from lorakit.families.shared import unpack
+from lorakit.files import ASSETS
+from lorakit.tiny.pretrain import shapes
 
 # 最后一块的文字流输出被丢弃，所以这些层得不到梯度
 UNUSED = r"transformer_blocks\.1\.(attn\.(to_add_out|add_q_proj|norm_added_q)|txt_mlp)\..*"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lorakit.arithmetic import Plan
 from lorakit.data import Batches
+from lorakit.training.plan import Plan
 
 
 def plan(**changes) -> Plan:

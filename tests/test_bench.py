@@ -11,13 +11,15 @@ from test_contract import TINY
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lorakit import bench, doctor, estimate, lora, trace
-from lorakit.bundled import ASSETS
+from lorakit import lora
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.families import REGISTRY, get, open_blank
-from lorakit.families.qwen_image import pack
+from lorakit.families.shared import pack
+from lorakit.files import ASSETS
+from lorakit.machine import bench, doctor, estimate, trace
+from lorakit.memory import devices
 
 META = torch.device("meta")
 # lorakit bench 在显卡上量到的；host 是 null 的那几次，同一个进程里先测过别的模型，内存不算数
@@ -120,8 +122,8 @@ def test_predictions_match_what_bench_measured(row, blank):
 
 
 def test_only_an_unrecorded_step_depends_on_the_processor(blank, monkeypatch):
-    monkeypatch.setattr(doctor.memory, "pick_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(doctor.memory, "pick_dtype", lambda *given: torch.bfloat16)
+    monkeypatch.setattr(devices, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(devices, "pick_dtype", lambda *given: torch.bfloat16)
     monkeypatch.setattr(bench, "gemm_ceiling", lambda *given: 800.0)
     monkeypatch.setattr(bench, "copy_speed", lambda device: 55.0)
     said = {}

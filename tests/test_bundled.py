@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from lorakit.bundled import ASSETS, bundled, tiny_models
 from lorakit.errors import LorakitError
+from lorakit.files import ASSETS
+from lorakit.hub.bundled import bundled, tiny_models
 
 EDIT = "tiny-qwen-image-edit"
 

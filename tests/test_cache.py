@@ -8,9 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lorakit import cache, cache_tools, checkpoint
+from lorakit import cache, files
+from lorakit.cache import store
+from lorakit.cache import why as cache_why
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import open_family
+from lorakit.files import _flush
 
 
 @pytest.fixture
@@ -133,18 +136,18 @@ def test_a_poisoned_byte_is_detected(encode, own_cache, kind, place):
 def test_every_single_byte_matters(own_cache):
     path = own_cache / "text" / "a.safetensors"
     tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 3, dtype=torch.bfloat16)}
-    cache._write(path, tensors, {"caption": "一只猫", "format": 1})
+    store._write(path, tensors, {"caption": "一只猫", "format": 1})
     content = path.read_bytes()
-    assert torch.equal(cache._read(path)["a"], tensors["a"]) and len(content) < 600
+    assert torch.equal(store._read(path)["a"], tensors["a"]) and len(content) < 600
     for place in range(len(content)):
         for flip in (0x01, 0x20, 0x80):
             spoiled = bytearray(content)
             spoiled[place] ^= flip
             path.write_bytes(spoiled)
-            assert cache._read(path) is None, (place, flip)
+            assert store._read(path) is None, (place, flip)
     for spoiled in (b"", content[:-1], content[:7], content + b"x", content[:200]):
         path.write_bytes(spoiled)
-        assert cache._read(path) is None
+        assert store._read(path) is None
 
 
 def test_a_stop_in_the_middle_keeps_what_was_encoded(config, folder, own_cache):
@@ -164,7 +167,7 @@ def test_a_stop_in_the_middle_keeps_what_was_encoded(config, folder, own_cache):
 
 def test_a_full_disk_says_so_and_keeps_the_rest(config, folder, own_cache, monkeypatch):
     settings = config(f"data.folder={folder}", "eval.holdout=0")
-    flush, calls = checkpoint._flush, []
+    flush, calls = _flush, []
 
     def full(path):
         calls.append(path)
@@ -172,7 +175,7 @@ def test_a_full_disk_says_so_and_keeps_the_rest(config, folder, own_cache, monke
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(path)
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
+    monkeypatch.setattr(files, "_flush", full)
     with pytest.raises(LorakitError, match=r"写不进.*磁盘满了.*已经存好的文件都还在"):
         cache.prepare(settings, open_family(settings))
     monkeypatch.undo()
@@ -199,11 +202,11 @@ def test_clean_takes_everything_that_can_be_made_again(encode, own_cache):
         path.parent.mkdir(exist_ok=True)
         path.write_text("留着")
     files = [path for path in own_cache.rglob("*") if path.is_file() and "locks" not in path.parts]
-    assert cache_tools.clean(1) == (0, 0)
+    assert cache_why.clean(1) == (0, 0)
     size = sum(path.stat().st_size for path in files if path not in mine)
-    assert cache_tools.clean(0) == (len(files) - len(mine), size)
+    assert cache_why.clean(0) == (len(files) - len(mine), size)
     with pytest.raises(LorakitError, match=r"--days 不能小于 0，得到 -1"):
-        cache_tools.clean(-1)
+        cache_why.clean(-1)
     assert all(path.is_file() for path in mine) and not unpacked.exists()
     assert encode()[1:] == (6, 7)
 
@@ -226,7 +229,7 @@ def why(config, folder):
     def ask(*overrides):
         settings = config(f"data.folder={folder}", "eval.holdout=0", *overrides)
         picture = sorted(folder.glob("*.png"))[0]
-        return cache_tools.why(settings, open_family(settings), picture).split("\n")
+        return cache_why.why(settings, open_family(settings), picture).split("\n")
 
     return ask
 

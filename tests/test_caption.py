@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lorakit import cli
-from lorakit.caption import KINDS, Captioner, caption_folder
+from lorakit.data.caption import KINDS, Captioner, caption_folder
 from lorakit.errors import DataError, LorakitError
 
 WORDS = ["a", "cat", "dog", "on", "red", "blue", "meadow", "with", "the", "sea", "big", "hat"]
@@ -253,7 +253,7 @@ def test_a_yaml_names_the_folders_and_the_trigger(tiny, folder, tmp_path, capsys
 
 
 def test_every_language_and_length_has_a_question():
-    from lorakit.caption import LENGTHS
+    from lorakit.data.caption import LENGTHS
 
     for kind in KINDS.values():
         assert set(kind.prompts) == {(a, b) for a in kind.languages for b in LENGTHS}

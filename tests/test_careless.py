@@ -11,14 +11,19 @@ import random_qwen
 import torch
 from PIL import Image
 
-from lorakit import checkpoint, config_text, infer, processes, quantize, record, report
+from lorakit import infer
 from lorakit.cli import main
-from lorakit.config import load_config, template
+from lorakit.config import load_config, read, template
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import get
-from lorakit.lora_files import named
+from lorakit.infer import pipeline as infer_pipeline
+from lorakit.lora.convert import named
+from lorakit.memory import loading
+from lorakit.results import checkpoint, report
+from lorakit.results import folder as run_folder
 from lorakit.tiny import samples
 from lorakit.train import Trainer
+from lorakit.training import processes
 
 
 def test_a_dot_in_a_name_is_not_a_suffix(tmp_path):
@@ -49,18 +54,18 @@ def test_a_folder_is_taken_before_the_long_preparations(config, monkeypatch, tmp
 
     def another(self):
         """假装是别的进程来看。"""
-        lock = json.loads((self.path / record.LOCK).read_text("utf-8"))
+        lock = json.loads((self.path / run_folder.LOCK).read_text("utf-8"))
         seen.append(lock["pid"])
         raise LorakitError("编码失败")
 
     monkeypatch.setattr("lorakit.train.cache.prepare", lambda c, *_: another(made["folder"]))
-    made, real = {}, record.RunFolder.__init__
+    made, real = {}, run_folder.RunFolder.__init__
 
     def init(self, *rest):
         real(self, *rest)
         made["folder"] = self
 
-    monkeypatch.setattr(record.RunFolder, "__init__", init)
+    monkeypatch.setattr(run_folder.RunFolder, "__init__", init)
     with pytest.raises(LorakitError, match="编码失败"):
         Trainer(chosen)
     assert seen == [os.getpid()] and not chosen.run.output.exists()
@@ -71,10 +76,10 @@ def test_the_second_of_two_runs_is_refused(config):
     parent = psutil.Process().parent()
     chosen.run.output.mkdir()
     owner = {"pid": parent.pid, "since": parent.create_time()}
-    (chosen.run.output / record.LOCK).write_text(json.dumps(owner))
+    (chosen.run.output / run_folder.LOCK).write_text(json.dumps(owner))
     with pytest.raises(ConfigError, match=f"进程 {parent.pid} 正在"):
         Trainer(chosen)
-    assert json.loads((chosen.run.output / record.LOCK).read_text()) == owner
+    assert json.loads((chosen.run.output / run_folder.LOCK).read_text()) == owner
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "README.md"])
@@ -91,7 +96,7 @@ def test_half_a_last_line_of_the_record_is_dropped(tmp_path):
     whole = json.dumps({"step": 1, "delta": {"a": 1}})
     for cut in range(1, len(whole)):
         (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{whole[:-cut]}")
-        assert record.read(tmp_path) == [json.loads(whole)]
+        assert run_folder.read(tmp_path) == [json.loads(whole)]
 
 
 def test_a_base_of_another_family_says_whose_it_is(config, capsys):
@@ -115,7 +120,7 @@ def test_templates_and_paths_of_windows(tmp_path):
     file.write_text('data:\n  folder: "C:\\Users\\me"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match="反斜杠"):
         load_config(file)
-    assert config_text.decoded("猫".encode("utf-16")) == "猫"
+    assert read.decoded("猫".encode("utf-16")) == "猫"
 
 
 @pytest.mark.parametrize("rank", ["0", "-1"])
@@ -158,7 +163,7 @@ def test_options_of_export_that_would_do_nothing_are_refused(options, said, caps
 @pytest.mark.parametrize("scarce", [True, False])
 def test_a_thread_of_a_picture_is_not_edited(scarce, tmp_path, capsys, monkeypatch):
     """显存紧、先编码的时候，也在编码之前就说。"""
-    monkeypatch.setattr(infer, "scarce", lambda family: scarce)
+    monkeypatch.setattr(infer_pipeline, "scarce", lambda family: scarce)
     Image.new("RGB", (5000, 10)).save(tmp_path / "a.png")
     assert main(["edit", str(tmp_path / "a.png"), "改成夜晚"]) == 1
     assert "最多是短边的 100 倍" in capsys.readouterr().err
@@ -229,4 +234,4 @@ def test_every_family_is_split_by_its_blocks(name, module, tmp_path):
     )
     processes.prepare(where, model, None)
     names = set(plugin.transformer_cls_names_to_wrap or model._no_split_modules)
-    assert names == {type(block).__name__ for block in quantize.blocks(model).values()}
+    assert names == {type(block).__name__ for block in loading.blocks(model).values()}

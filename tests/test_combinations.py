@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lorakit import full, lora, memory
+from lorakit import lora
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.families import open_family
-from lorakit.objective import Objective
+from lorakit.lora import full
+from lorakit.memory import apply
+from lorakit.training import preflight
+from lorakit.training.objective import Objective
 
 CPU = torch.device("cpu")
 # 第一步的梯度与什么都不省时的余弦：底模没有量化就一模一样
@@ -30,7 +33,7 @@ def settings(quantize: str, trained: str, offload: str, checkpointing: str):
 def refused(config) -> str:
     """不允许就是那句话，允许就是空的。"""
     try:
-        memory.refuse(config)
+        preflight.refuse(config)
     except ConfigError as error:
         return str(error)
     return ""
@@ -50,7 +53,7 @@ def first_step(dataset):
                 learned = full.attach(model)
             else:
                 learned = lora.attach(model, family, config.lora, 0)
-            memory.prepare(model, config.memory, family)
+            apply.prepare(model, config.memory, family)
             objective = Objective(config, family, dataset, model, CPU)
             with torch.random.fork_rng():  # lokr 每次前向都掷一回骰子
                 before = objective.draw(0, 0)[0]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorakit import comfyui
 from lorakit.cli import main
+from lorakit.lora import comfyui
 
 TABLE = comfyui.signatures()
 PYTHON = {"INT": int, "FLOAT": (int, float), "STRING": str, "COMBO": str, "FILE": str}

@@ -10,16 +10,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from lorakit.config import (
-    PRESETS,
-    Config,
-    Train,
-    differences,
-    fields,
-    load_config,
-    presets,
-    template,
-)
+from lorakit.config import PRESETS, Config, differences, fields, load_config, presets, template
+from lorakit.config.groups import Train
 from lorakit.errors import ConfigError
 
 # pydantic 和 PyYAML 的英文句子里常见的词；消息里一个都不该有

@@ -25,10 +25,12 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from lorakit import flow, infer, lora, memory, quantize
+from lorakit import flow, infer, lora
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.families import REGISTRY, get
+from lorakit.infer import pipeline as infer_pipeline
+from lorakit.memory import apply, loading
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -376,7 +378,7 @@ def test_remembered_prompts_draw_the_same_without_the_encoder(family):
     plain = how.model_copy(update={"guidance": 1.0})
     usual = [draw(pipe, SHORT), draw(pipe, LONG), draw(pipe, SHORT, plain)]
     for said in (SHORT, LONG):
-        infer.remember(family, how.guidance, [said], controls)
+        infer_pipeline.remember(family, how.guidance, [said], controls)
     assert "text" not in family.parts
     bare = family.pipeline(family.load("transformer"), text=None)
     again = [draw(bare, SHORT), draw(bare, LONG), draw(bare, SHORT, plain)]
@@ -391,9 +393,9 @@ def test_remembered_prompts_draw_the_same_without_the_encoder(family):
 
 def test_tables_go_where_the_weights_go(family):
     """位置编码的表不是权重，载入时也要到设备上：画图的时候没有别人来搬。"""
-    shell = quantize.empty(family._class_of("transformer"), family.config_of("transformer"))
+    shell = loading.empty(family._class_of("transformer"), family.config_of("transformer"))
     read = lambda name, shape: torch.empty(shape.shape, device="meta")  # noqa: E731
-    model = quantize.build(shell, read, "none", "meta", torch.bfloat16)
+    model = loading.build(shell, read, "none", "meta", torch.bfloat16)
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
 
 
@@ -406,11 +408,11 @@ def test_compiler_makes_one_version_of_a_chain_of_blocks(name, fresh, monkeypatc
     counters.clear()
     attach(fresh)
     model = fresh.load("transformer").train()
-    memory.prepare(model, load_config(None, ["memory.compile=true"]).memory, fresh)
+    apply.prepare(model, load_config(None, ["memory.compile=true"]).memory, fresh)
     cond, x = fresh.collate(encode(fresh, [SHORT])), noise(fresh, 1)
     for _ in range(2):
         fresh.predict_velocity(model, x, torch.tensor([0.5]), cond).square().mean().backward()
-    chains = {path.rpartition(".")[0] for path in quantize.blocks(model)}
+    chains = {path.rpartition(".")[0] for path in loading.blocks(model)}
     # FLUX 的单流块输出的是切片，所以这一串的头一块输入排法不同
     assert counters["stats"]["unique_graphs"] == len(chains) + (name == "flux")
     assert not counters["graph_break"]

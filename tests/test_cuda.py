@@ -9,10 +9,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_contract import SHORT, TINY
 
-from lorakit import bench, infer, memory, quantize
+from lorakit import infer
 from lorakit.config import load_config
 from lorakit.errors import LorakitWarning
 from lorakit.families import REGISTRY, get, open_family
+from lorakit.machine import bench
+from lorakit.memory import apply, attention, compiling, devices, quantize
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -76,7 +78,7 @@ def test_streaming_gives_the_same_gradients(kind, tmp_path):
         family = open_family(config, GPU)
         model = family.load("transformer")
         learned = lora.attach(model, family, config.lora, 0)
-        memory.prepare(model, config.memory, family)
+        apply.prepare(model, config.memory, family)
         torch.manual_seed(0)
         for name, value in learned.items():
             if "lora_B" in name:
@@ -96,7 +98,7 @@ def test_streaming_gives_the_same_gradients(kind, tmp_path):
 
 def test_auto_keeps_everything_on_a_large_card_and_nothing_in_a_corner(monkeypatch):
     roomy = row("memory.checkpointing=auto")
-    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 0)
     tight = row("memory.checkpointing=auto")
     assert tight.allocated < roomy.allocated
 
@@ -135,7 +137,7 @@ def test_replayed_graphs_train_the_same(config, extra):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_step_of_every_family_is_recorded(name, extra, tmp_path, monkeypatch):
     """录不成会警告：例如 stock 的 forward 里从内存抄一张表到显卡上。"""
-    monkeypatch.setattr(memory, "_compiled", lambda forward: forward)  # 只看录图，编译太慢
+    monkeypatch.setattr(compiling, "_compiled", lambda forward: forward)  # 只看录图，编译太慢
     with warnings.catch_warnings():
         warnings.simplefilter("error", LorakitWarning)
         # 2511 的 zero_cond_t 每步从内存抄一张表到显卡上，录不成：只编译
@@ -193,8 +195,8 @@ def test_samples_between_replayed_steps(config, extra):
 
 def test_attention_kernels_agree_with_the_reference():
     for name in ("native", "_native_flash", "_native_cudnn"):
-        error = memory.attention_error(name, GPU, torch.bfloat16)
-        assert error < memory.ATTENTION_ERROR or error == float("inf")
+        error = attention.attention_error(name, GPU, torch.bfloat16)
+        assert error < attention.ATTENTION_ERROR or error == float("inf")
 
 
 @pytest.mark.parametrize("length", [320, 4608, 4224 + 37])
@@ -202,7 +204,7 @@ def test_our_cudnn_operator_agrees_with_the_reference_compiled(length):
     """4608：FLUX 1024² 的词元数，PyTorch 2.11 自带的走法编译以后会非法访问显存。"""
     from torch.nn import functional as F
 
-    from lorakit import cudnn_attention
+    from lorakit.memory import cudnn_attention
 
     torch.manual_seed(0)
     given = [torch.randn(1, length, 2, 128, device=GPU) for _ in range(4)]
@@ -215,7 +217,7 @@ def test_our_cudnn_operator_agrees_with_the_reference_compiled(length):
         out = attend(q, k, v)
         results.append([out, *torch.autograd.grad(out, (q, k, v), given[3])])
     for right, ours in zip(*results, strict=True):
-        assert (right - ours).norm() / right.norm() < memory.ATTENTION_ERROR
+        assert (right - ours).norm() / right.norm() < attention.ATTENTION_ERROR
 
 
 def test_8bit_adamw_resumes_exactly(config, cut_at_three, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lorakit import cudnn_attention, memory
+from lorakit.memory import attention, cudnn_attention
 
 SHAPE = (2, 24, 3, 16)  # (B, L, H, D)
 
@@ -95,4 +95,4 @@ def test_diffusers_uses_it_where_it_works_only():
     cudnn_attention.install()
     name = attention_dispatch.AttentionBackendName._NATIVE_CUDNN
     assert attention_dispatch._AttentionBackendRegistry._backends[name] is cudnn_attention._attend
-    assert memory.attention_error(name.value, torch.device("cpu"), torch.float32) == float("inf")
+    assert attention.attention_error(name.value, torch.device("cpu"), torch.float32) == float("inf")

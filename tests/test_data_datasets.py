@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from lorakit import cache, cli
-from lorakit.data import inspect, load_records, read_image, unpacked
-from lorakit.data_datasets import write_dataset
-from lorakit.data_read import ORIENTATION
+from lorakit.data import inspect, load_records, read_image
+from lorakit.data.huggingface import unpacked, write_dataset
+from lorakit.data.read import ORIENTATION
 from lorakit.errors import DataError, LorakitWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:体检有")

@@ -9,8 +9,9 @@ from PIL import Image
 
 from lorakit import cli
 from lorakit.config import load_config
-from lorakit.config_groups import Data, Source
-from lorakit.data import doctor, framing, inspect, places
+from lorakit.config.groups import Data, Source
+from lorakit.data import framing, inspect
+from lorakit.data.load import doctor, places
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import data_fix
 from lorakit.cli import main
+from lorakit.data import fix as data_fix
 from lorakit.data import inspect, read_image
-from lorakit.data_fix import fix, undo
+from lorakit.data.fix import fix, undo
 from lorakit.errors import DataError, LorakitError
 
 CAT = "一只红色的猫坐在窗台上"

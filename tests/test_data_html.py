@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import data_html
 from lorakit.cli import main
-from lorakit.config_groups import Data
+from lorakit.config.groups import Data
 from lorakit.data import bucket_for, fit, inspect
+from lorakit.data import html as data_html
 from lorakit.families import REGISTRY, get
 
 EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">"\'&amp;</p></body>'

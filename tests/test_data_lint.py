@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lorakit.data import Record, inspect
-from lorakit.data_lint import lint, look, near_duplicates
+from lorakit.data.lint import lint
+from lorakit.data.lookalike import look, near_duplicates
 from lorakit.tiny import samples
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import TRAINED, random_scene, render, style_scenes

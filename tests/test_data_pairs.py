@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lorakit import data_html
 from lorakit.cli import main
 from lorakit.config import load_config
+from lorakit.data import html as data_html
 from lorakit.data import inspect, load_records
 from lorakit.errors import DataError
 from lorakit.tiny import samples

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import data_seen
-from lorakit.data import inspect
+from lorakit.data import inspect, read, seen
 
 
 @pytest.fixture
@@ -26,13 +25,13 @@ def folder(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """真的解码了哪些文件。"""
-    names, real = [], data_seen.decode
+    names, real = [], seen.decode
 
     def decode(path, data):
         names.append(path.name)
         return real(path, data)
 
-    monkeypatch.setattr(data_seen, "decode", decode)
+    monkeypatch.setattr(read, "decode", decode)
     return names
 
 
@@ -55,14 +54,14 @@ def test_only_new_and_broken_pictures_are_decoded(folder, decoded):
 
 def test_a_new_pillow_looks_again(folder, decoded, monkeypatch):
     look_again(folder, decoded)
-    monkeypatch.setattr(data_seen, "VERSION", "another")
+    monkeypatch.setattr(seen, "VERSION", "another")
     assert len(look_again(folder, decoded)[1]) == 7
 
 
 @pytest.mark.parametrize("part", range(8))
 def test_a_damaged_memory_changes_nothing(folder, decoded, own_cache, part):
     first, _ = look_again(folder, decoded)
-    path = own_cache / data_seen.FILE
+    path = own_cache / seen.FILE
     content = bytearray(path.read_bytes())
     place = part * len(content) // 8
     content[place : place + 200] = bytes(byte ^ 0x5A for byte in content[place : place + 200])
@@ -74,7 +73,7 @@ def test_a_damaged_memory_changes_nothing(folder, decoded, own_cache, part):
 
 def test_a_row_that_lies_is_not_believed(folder, decoded, own_cache):
     first, _ = look_again(folder, decoded)
-    with sqlite3.connect(own_cache / data_seen.FILE) as base:
+    with sqlite3.connect(own_cache / seen.FILE) as base:
         base.execute("UPDATE seen SET facts = replace(facts, '48', '64')")
     base.close()
     again, names = look_again(folder, decoded)
@@ -82,7 +81,7 @@ def test_a_row_that_lies_is_not_believed(folder, decoded, own_cache):
 
 
 def test_garbage_in_its_place_is_replaced(folder, decoded, own_cache):
-    own_cache.joinpath(data_seen.FILE).write_bytes(b"not a database at all" * 99)
+    own_cache.joinpath(seen.FILE).write_bytes(b"not a database at all" * 99)
     first, _ = look_again(folder, decoded)
     assert look_again(folder, decoded) == (first, ["bad.png"])
 
@@ -98,13 +97,13 @@ def test_without_a_place_to_write(folder, decoded, tmp_path_factory, monkeypatch
 
 def test_another_process_holding_it_is_not_waited_for_long(folder, decoded, own_cache, monkeypatch):
     first, _ = look_again(folder, decoded)
-    monkeypatch.setattr(data_seen, "PATIENCE", 0.05)
-    with sqlite3.connect(own_cache / data_seen.FILE, isolation_level=None) as other:
+    monkeypatch.setattr(seen, "PATIENCE", 0.05)
+    with sqlite3.connect(own_cache / seen.FILE, isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert look_again(folder, decoded)[0] == first
         other.execute("ROLLBACK")
     other.close()
-    assert (own_cache / data_seen.FILE).is_file()
+    assert (own_cache / seen.FILE).is_file()
 
 
 def test_several_at_once(folder, decoded):

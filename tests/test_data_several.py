@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 
 from lorakit import cache, cli
-from lorakit.arithmetic import Plan
 from lorakit.config import load_config
-from lorakit.config_groups import Source
+from lorakit.config.groups import Source
 from lorakit.data import Batches, inspect, load_sources
 from lorakit.errors import ConfigError, DataError
 from lorakit.train import Trainer
+from lorakit.training.plan import Plan
 
 
 @pytest.fixture

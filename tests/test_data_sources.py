@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lorakit.data import Record, inspect, load_records
-from lorakit.data_fix import fix, undo
+from lorakit.data.fix import fix, undo
 from lorakit.errors import DataError
 
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from lorakit import doctor, estimate, memory, quantize
+from lorakit import config
 from lorakit.cli import main
 from lorakit.config import load_config, presets
 from lorakit.errors import ConfigError
+from lorakit.machine import doctor, estimate
+from lorakit.memory import compiling, devices, quantize
 
 
 def test_saving_a_full_model_takes_two_files_of_host_memory(blank):
@@ -41,7 +43,7 @@ def test_doctor_looks_on_where_lorakit_is_not_installed(monkeypatch):
 
 def test_doctor_refuses_what_cannot_fit_and_names_a_preset(monkeypatch):
     names = ["qwen-image", "qwen-image-16gb", "flux-dev-12gb", "qwen-image-full"]
-    monkeypatch.setattr(doctor, "presets", lambda: names)  # 不必把每个预设都算一遍
+    monkeypatch.setattr(config, "presets", lambda: names)  # 不必把每个预设都算一遍
     checks = doctor.examine(load_config("qwen-image"), tier=16, online=False)
     (bad,) = [c for c in checks if c.level == doctor.BAD and c.what == "显存"]
     assert "qwen-image-16gb" in bad.said
@@ -71,9 +73,9 @@ def test_encoder_and_base_are_never_in_the_host_memory_together():
 def test_a_card_without_bf16_needs_twice_the_activations(blank, monkeypatch):
     """T4 那样的卡用 fp32：没有量化的权重、中间结果与文本编码器都加倍，体检要照这个算。"""
     config, family, asked = blank("z-image-12gb", "memory.compile=false")
-    monkeypatch.setattr(memory, "pick_device", lambda path="": torch.device("cuda"))
-    monkeypatch.setattr(memory, "has_bf16", lambda device: False)
-    monkeypatch.setattr(memory, "cannot_compile", lambda device: "")
+    monkeypatch.setattr(devices, "pick_device", lambda path="": torch.device("cuda"))
+    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
+    monkeypatch.setattr(compiling, "cannot_compile", lambda device: "")
     monkeypatch.setattr(quantize, "check", lambda *a: None)
     monkeypatch.setattr(doctor, "_time", lambda *a: [])
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(tier or 16))

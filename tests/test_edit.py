@@ -13,8 +13,9 @@ from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, DataError
 from lorakit.families import open_family
-from lorakit.families.qwen_image import pack
-from lorakit.sampler import to_pixels
+from lorakit.families.pixels import to_pixels
+from lorakit.families.shared import pack
+from lorakit.infer.edit import near_shape
 from lorakit.tiny import samples
 from lorakit.tiny.world import random_scene, render
 from lorakit.train import Trainer
@@ -329,7 +330,7 @@ def test_train_then_edit_from_the_command_line(run, command, tmp_path):
     assert command("compare", out, *both)[0] == 0 and Image.open(target).size == (242, 366)
     code, said = command("generate", out, "--prompt", "一只猫")
     assert code == 1 and "lorakit edit" in said
-    assert infer.near_shape((200, 100), 1024, 32) == (1440, 736)
+    assert near_shape((200, 100), 1024, 32) == (1440, 736)
 
 
 def test_edit_says_what_is_wrong(family, command, tmp_path):

@@ -9,18 +9,19 @@ import random_qwen_edit
 import torch
 from PIL import Image
 
-from lorakit import cache, cache_tools
-from lorakit.caption import caption_folder
+from lorakit import cache
+from lorakit.cache import why as cache_why
 from lorakit.config import load_config
-from lorakit.config_groups import Source
+from lorakit.config.groups import Source
 from lorakit.data import fit, load_sources, read_image
-from lorakit.data_views import SMALLEST, View, box_for, cut, show
+from lorakit.data.caption import caption_folder
+from lorakit.data.crops import SMALLEST, View, box_for, cut, show
 from lorakit.errors import ConfigError, DataError
 from lorakit.families import open_family
-from lorakit.objective import Objective
-from lorakit.sampler import to_pixels
+from lorakit.families.pixels import to_pixels
 from lorakit.tiny import samples
 from lorakit.train import Trainer
+from lorakit.training.objective import Objective
 
 CPU = torch.device("cpu")
 DIGEST, OTHER = "0123456789abcdef" * 4, "fedcba9876543210" * 4
@@ -189,12 +190,12 @@ def test_cache_why_finds_the_source_of_a_picture(run, folder, tmp_path):
     prepare(config)
     for where in (folder, others):
         picture = sorted((where / "images").glob("*.png"))[0]
-        assert cache_tools.why(config, family, picture).count("会重用") == 2
+        assert cache_why.why(config, family, picture).count("会重用") == 2
     plain = load_config("tiny-qwen-image", [f"data.folder={others}"])
     with pytest.warns(UserWarning, match="不看控制图"):
         prepare(plain)
     with pytest.warns(UserWarning, match="不看控制图"):
-        said = cache_tools.why(plain, open_family(plain, CPU), picture)
+        said = cache_why.why(plain, open_family(plain, CPU), picture)
     assert said.count("会重用") == 2
 
 

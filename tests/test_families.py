@@ -6,9 +6,10 @@ import torch
 
 from lorakit.errors import ConfigError
 from lorakit.families import get
-from lorakit.families.qwen_image import pack, single_frame, unpack
-from lorakit.tiny import tokenizer
+from lorakit.families.qwen_image import single_frame
+from lorakit.families.shared import pack, unpack
 from lorakit.tiny.examiner import to_pixels
+from lorakit.tiny.pretrain import tokenizer
 from lorakit.tiny.world import random_scene, render
 
 

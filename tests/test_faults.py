@@ -12,11 +12,14 @@ import sys
 import pytest
 import torch
 
-from lorakit import checkpoint, choices, doctor, memory
 from lorakit.cli import main
 from lorakit.errors import LorakitError, LorakitWarning
-from lorakit.objective import Objective
+from lorakit.machine import doctor
+from lorakit.memory import devices
+from lorakit.results import checkpoint
 from lorakit.train import Trainer
+from lorakit.training import preflight
+from lorakit.training.objective import Objective
 
 CUDA = torch.device("cuda")
 SMALL = ("data.resolution=64", "eval.every=0")
@@ -65,7 +68,7 @@ def test_a_card_without_bf16_works_in_fp32_and_says_so(config, family, monkeypat
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: (
         including_emulation
     ))  # fmt: skip
-    assert memory.pick_dtype("auto", CUDA) == torch.float32
+    assert devices.pick_dtype("auto", CUDA) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15 * 2**30, 15 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
@@ -73,7 +76,7 @@ def test_a_card_without_bf16_works_in_fp32_and_says_so(config, family, monkeypat
     assert told.level == doctor.WARN and "会用 fp32" in told.said
     monkeypatch.setattr(family, "device", CUDA)
     with pytest.warns(LorakitWarning, match=r"precision=bf16.*多半很慢；写 auto"):
-        choices._idle(config("model.precision=bf16"), family, 1)
+        preflight._idle(config("model.precision=bf16"), family, 1)
 
 
 def test_without_ipywidgets_the_way_to_install_it_is_said(monkeypatch):

@@ -12,11 +12,13 @@ from diffusers import AutoModel, QwenImagePipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from lorakit import checkpoint, full, infer
+from lorakit import infer
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import WeightsError
 from lorakit.families import get, open_family
+from lorakit.lora import full
+from lorakit.lora import tensors as lora_tensors
 from lorakit.train import Trainer
 
 CPU = torch.device("cpu")
@@ -84,14 +86,14 @@ def test_large_checkpoints_are_written_file_by_file(settings, cut_at_three, monk
     """大模型的检查点分成几个文件，写的时候内存里只有一个的；续训、stock 的载入都认得。"""
     whole, cut = (settings("model.precision=bf16", output=one) for one in ("whole", "cut"))
     list(Trainer(whole))  # 只有一个文件
-    monkeypatch.setattr(checkpoint, "LIMIT", 1 << 20)
+    monkeypatch.setattr(lora_tensors, "LIMIT", 1 << 20)
     cut_at_three(cut)
     one, many = (c.run.output / "checkpoint-4" for c in (whole, cut))
     for stem in ("weights", "optimizer"):
         files = sorted((many / "state").glob(f"{stem}-*.safetensors"))
         assert files[0].name == f"{stem}-00001-of-{len(files):05}.safetensors" and len(files) > 2
         parts = [load_file(file) for file in files]
-        assert all(len(part) == 1 or size(part) <= checkpoint.LIMIT for part in parts)
+        assert all(len(part) == 1 or size(part) <= lora_tensors.LIMIT for part in parts)
         joined = {key: value for part in parts for key, value in part.items()}
         right = load_file(one / "state" / f"{stem}.safetensors")
         assert joined.keys() == right.keys()

@@ -11,6 +11,8 @@ from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.families import open_family
 from lorakit.families.base import Family
+from lorakit.infer import pipeline as infer_pipeline
+from lorakit.memory import devices
 from lorakit.train import Trainer
 
 TINY, SAID = "tiny-qwen-image", "剪纸风格，一只大狗在中间"
@@ -89,8 +91,8 @@ def kept(monkeypatch):
             seen.append({part, *self.parts})
         return real(self, part)
 
-    monkeypatch.setattr(infer, "scarce", lambda family: True)
-    monkeypatch.setattr(infer, "free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(infer_pipeline, "scarce", lambda family: True)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(Family, "load", load)
     return seen
 
@@ -101,7 +103,7 @@ def test_encoder_and_transformer_are_never_together(capsys, tmp_path, trained, k
     for command in ("generate", "compare"):
         drawn = []
         for scarce in (True, False):
-            monkeypatch.setattr(infer, "scarce", lambda family, scarce=scarce: scarce)
+            monkeypatch.setattr(infer_pipeline, "scarce", lambda family, scarce=scarce: scarce)
             kept.clear()
             assert run(capsys, command, trained, *where, *small)[0] == 0
             assert ({"text"} in kept) == scarce and any("transformer" in one for one in kept)
@@ -123,7 +125,7 @@ def _pictures(trainer):
 def test_previews_do_not_load_the_encoder_again(config, papercut, kept, monkeypatch):
     drawn = []
     for name in ("scarce", "roomy"):
-        monkeypatch.setattr(infer, "scarce", lambda family, name=name: name == "scarce")
+        monkeypatch.setattr(infer_pipeline, "scarce", lambda family, name=name: name == "scarce")
         kept.clear()
         settings = config("train.steps=2", f"sample.prompts=[{SAID}]",
                           "sample.steps=2", "sample.size=64", output=name)  # fmt: skip
@@ -139,10 +141,10 @@ def test_pictures_are_decoded_in_tiles_when_memory_is_short(name, monkeypatch):
     config = load_config(name, ["sample.steps=2"])
     family = open_family(config, torch.device("cpu"))
     pipe, side, drawn = infer.open_pipeline(family), 576, []
-    monkeypatch.setattr(infer, "scarce", lambda family: True)
-    enough = infer.DECODING * side**2
+    monkeypatch.setattr(infer_pipeline, "scarce", lambda family: True)
+    enough = infer_pipeline.DECODING * side**2
     for free, tiled in ((enough, False), (enough - 1, True)):
-        monkeypatch.setattr(infer, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(devices, "free_memory", lambda device, free=free: free)
         (picture,) = infer.generate(family, pipe, [SAID], config.sample, (side, side))
         assert pipe.vae.use_tiling == tiled
         drawn.append(np.asarray(picture, int))
@@ -185,14 +187,14 @@ def test_base_by_its_name_on_the_hub(monkeypatch):
     """底模在站上的名字：有预设就用预设的；没有就看 LoRA 里记的家族。"""
     from types import SimpleNamespace
 
-    from lorakit import cli
+    from lorakit.cli import draw as cli_draw
 
     args = SimpleNamespace(source=None, base="Qwen/Qwen-Image", lora=None, set=[])
-    cli._choose_base(args)
+    cli_draw._choose_base(args)
     assert load_config(args.source).model.path == "Qwen/Qwen-Image"
     monkeypatch.setattr(lora, "read", lambda path: ({}, {"family": "flux"}))
     args = SimpleNamespace(source=None, base="someone/FLUX.1-dev", lora="x", set=["sample.seed=3"])
-    cli._choose_base(args)
+    cli_draw._choose_base(args)
     chosen = load_config(args.source, args.set)
     assert (chosen.model.family, chosen.model.path) == ("flux", "someone/FLUX.1-dev")
     assert args.source == "flux-dev"

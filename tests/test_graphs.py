@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lorakit import choices, cli_train, graphs, memory
+from lorakit.cli import train as cli_train
 from lorakit.errors import LorakitWarning
 from lorakit.families import open_family
-from lorakit.objective import Batch
+from lorakit.memory import devices
+from lorakit.memory.recompute import Recompute
 from lorakit.train import Trainer
+from lorakit.training import graphs, preflight
+from lorakit.training.objective import Batch
 
 GIB = 2**30
 
@@ -26,7 +29,7 @@ def card(monkeypatch):
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(graphs, "free_memory", lambda device: now.free)
+    monkeypatch.setattr(devices, "free_memory", lambda device: now.free)
     return now
 
 
@@ -55,7 +58,7 @@ def made(card, monkeypatch):
         def total(self, parts):
             return sum(((weight * x).square().mean() * share).mean() for (x, _), share in parts)
 
-    made = graphs.Graphs(Square(), memory.Recompute("off", [], Square.device), 2)
+    made = graphs.Graphs(Square(), Recompute("off", [], Square.device), 2)
     made.weight, made.recorded = weight, 0
 
     def record(given, layout):
@@ -142,7 +145,7 @@ def test_graphs_without_a_card_are_said_to_do_nothing(config):
     settings = config("memory.compile=graphs")
     family = open_family(settings, torch.device("cpu"))
     with pytest.warns(LorakitWarning, match="不录图.*一块 NVIDIA"):
-        choices.check(settings, family)
+        preflight.check(settings, family)
     assert Trainer(settings, family=family).graphs is None
 
 

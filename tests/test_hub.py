@@ -11,11 +11,12 @@ import pytest
 from huggingface_hub import constants
 from stand_in_hub import StandIn, files_of
 
-from lorakit import hub, hub_sites, transfer
-from lorakit.bundled import ASSETS
+from lorakit import hub
 from lorakit.config import load_config
 from lorakit.errors import LorakitError, LorakitWarning
 from lorakit.families import open_family
+from lorakit.files import ASSETS
+from lorakit.hub import sites, transfer
 
 TRANSFORMER = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
 SECOND = TRANSFORMER.replace("00001", "00002", 1)
@@ -57,9 +58,9 @@ def served(tmp_path, monkeypatch):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(transfer, "pause", lambda failures: 0.0)
-        monkeypatch.setattr("lorakit.hub_sites.pause", lambda failures: 0.0)
+        monkeypatch.setattr("lorakit.hub.sites.pause", lambda failures: 0.0)
         monkeypatch.setattr(transfer, "TIMEOUT", (2.0, 0.4))
-        monkeypatch.setattr("lorakit.hub_sites.TIMEOUT", (2.0, 0.4))
+        monkeypatch.setattr("lorakit.hub.sites.TIMEOUT", (2.0, 0.4))
         monkeypatch.setattr(transfer, "CHUNK", 1 << 14)
         yield server
 
@@ -291,9 +292,9 @@ def test_a_disk_without_links(served, monkeypatch):
 def test_what_the_modelscope_library_downloaded_is_found(tmp_path, monkeypatch):
     monkeypatch.delenv("MODELSCOPE_ENDPOINT", raising=False)
     monkeypatch.setenv("MODELSCOPE_DOMAIN", "www.modelscope.ai/")
-    assert hub_sites.ModelScope().endpoint == "https://www.modelscope.ai"
+    assert sites.ModelScope().endpoint == "https://www.modelscope.ai"
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://localhost:1")
-    assert hub_sites.ModelScope().endpoint == "http://localhost:1"
+    assert sites.ModelScope().endpoint == "http://localhost:1"
     monkeypatch.setenv("HOME", str(tmp_path))
     for given, place in (
         ("", ".cache/modelscope/hub/models/me/a___b"), ("", ".cache/modelscope/hub/me/a___b"),
@@ -303,7 +304,7 @@ def test_what_the_modelscope_library_downloaded_is_found(tmp_path, monkeypatch):
         folder = tmp_path / place
         folder.mkdir(parents=True)
         (folder / hub.INDEX).write_text("{}")
-        assert hub_sites.ModelScope().copy("me/a.b") == folder
+        assert sites.ModelScope().copy("me/a.b") == folder
         shutil.rmtree(folder)
 
 

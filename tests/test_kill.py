@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from two_processes import LONGEST, Ranks, iterate
 
-from lorakit import record
 from lorakit.config import load_config
+from lorakit.results import folder as run_folder
 
 STEPS, KILLS = 20, int(os.environ.get("LORAKIT_KILLS", "2"))
 SETTINGS = {  # 名字 -> (进程数, 设置)
@@ -53,7 +53,7 @@ def result(run):
     files = sorted((run / f"checkpoint-{STEPS}").rglob("*.safetensors"))
     tensors = {f"{file.name}|{k}": v for file in files for k, v in load_file(file).items()}
     keys = ("step", "loss", "lr", "grad_norm", "t", "held", "held_each", "delta")
-    return tensors, [[row.get(key) for key in keys] for row in record.read(run)]
+    return tensors, [[row.get(key) for key in keys] for row in run_folder.read(run)]
 
 
 def kill_somewhere(ranks: Ranks, run, dice: random.Random, saving: bool) -> bool:
@@ -63,7 +63,7 @@ def kill_somewhere(ranks: Ranks, run, dice: random.Random, saving: bool) -> bool
     """
     step, end = dice.randint(1, STEPS - 2), time.time() + LONGEST
     while time.time() < end and all(process.is_alive() for process in ranks.all):
-        rows = record.read(run)
+        rows = run_folder.read(run)
         half = rows and [  # 有记录之前，文件夹会为了试写建一下又删掉
             p
             for p in run.glob(".checkpoint-*.tmp")

@@ -17,7 +17,7 @@ from PIL import Image
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
-from lorakit.families.qwen_image import pack
+from lorakit.families.shared import pack
 from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render

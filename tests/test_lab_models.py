@@ -6,9 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lorakit import cache_root, doctor, estimate, lab, memory, quantize
+from lorakit import lab
 from lorakit.errors import LorakitError
+from lorakit.families.open import device_for
+from lorakit.files import cache_root
 from lorakit.lab import exercises
+from lorakit.machine import doctor, estimate
+from lorakit.memory import compiling, devices, quantize
 
 
 def test_open_model_refuses_what_cannot_fit(capsys, monkeypatch):
@@ -32,8 +36,8 @@ def test_a_card_of_each_size_gets_its_preset(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_gpu", lambda tier: [])
     monkeypatch.setattr(doctor, "_time", lambda *a: [])
     monkeypatch.setattr(quantize, "check", lambda *a: None)
-    monkeypatch.setattr(memory, "cannot_compile", lambda device: "没有 Triton")
-    monkeypatch.setattr(memory, "has_bf16", lambda device: True)
+    monkeypatch.setattr(compiling, "cannot_compile", lambda device: "没有 Triton")
+    monkeypatch.setattr(devices, "has_bf16", lambda device: True)
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(24))
     assert lab.open_model("qwen-image-24gb").model.quantize == "fp8"
     said = capsys.readouterr().out
@@ -42,13 +46,13 @@ def test_a_card_of_each_size_gets_its_preset(capsys, monkeypatch):
         lab.open_model("qwen-image")
 
 
-def test_tiny_models_stay_on_the_cpu_in_notebooks(monkeypatch):
+def test_tiny_models_stay_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert memory.pick_device("tiny-flux").type == "cuda", "命令行里照用显卡"
-    lab.open_model("tiny-qwen-image")
-    assert memory.pick_device("tiny-flux").type == "cpu"
-    assert memory.pick_device("Qwen/Qwen-Image").type == memory.pick_device().type == "cuda"
+    assert device_for("tiny-flux").type == "cpu"
+    assert device_for("Qwen/Qwen-Image").type == devices.pick_device().type == "cuda"
+    monkeypatch.setenv("LORAKIT_TINY_DEVICE", "cuda")
+    assert device_for("tiny-flux").type == "cuda", "要在显卡上试，说一声就行"
 
 
 def test_fresh_clears_only_what_is_temporary(tmp_path, monkeypatch):
@@ -66,7 +70,7 @@ def test_fresh_cache_keeps_what_the_learner_did(own_cache, tmp_path, capsys, sho
     lab.my_picture(tmp_path / "我.png")
     for folder in ("a", "b"):  # 换两次也还是老地方
         lab.fresh_cache(tmp_path / folder)
-        assert cache_root.root() == tmp_path / folder
+        assert cache_root() == tmp_path / folder
     assert lab.my_picture().getpixel((5, 5)) == (128, 0, 128)
     lab.check.compression(12)
     assert exercises.passed() == ["compression"] and (own_cache / "exercises.json").is_file()

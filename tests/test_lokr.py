@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lorakit import infer, lokr, lora, lora_files, memory
+from lorakit import infer, lora
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, LorakitWarning, WeightsError
 from lorakit.families import open_family
+from lorakit.lora import convert, lokr
 from lorakit.train import Trainer
+from lorakit.training import preflight
 
 # 秩 16 让宽的层把 w2 拆开、窄的不拆；alpha 不等于秩，才看得出缩放折得对不对
 LOKR = ["lora.variant=lokr", "lora.rank=16", "lora.alpha=24", "train.lr=2e-2", "train.ema=0.9",
@@ -182,14 +184,14 @@ def test_audit_export_merge_and_resize(run, tmp_path, capsys):
     assert main(["audit", str(run.run)]) == 0
     assert "全部对得上" in capsys.readouterr().out
     shell = run.family.skeleton()
-    layers, unknown = lora_files.read(lora.find(run.run), linear(shell))
-    want = {path: lora_files.delta(layer) for path, layer in layers.items()}
+    layers, unknown = convert.read(lora.find(run.run), linear(shell))
+    want = {path: convert.delta(layer) for path, layer in layers.items()}
     assert unknown == [] and len(want) == 56
-    for form in lora_files.FORMATS:  # 写成普通 LoRA，ΔW 不变
+    for form in convert.FORMATS:  # 写成普通 LoRA，ΔW 不变
         out = tmp_path / f"{form}.safetensors"
         assert main(["export", str(run.run), "--to", form, "--out", str(out)]) == 0
-        made, _ = lora_files.read(out, linear(shell))
-        near(want, {path: lora_files.delta(pair) for path, pair in made.items()})
+        made, _ = convert.read(out, linear(shell))
+        near(want, {path: convert.delta(pair) for path, pair in made.items()})
     out = tmp_path / "small.safetensors"
     both = ["export", str(run.run), "--also", str(run.run), "--weight", "0.5", "--weight", "0.5"]
     assert main([*both, "--rank", "8", "--out", str(out)]) == 0
@@ -206,16 +208,14 @@ def test_audit_export_merge_and_resize(run, tmp_path, capsys):
 
 
 def test_a_lycoris_file_is_read_and_one_too_large_says_the_way_out(run, tmp_path):
-    ours, _ = lora_files.read(lora.find(run.run), linear(run.family.skeleton()))
+    ours, _ = convert.read(lora.find(run.run), linear(run.family.skeleton()))
     foreign = {}
     for name, value in load_file(lora.find(run.run)).items():
         layer, _, kind = name.removeprefix("transformer.").rpartition(".")
         stem = f"lycoris_{layer.replace('.', '_')}"
         foreign |= {f"{stem}.{kind}": value, f"{stem}.alpha": torch.tensor(8.0)}
     save_file(foreign, tmp_path / "foreign.safetensors")
-    theirs, unknown = lora_files.read(
-        tmp_path / "foreign.safetensors", linear(run.family.skeleton())
-    )
+    theirs, unknown = convert.read(tmp_path / "foreign.safetensors", linear(run.family.skeleton()))
     assert unknown == []
     parts = lokr.by_layer(lora.read(run.run)[0])  # 拆开的才乘 8 / 16
     times = {path: 0.5 if "w2_a" in parts[f"transformer.{path}"] else 1 for path in ours}
@@ -223,7 +223,7 @@ def test_a_lycoris_file_is_read_and_one_too_large_says_the_way_out(run, tmp_path
     near(want, {path: layer.delta() for path, layer in theirs.items()})
     big = lokr.Product(torch.ones(8, 8), torch.ones(384, 384), torch.ones(384, 384))
     with pytest.raises(WeightsError, match=r"要秩 3072，最多 1024。.*原来的文件.*--merge"):
-        lora_files.write({"x": big}, "kohya", tmp_path / "no", {})
+        convert.write({"x": big}, "kohya", tmp_path / "no", {})
 
 
 def test_wrong_files_are_refused(run, tmp_path):
@@ -241,7 +241,7 @@ def test_wrong_files_are_refused(run, tmp_path):
         with pytest.raises(WeightsError, match="NaN" if case == "nan" else "对不上"):
             lora.check_fits(tmp_path / f"{case}.safetensors", transformer)
     with pytest.raises(WeightsError, match="只有一半"):
-        lora_files.read(tmp_path / "half.safetensors", linear(transformer))
+        convert.read(tmp_path / "half.safetensors", linear(transformer))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_trains_on_frozen_bases_of_every_kind(papercut, place, monkeypatch, extr
 def test_what_cannot_work_says_why(papercut, place, monkeypatch):
     monkeypatch.setenv("LORAKIT_CACHE", str(place / "cache"))
     with pytest.raises(ConfigError, match=r"nf4 把它打包了。.*fp8 或 int8"):
-        memory.refuse(settings(papercut, place / "no", "model.quantize=nf4"))
+        preflight.refuse(settings(papercut, place / "no", "model.quantize=nf4"))
     with pytest.raises(ConfigError, match=r"lora\.rank"):
         Trainer(settings(papercut, place / "no", "lora.rank=512"))
     with pytest.warns(LorakitWarning, match=r"lora\.init 不起作用"):

@@ -5,7 +5,8 @@ import torch
 from notebook_tools import ROOT, code_cells, read
 
 import lorakit
-from lorakit import cache, lora
+from lorakit.cache import build
+from lorakit.lora import attach
 from lorakit.tiny import samples
 
 BOOK = ROOT / "notebooks" / "03_train_qwen.ipynb"
@@ -35,7 +36,13 @@ def test_the_loop_in_the_book_is_the_trainers(tmp_path, own_cache, capsys, chang
         short = ["train.steps=6", "train.batch_size=2", "train.warmup=4"]
         return lorakit.load_config("tiny-qwen-image", [*places, *short, *changes])
 
-    scope = {"settings": settings, "lorakit": lorakit, "torch": torch, "cache": cache, "lora": lora}
+    scope = {
+        "settings": settings,
+        "lorakit": lorakit,
+        "torch": torch,
+        "cache": build,
+        "lora": attach,
+    }
     exec(loop(), scope)
     trainer = lorakit.Trainer(settings("trainer"))
     theirs = [step.loss for step in trainer]

@@ -6,10 +6,12 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lorakit import lora, lora_files
+from lorakit import lora
 from lorakit.cli import main
 from lorakit.errors import WeightsError
 from lorakit.hub import locate
+from lorakit.lora import audit as lora_audit
+from lorakit.lora import convert
 from lorakit.train import Trainer
 
 MODEL = ["--model", "tiny-qwen-image"]
@@ -35,9 +37,9 @@ def modules(shell):
 
 
 def changes(file, shell):
-    layers, unknown = lora_files.read(file, modules(shell))
+    layers, unknown = convert.read(file, modules(shell))
     assert unknown == []
-    return {path: lora_files.delta(pair) for path, pair in layers.items()}
+    return {path: convert.delta(pair) for path, pair in layers.items()}
 
 
 def rename(trained, folder, change, extra=lambda name, value: {}):
@@ -76,7 +78,7 @@ def test_alpha_beside_the_matrices_is_a_scale(trained, shell, tmp_path):
     assert all(torch.allclose(theirs[path], ours[path] * 4 / 16) for path in ours)
 
 
-@pytest.mark.parametrize("form", lora_files.FORMATS)
+@pytest.mark.parametrize("form", convert.FORMATS)
 def test_export_keeps_every_delta(trained, shell, tmp_path, form, capsys):
     out = tmp_path / f"{form}.safetensors"
     assert main(["export", str(trained), "--to", form, "--out", str(out)]) == 0
@@ -101,8 +103,8 @@ def test_stock_diffusers_loads_the_export(trained, tmp_path, form):
     pipe.fuse_lora(components=["transformer"])
     pipe.unload_lora_weights()
     after = pipe.transformer.get_submodule("transformer_blocks.0.attn.to_q").weight
-    layers, _ = lora_files.read(out, ["transformer_blocks.0.attn.to_q"])
-    want = lora_files.delta(layers["transformer_blocks.0.attn.to_q"])
+    layers, _ = convert.read(out, ["transformer_blocks.0.attn.to_q"])
+    want = convert.delta(layers["transformer_blocks.0.attn.to_q"])
     assert torch.allclose((after - before).double(), want, atol=1e-6)
 
 
@@ -138,7 +140,7 @@ def pair(rank, seed=0, out=6, wide=5):
 
 def test_combine_by_hand():
     one, two = {"x": pair(2), "y": pair(2, 1)}, {"x": pair(3, 2)}
-    mixed = lora_files.combine([(one, 0.5), (two, -2.0)])
+    mixed = convert.combine([(one, 0.5), (two, -2.0)])
     want = 0.5 * one["x"][1] @ one["x"][0] - 2 * two["x"][1] @ two["x"][0]
     assert torch.allclose(mixed["x"][1] @ mixed["x"][0], want, atol=1e-5)
     assert len(mixed["x"][0]) == 5 and len(mixed["y"][0]) == 2
@@ -146,16 +148,16 @@ def test_combine_by_hand():
 
 def test_resize_is_the_best_low_rank_approximation():
     layers = {"x": pair(4)}
-    small, kept = lora_files.resize(layers, 2)
+    small, kept = convert.resize(layers, 2)
     whole = (layers["x"][1] @ layers["x"][0]).double()
     u, s, vh = torch.linalg.svd(whole)
     best = u[:, :2] * s[:2] @ vh[:2]
-    assert torch.allclose(lora_files.delta(small["x"]), best, atol=1e-5)
+    assert torch.allclose(convert.delta(small["x"]), best, atol=1e-5)
     assert kept == pytest.approx(float(s[:2].square().sum() / s.square().sum()), rel=1e-5)
 
 
 def test_effective_rank_by_hand(shell):
-    rank = lora_files._effective_rank
+    rank = lora_audit._effective_rank
     assert rank(torch.tensor([1.0, 1.0, 1.0])) == pytest.approx(3)
     assert rank(torch.tensor([2.0, 0.0, 0.0])) == pytest.approx(1)
 
@@ -185,4 +187,4 @@ def test_weights_and_files_must_match(trained, tmp_path, capsys):
 def test_not_a_lora_is_said(tmp_path, shell):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match="没有 LoRA"):
-        lora_files.read(tmp_path / "a.safetensors", modules(shell))
+        convert.read(tmp_path / "a.safetensors", modules(shell))

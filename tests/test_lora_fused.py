@@ -10,9 +10,11 @@ from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lorakit import lora, lora_files, lora_fused
+from lorakit import lora
 from lorakit.cli import main
 from lorakit.families.flux import Flux
+from lorakit.lora import convert
+from lorakit.lora import fused as lora_fused
 
 TINY = "transformer_blocks.0."
 
@@ -53,11 +55,11 @@ def same(one, other):
     return float((want - got).norm() / want.norm())
 
 
-@pytest.mark.parametrize("form", lora_files.FORMATS)
+@pytest.mark.parametrize("form", convert.FORMATS)
 def test_every_format_keeps_every_delta_and_the_rank(tiny, tmp_path, form):
     layers, places = random_lora(tiny), lora_fused.slots(Flux.original, tiny)
-    file = lora_files.write(layers, form, tmp_path / form, {"family": "flux"}, places)
-    again, unknown = lora_files.read(file, linear(tiny), places)
+    file = convert.write(layers, form, tmp_path / form, {"family": "flux"}, places)
+    again, unknown = convert.read(file, linear(tiny), places)
     assert unknown == [] and again.keys() == layers.keys()
     assert max(same(layers[path], again[path]) for path in layers) < 1e-6
     assert {len(a) for a, _ in again.values()} == {3}
@@ -82,10 +84,10 @@ def test_a_changed_layer_is_not_written(tiny, tmp_path, monkeypatch, error, writ
     monkeypatch.setattr(lora_fused, "join", wrong)
     given = (random_lora(tiny), "comfyui", tmp_path / "mine", {}, places)
     if written:
-        assert lora_files.write(*given).exists()
+        assert convert.write(*given).exists()
     else:
         with pytest.raises(AssertionError, match="single_transformer_blocks"):
-            lora_files.write(*given)
+            convert.write(*given)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -93,9 +95,9 @@ def test_the_error_of_a_layer_by_hand():
     g = torch.Generator().manual_seed(0)
     a, b, c, d = (torch.randn(*size, generator=g) for size in ((3, 9), (7, 3), (4, 9), (7, 4)))
     for other in ((c, d), (a, b), (a, b * (1 + 1e-5))):
-        want, got = lora_files.delta((a, b)), lora_files.delta(other)
+        want, got = convert.delta((a, b)), convert.delta(other)
         by_hand = float((got - want).norm() / want.norm())
-        assert lora_files._distance((a, b), other) == pytest.approx(by_hand, rel=1e-6, abs=1e-12)
+        assert convert._distance((a, b), other) == pytest.approx(by_hand, rel=1e-6, abs=1e-12)
 
 
 def test_fused_shapes_are_the_original_ones(tiny, tmp_path):
@@ -103,19 +105,19 @@ def test_fused_shapes_are_the_original_ones(tiny, tmp_path):
     joined = lora_fused.join(random_lora(tiny), places)
     a, b = joined["single_blocks.0.linear1"]
     assert a.shape == (12, 128) and b.shape == (3 * 128 + 512, 12)
-    whole = lora_files.delta((a, b))
+    whole = convert.delta((a, b))
     layers = random_lora(tiny)
     block = "single_transformer_blocks.0."
     parts = [*(f"{block}attn.to_{x}" for x in "qkv"), f"{block}proj_mlp"]
-    by_hand = torch.cat([lora_files.delta(layers[path]) for path in parts])
+    by_hand = torch.cat([convert.delta(layers[path]) for path in parts])
     assert torch.allclose(whole, by_hand, atol=1e-12)
 
 
 def test_missing_parts_are_zero_and_come_back_missing(tiny, tmp_path):
     places = lora_fused.slots(Flux.original, tiny)
     layers = random_lora(tiny, lambda p: p.endswith(("attn.to_q", "attn.to_v")))
-    file = lora_files.write(layers, "kohya", tmp_path / "part", {}, places)
-    again, _ = lora_files.read(file, linear(tiny), places)
+    file = convert.write(layers, "kohya", tmp_path / "part", {}, places)
+    again, _ = convert.read(file, linear(tiny), places)
     assert again.keys() == layers.keys()
     assert load_file(file)["lora_unet_single_blocks_0_linear1.lora_up.weight"].shape == (896, 6)
 
@@ -127,9 +129,9 @@ def test_a_dense_fused_file_splits_exactly(tiny, tmp_path):
     pair = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
     save_file(pair | {f"{stem}.alpha": torch.tensor(2.0)}, tmp_path / "k.safetensors")
     places = lora_fused.slots(Flux.original, tiny)
-    layers, unknown = lora_files.read(tmp_path / "k.safetensors", linear(tiny), places)
+    layers, unknown = convert.read(tmp_path / "k.safetensors", linear(tiny), places)
     assert unknown == []
-    whole = torch.cat([lora_files.delta(layers[f"{TINY}attn.to_{x}"]) for x in "qkv"])
+    whole = torch.cat([convert.delta(layers[f"{TINY}attn.to_{x}"]) for x in "qkv"])
     assert torch.allclose(whole, b.double() @ a.double() / 2, atol=1e-6)
 
 
@@ -144,18 +146,18 @@ def stock_change(folder, file):
     return {k.removesuffix(".weight"): (after[k] - before[k]).double() for k in before}
 
 
-@pytest.mark.parametrize("form", lora_files.FORMATS)
+@pytest.mark.parametrize("form", convert.FORMATS)
 def test_stock_diffusers_loads_every_format(folder, tiny, tmp_path, form):
     """单流块的 linear1 另测：stock 把它的宽写死成了 3072，微型模型读不了。"""
     layers = random_lora(
         tiny, lambda p: "single" not in p or p.endswith(("proj_out", "norm.linear"))
     )
     places = lora_fused.slots(Flux.original, tiny)
-    file = lora_files.write(layers, form, tmp_path / form, {}, places)
+    file = convert.write(layers, form, tmp_path / form, {}, places)
     moved = stock_change(folder, file)
     for path, change in moved.items():
         if path in layers:
-            want = lora_files.delta(layers[path])
+            want = convert.delta(layers[path])
             assert (change - want).norm() <= 1e-6 * want.norm(), path
         else:
             assert not change.any(), path
@@ -169,7 +171,7 @@ def test_stock_converter_at_the_real_width(tmp_path, form, rank, part):
     shell = shell_of(num_layers=1, num_single_layers=1)
     layers = random_lora(shell, lambda p: part in p, rank)
     places = lora_fused.slots(Flux.original, shell)
-    file = lora_files.write(layers, form, tmp_path / form, {}, places)
+    file = convert.write(layers, form, tmp_path / form, {}, places)
     theirs = _convert_kohya_flux_lora_to_diffusers(load_file(file))
     for path, pair in layers.items():
         stem = f"transformer.{path}"
@@ -178,7 +180,7 @@ def test_stock_converter_at_the_real_width(tmp_path, form, rank, part):
 
 def test_command_line_round_trip_and_half_renamed(folder, tiny, tmp_path, capsys):
     card = {"family": "flux", "base": str(folder)}
-    file = lora_files.write(random_lora(tiny), "diffusers", tmp_path / "mine", card)
+    file = convert.write(random_lora(tiny), "diffusers", tmp_path / "mine", card)
     out = tmp_path / "kohya.safetensors"
     assert main(["export", str(file), "--to", "kohya", "--out", str(out)]) == 0
     assert main(["audit", str(out)]) == 0 and "全部对得上" in capsys.readouterr().out

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lorakit import cache, data_fix, flow
-from lorakit.cache_masks import weigh
+from lorakit import cache, flow
+from lorakit.cache.masks import weigh
+from lorakit.data import fix as data_fix
 from lorakit.data import inspect
-from lorakit.data_views import View
+from lorakit.data.crops import View
 from lorakit.errors import DataError
-from lorakit.objective import Objective
+from lorakit.training.objective import Objective
 
 
 def gray(rows) -> Image.Image:

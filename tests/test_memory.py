@@ -8,10 +8,12 @@ import pytest
 import torch
 from random_qwen import build
 
-from lorakit import infer, lora, memory, quantize, streaming
+from lorakit import infer, lora
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.families import open_family
+from lorakit.memory import apply, attention, devices, loading, streaming
+from lorakit.memory.recompute import Recompute
 from lorakit.train import Trainer
 
 CPU = torch.device("cpu")
@@ -61,11 +63,11 @@ def test_selective_recomputes_every_other_block(trainer):
         def count(*_, how=how):
             counts[how] += 1
 
-        for block in quantize.blocks(made.transformer).values():
+        for block in loading.blocks(made.transformer).values():
             block.register_forward_pre_hook(count)
         made.transformer.train()
         made.objective.draw(0, 0, 0, 0)[0].backward()
-    blocks = len(quantize.blocks(made.transformer))
+    blocks = len(loading.blocks(made.transformer))
     assert counts == {"off": blocks, "selective": blocks * 3 // 2, "full": blocks * 2}
 
 
@@ -80,9 +82,9 @@ def test_auto_keeps_what_fits(room, kept, monkeypatch):
             return x * 1.0
 
     used, members = 0, [Block() for _ in range(6)]
-    recompute = memory.Recompute("auto", members, CPU)
+    recompute = Recompute("auto", members, CPU)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
-    monkeypatch.setattr(memory, "free_memory", lambda device: room - used)
+    monkeypatch.setattr(devices, "free_memory", lambda device: room - used)
     again = []
     monkeypatch.setattr(recompute, "_again", lambda block, args: again.append(block) or args[0])
     x = torch.ones(1)
@@ -122,7 +124,7 @@ def test_compiled_blocks_can_be_streamed(kind, monkeypatch):
         family = open_family(config, CPU)
         model = family.load("transformer").train()
         learned = lora.attach(model, family, config.lora, 0)
-        memory.prepare(model, config.memory, family)
+        apply.prepare(model, config.memory, family)
         text = torch.ones(1, 5, model.config.joint_attention_dim, requires_grad=True)
         for _ in range(2):
             v = family.predict_velocity(model, x, t, {"text": text})
@@ -139,7 +141,7 @@ def test_next_block_is_always_on_its_way(trainer):
     made = trainer(*STREAM)
     streamer, steps = made.transformer.streamer, iter(made)
     next(steps)
-    assert len(streamer.blocks) == len(quantize.blocks(made.transformer))
+    assert len(streamer.blocks) == len(loading.blocks(made.transformer))
     waited = streamer.waits
     next(steps)
     assert streamer.waits == waited  # 第一步之后，前向与反向都不用等
@@ -164,7 +166,7 @@ def test_blocks_that_move_are_spread_and_the_others_stay(trainer):
             assert len(streaming.moving(range(total), some)) == some
     made = trainer(*STREAM, "memory.offload=2")
     streamer, steps = made.transformer.streamer, iter(made)
-    first, second, third, fourth = quantize.blocks(made.transformer).values()
+    first, second, third, fourth = loading.blocks(made.transformer).values()
     next(steps), next(steps)
     assert len(streamer.blocks) == 2 and streamer.waits == 1
     mine = [id(t) for block in streamer.blocks for t in block.tensors]
@@ -254,21 +256,21 @@ def test_choices_that_cannot_work_say_why(trainer, overrides, said):
 def test_attention_backends_are_checked(trainer, monkeypatch):
     from diffusers.models import attention_dispatch
 
-    assert memory.attention_error("native", CPU, torch.float32) < 1e-4
-    assert memory.attention_error("_native_flash", CPU, torch.float32) < 1e-4
-    assert memory.attention_error("_native_cudnn", CPU, torch.float32) == float("inf")
+    assert attention.attention_error("native", CPU, torch.float32) < 1e-4
+    assert attention.attention_error("_native_flash", CPU, torch.float32) < 1e-4
+    assert attention.attention_error("_native_cudnn", CPU, torch.float32) == float("inf")
     with pytest.raises(ConfigError, match=r"要用掩码.*auto"):
         trainer("memory.attention=flash")
     model = trainer().transformer
     maskless = SimpleNamespace(masks_text=False, device=CPU, dtype=torch.float32)
-    memory.set_attention(model, maskless, "flash")
+    attention.set_attention(model, maskless, "flash")
     backends = {block.attn.processor._attention_backend for block in model.transformer_blocks}
     assert {backend.value for backend in backends} == {"_native_flash"}
     registry = attention_dispatch._AttentionBackendRegistry
     assert registry.get_active_backend()[0].value == "native"  # 别的模型不受影响
-    monkeypatch.setattr(memory, "attention_error", lambda *_: 0.5)
+    monkeypatch.setattr(attention, "attention_error", lambda *_: 0.5)
     with pytest.raises(ConfigError, match=r"差 0\.5.*native"):
-        memory.set_attention(model, maskless, "flash")
+        attention.set_attention(model, maskless, "flash")
 
 
 def test_auto_takes_the_first_attention_kernel_that_is_right(monkeypatch):
@@ -280,7 +282,7 @@ def test_auto_takes_the_first_attention_kernel_that_is_right(monkeypatch):
         bad = (masked and backend == "_native_cudnn") or (head < 64 and backend != "native")
         return float("nan") if bad else 0.004
 
-    monkeypatch.setattr(memory, "attention_error", error)
+    monkeypatch.setattr(attention, "attention_error", error)
     real, tiny = {"axes_dims_rope": (16, 56, 56)}, {"axes_dims": [8, 24]}
     cases = (real, True, False), (real, True, True), (tiny, True, False), (tiny, False, False)
     for config, masks_text, masked in cases:
@@ -288,7 +290,7 @@ def test_auto_takes_the_first_attention_kernel_that_is_right(monkeypatch):
         gpu = SimpleNamespace(
             device=torch.device("cuda"), dtype=torch.bfloat16, masks_text=masks_text
         )
-        memory.set_attention(model, gpu, "auto", masked)
+        attention.set_attention(model, gpu, "auto", masked)
     assert chosen == ["_native_cudnn", "_native_efficient", "native", "native"]
     cudnn, flash, efficient = "_native_cudnn", "_native_flash", "_native_efficient"
     assert asked == [
@@ -302,8 +304,10 @@ def test_auto_takes_the_first_attention_kernel_that_is_right(monkeypatch):
 def test_attention_gradients_are_checked_too(masked, monkeypatch):
     from diffusers.models import attention_dispatch
 
-    assert memory.attention_error("native", CPU, torch.float32, masked) < 1e-4
-    assert memory.attention_error("native", CPU, torch.bfloat16, masked) < memory.ATTENTION_ERROR
+    assert attention.attention_error("native", CPU, torch.float32, masked) < 1e-4
+    assert (
+        attention.attention_error("native", CPU, torch.bfloat16, masked) < attention.ATTENTION_ERROR
+    )
     right = attention_dispatch.dispatch_attention_fn
 
     def broken(q, k, v, **options):
@@ -312,7 +316,7 @@ def test_attention_gradients_are_checked_too(masked, monkeypatch):
         return out
 
     monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", broken)
-    assert math.isnan(memory.attention_error("native", CPU, torch.float32, masked))
+    assert math.isnan(attention.attention_error("native", CPU, torch.float32, masked))
 
 
 def test_values_of_checkpointing():

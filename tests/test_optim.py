@@ -7,11 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorakit import checkpoint, flow, infer, lora, memory, optim, record
+from lorakit import flow, infer, lora
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, LorakitError, LorakitWarning
 from lorakit.families import open_family
+from lorakit.memory import apply
+from lorakit.results import checkpoint
+from lorakit.results import folder as run_folder
 from lorakit.train import Trainer
+from lorakit.training import optim
 
 CHOICES = {  # 别的优化器：test_kill.py
     "ema": ["train.ema=0.9"],
@@ -35,8 +39,8 @@ def test_interrupted_equals_uninterrupted(config, extra, cut_at_three):
     a, b = state(whole.run.output, 4), state(cut.run.output, 4)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     keys = ("step", "loss", "held", "grad_norm")
-    rows = [[m.get(k) for k in keys] for m in record.read(whole.run.output)]
-    assert rows == [[m.get(k) for k in keys] for m in record.read(cut.run.output)]
+    rows = [[m.get(k) for k in keys] for m in run_folder.read(whole.run.output)]
+    assert rows == [[m.get(k) for k in keys] for m in run_folder.read(cut.run.output)]
 
 
 @pytest.mark.parametrize("name", ["dora", "rslora", "ema", "orthogonal"])
@@ -175,7 +179,7 @@ def test_out_of_memory_names_three_settings(config, monkeypatch):
 
 def test_no_useless_advice_when_memory_is_full():
     settings = load_config("tiny-qwen-image", ["memory.checkpointing=true", "train.batch_size=1"])
-    said = memory.explain_full(settings, 3)
+    said = apply.explain_full(settings, 3)
     assert "checkpointing" not in said and "batch_size" not in said and "resolution=64" in said
 
 
@@ -197,7 +201,7 @@ def test_two_runs_at_once_are_refused(config):
     settings = config()
     list(Trainer(settings))
     parent = psutil.Process(os.getppid())
-    lock = settings.run.output / record.LOCK
+    lock = settings.run.output / run_folder.LOCK
     lock.write_text(json.dumps({"pid": parent.pid, "since": parent.create_time()}))
     with pytest.raises(ConfigError, match=f"进程 {parent.pid} 正在"):
         Trainer(settings)

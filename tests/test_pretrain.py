@@ -10,12 +10,12 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 
 from lorakit import hub
-from lorakit.tiny import shapes
-from lorakit.tiny.clock import Clock, checked_compile
 from lorakit.tiny.examiner import HEADS, examine, share, to_pixels
-from lorakit.tiny.pretrain_base import BaseData, BaseModel
-from lorakit.tiny.pretrain_loop import caption_labels
-from lorakit.tiny.pretrain_vae import flatten, psnr, restore
+from lorakit.tiny.pretrain import shapes
+from lorakit.tiny.pretrain.base_qwen import BaseData, BaseModel
+from lorakit.tiny.pretrain.clock import Clock, checked_compile
+from lorakit.tiny.pretrain.loop import caption_labels
+from lorakit.tiny.pretrain.vae import flatten, psnr, restore
 from lorakit.tiny.world import caption, random_scene, render
 
 NAMED = ("object", "color", "background", "side", "size")

@@ -10,9 +10,10 @@ from diffusers import FluxPipeline
 
 from lorakit import flow
 from lorakit.families import get
-from lorakit.families.qwen_image import pack, unpack
-from lorakit.tiny import pretrain, pretrain_base, pretrain_vae, tokenizer_flux
-from lorakit.tiny import pretrain_flux as flux
+from lorakit.families.shared import pack, unpack
+from lorakit.tiny.pretrain import __main__ as pretrain
+from lorakit.tiny.pretrain import base_flux as flux
+from lorakit.tiny.pretrain import base_qwen, tokenizer_flux, vae
 
 CPU = torch.device("cpu")
 FEW = dict(steps=2, minutes=1, workers=1, size=12)
@@ -164,8 +165,8 @@ def test_distill_belongs_to_flux_only(tmp_path, monkeypatch, capsys):
 
 
 def test_the_qwen_base_trains_with_the_same_loop(tmp_path):
-    pretrain_vae.train_vae(tmp_path, CPU, **(FEW | {"steps": 1}))
-    facts = pretrain_base.train_base(tmp_path, CPU, batch=4, **FEW)
+    vae.train_vae(tmp_path, CPU, **(FEW | {"steps": 1}))
+    facts = base_qwen.train_base(tmp_path, CPU, batch=4, **FEW)
     assert facts["steps"] == 2 and facts["loss"] > 0
     config = json.loads((tmp_path / "text_encoder" / "config.json").read_text())
     assert config["dtype"] == "float32"

@@ -7,9 +7,9 @@ import torch
 
 from lorakit import cache
 from lorakit.errors import DataError
-from lorakit.objective import Objective
 from lorakit.tiny import samples
 from lorakit.train import Trainer
+from lorakit.training.objective import Objective
 
 
 @pytest.fixture(scope="module")

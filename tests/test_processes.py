@@ -16,10 +16,12 @@ from notebook_tools import BOOKS, ROOT
 from safetensors.torch import load_file
 from two_processes import Ranks, command, each_rank, failing, finish, sharded
 
-from lorakit import checkpoint, processes, record
 from lorakit.errors import ConfigError, LorakitError, LorakitWarning
+from lorakit.results import checkpoint
+from lorakit.results import folder as run_folder
 from lorakit.tiny import samples
 from lorakit.train import Trainer
+from lorakit.training import processes
 
 KINDS = {
     "lora": ["train.ema=0.9", "lora.variant=dora"],
@@ -58,7 +60,7 @@ def state(run, step):
 
 def rows(run):
     keys = ("step", "loss", "held", "grad_norm")
-    return [[m.get(key) for key in keys] for m in record.read(run)]
+    return [[m.get(key) for key in keys] for m in run_folder.read(run)]
 
 
 def same(a, b):
@@ -211,12 +213,12 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(yaml, config, tmp_path,
     file = yaml("train.steps=500", "train.save_every=500", "eval.every=0", "sample.prompts=[猫]")
     ranks = Ranks(tmp_path / "ranks", command, ["train", str(file)])
     ranks.wait_for(run / "metrics.jsonl")
-    while len(record.read(run)) < 3:
+    while len(run_folder.read(run)) < 3:
         assert ranks.all[0].is_alive(), ranks.out(0)
     os.kill(ranks.all[1].pid, number)
     assert ranks.wait() == [130, 130]
     assert "再运行同一条命令就接着练" in ranks.out(0) and ranks.out(1) == ""
-    step = record.read(run)[-1]["step"]
+    step = run_folder.read(run)[-1]["step"]
     assert checkpoint.latest(run).name == f"checkpoint-{step}"
 
 
@@ -254,7 +256,7 @@ def test_accelerate_launch(yaml, config, own_cache, monkeypatch):
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("练完了") == 1 and "2 个进程" in done.stdout
-    assert [m["step"] for m in record.read(run)] == [0, 1, 2]
+    assert [m["step"] for m in run_folder.read(run)] == [0, 1, 2]
     assert len(list(own_cache.glob("image/*.safetensors"))) == 24  # 一份缓存，共用
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["0_0.png", "2_0.png"]
 

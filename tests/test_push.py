@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stand_in_hub import StandIn
 
-from lorakit import card, full, infer, lora, push
+from lorakit import infer, lora
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import LorakitError, WeightsError
 from lorakit.families import REGISTRY, get, open_family
-from lorakit.lora import FILE
+from lorakit.lora import FILE, full
+from lorakit.results import card, publish
 
 REPO = "zhang/papercut"
 
@@ -162,7 +163,7 @@ def test_the_plan_takes_only_what_belongs(run, capsys):
     assert main(["push", str(run), "--to", "huggingface", "--repo", REPO]) == 0
     said = capsys.readouterr().out
     assert "什么也没有上传" in said and "bad.pt（pickle" in said and "optimizer.bin（pickle" in said
-    wanted = push.plan(run, "huggingface", REPO)
+    wanted = publish.plan(run, "huggingface", REPO)
     assert set(wanted.files) == {"README.md", FILE, "config.yaml", "samples/3_0.png",
                                  "samples/3_1.png"}  # fmt: skip
     assert "私事.txt" in said and "私事.txt" not in wanted.files
@@ -174,22 +175,22 @@ def test_the_plan_takes_only_what_belongs(run, capsys):
     assert front(text) == front((run / "README.md").read_text("utf-8"))
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     compile(code, "README.md", "exec")
-    text = push.plan(run, "modelscope", REPO).files["README.md"].decode()
+    text = publish.plan(run, "modelscope", REPO).files["README.md"].decode()
     assert f'snapshot_download("{REPO}")' in text
 
 
 def test_one_file_and_a_card_that_points_outside(run, tmp_path):
-    wanted = push.plan(run / "checkpoint-3" / FILE, "huggingface", REPO)
+    wanted = publish.plan(run / "checkpoint-3" / FILE, "huggingface", REPO)
     assert {"README.md", FILE, "samples/3_0.png"} <= set(wanted.files)
     alone = shutil.copy(run / "checkpoint-3" / FILE, tmp_path / "猫.safetensors")
-    wanted = push.plan(alone, "huggingface", REPO)
+    wanted = publish.plan(alone, "huggingface", REPO)
     assert set(wanted.files) == {"猫.safetensors"} and "模型卡" in wanted.missing[0]
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     (run / "link.png").symlink_to(tmp_path / "secret.png")
     card_file = run / "README.md"
     old = card_file.read_text("utf-8")
     card_file.write_text(old + "![a](../secret.png) ![b](link.png) ![c](run.json)\n", "utf-8")
-    wanted = push.plan(run, "huggingface", REPO)
+    wanted = publish.plan(run, "huggingface", REPO)
     assert not {"../secret.png", "link.png", "run.json"} & set(wanted.files)
     assert sum("没有这个图" in line for line in wanted.missing) == 3
 
@@ -206,13 +207,13 @@ def test_bad_sources_are_refused(run, tmp_path):
         ("nan.safetensors", "NaN"), ("nothing", "没有这个文件"),
     ):  # fmt: skip
         with pytest.raises((LorakitError, WeightsError), match=word):
-            push.plan(tmp_path / source, "huggingface", REPO)
+            publish.plan(tmp_path / source, "huggingface", REPO)
     for repo in ("zhang", "a/b/c", "张三/猫 lora", "../x"):
         with pytest.raises(LorakitError, match="用户名/模型名"):
-            push.plan(run, "huggingface", repo)
+            publish.plan(run, "huggingface", repo)
     (run / "README.md").write_text("---\nbad: [\n---\n", "utf-8")
     with pytest.raises(LorakitError, match="YAML 写错了"):
-        push.plan(run, "huggingface", REPO)
+        publish.plan(run, "huggingface", REPO)
 
 
 @pytest.mark.parametrize(("site", "key"), [("huggingface", "hf"), ("modelscope", "ms")])
@@ -220,7 +221,7 @@ def test_it_really_uploads(served, run, site, key, capsys):
     argv = ["push", str(run), "--to", site, "--repo", REPO, "--yes"]
     assert main(argv) == 0
     assert f"传好了：{served.address}/{key}" in capsys.readouterr().out
-    wanted = push.plan(run, site, REPO)
+    wanted = publish.plan(run, site, REPO)
     for name, content in wanted.files.items():
         local = content if isinstance(content, bytes) else content.read_bytes()
         assert served.uploaded[key, REPO][name] == local, name

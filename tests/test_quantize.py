@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from lorakit import infer, lora, lora_files, quantize
-from lorakit.bundled import ASSETS
+from lorakit import infer, lora
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, WeightsError
 from lorakit.families import open_family
+from lorakit.files import ASSETS
+from lorakit.lora import convert
+from lorakit.memory import loading, quantize
 from lorakit.train import Trainer
 
 KINDS = {"fp8": 0.97, "int8": 0.99, "nf4": 0.85, "fp8-matmul": 0.96}  # 20 步之后 ΔW 方向的余弦
@@ -35,7 +37,7 @@ def small(kind: str, sides=(64, 48)) -> tuple[nn.Linear, nn.Module]:
     torch.manual_seed(0)
     plain = nn.Linear(*sides).requires_grad_(False)
     if kind == "nf4":
-        make = quantize._nf4_class()
+        make = quantize.nf4_class()
     else:
         make = quantize.Fp8Linear if kind == "fp8-matmul" else quantize.FrozenLinear
     return plain, make(plain.weight.data, plain.bias, kind)
@@ -121,11 +123,11 @@ def run(papercut, tmp_path_factory):
 
 def layers_of(trainer: Trainer) -> dict:
     linear = [n for n, m in trainer.family.skeleton().named_modules() if isinstance(m, nn.Linear)]
-    return lora_files.read(lora.find(trainer.run), linear)[0]
+    return convert.read(lora.find(trainer.run), linear)[0]
 
 
 def cosine(one: dict, other: dict) -> float:
-    flat = [torch.cat([lora_files.delta(x[k]).flatten() for k in one]) for x in (one, other)]
+    flat = [torch.cat([convert.delta(x[k]).flatten() for k in one]) for x in (one, other)]
     return float(F.cosine_similarity(*flat, dim=0))
 
 
@@ -176,14 +178,14 @@ def test_quantized_pipeline_draws_nearly_the_same():
 def test_merging_into_a_quantized_base_says_why_not(run, tmp_path, capsys):
     trainer, _ = run("int8")
     with pytest.raises(WeightsError, match=r"不能合并.*model.quantize=none"):
-        lora_files.merge(layers_of(trainer), open_family(trainer.config).load("transformer"))
+        convert.merge(layers_of(trainer), open_family(trainer.config).load("transformer"))
     # 命令行合并用的是没有量化的底模
     done = main(["export", str(trainer.run), "--merge", "--out", str(tmp_path / "merged")])
     assert done == 0 and "合并好了" in capsys.readouterr().out
-    merged = load_file(tmp_path / "merged" / "transformer" / quantize.WEIGHTS)
-    base = load_file(TINY / quantize.WEIGHTS)
+    merged = load_file(tmp_path / "merged" / "transformer" / loading.WEIGHTS)
+    base = load_file(TINY / loading.WEIGHTS)
     path, pair = next(iter(layers_of(trainer).items()))
-    want = base[f"{path}.weight"].float() + lora_files.delta(pair).float()
+    want = base[f"{path}.weight"].float() + convert.delta(pair).float()
     torch.testing.assert_close(merged[f"{path}.weight"].float(), want, rtol=1e-2, atol=1e-3)
 
 
@@ -207,15 +209,15 @@ def split(folder, tensors: dict) -> dict:
     places = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
     for file in set(places.values()):
         save_file({n: t for n, t in tensors.items() if places[n] == file}, folder / file)
-    index = folder / f"{quantize.WEIGHTS}.index.json"
+    index = folder / f"{loading.WEIGHTS}.index.json"
     index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
     return places
 
 
 def test_shards_give_the_same_weights_and_say_what_is_missing(tmp_path):
-    tensors = load_file(TINY / quantize.WEIGHTS)
+    tensors = load_file(TINY / loading.WEIGHTS)
     split(tmp_path, tensors)
-    read = quantize.Shards(tmp_path)
+    read = loading.Shards(tmp_path)
     for name, value in tensors.items():
         assert torch.equal(read(name, nn.Parameter(value, requires_grad=False)), value)
     with pytest.raises(WeightsError, match=r"没有 nothing\.weight"):
@@ -224,7 +226,7 @@ def test_shards_give_the_same_weights_and_say_what_is_missing(tmp_path):
         read(next(iter(tensors)), nn.Parameter(torch.zeros(1)))
     (tmp_path / "part-0.safetensors").write_bytes(b"broken")
     with pytest.raises(WeightsError, match=r"part-0.*重新下载"):
-        broken = quantize.Shards(tmp_path)
+        broken = loading.Shards(tmp_path)
         for name in tensors:
             broken(name, nn.Parameter(tensors[name], requires_grad=False))
 
@@ -243,26 +245,26 @@ def test_weights_on_the_cpu_stay_mapped_to_their_file(tmp_path):
     with torch.device("meta"):
         model = Model(nn.Linear(8192, 8192, bias=False))
     weight = torch.zeros(8192, 8192, dtype=torch.bfloat16)  # 134 MB
-    save_file({"0.weight": weight}, tmp_path / quantize.WEIGHTS)
+    save_file({"0.weight": weight}, tmp_path / loading.WEIGHTS)
     del weight
     before = private()
-    quantize.build(model, quantize.Shards(tmp_path), "none", "cpu", torch.bfloat16, shown=False)
+    loading.build(model, loading.Shards(tmp_path), "none", "cpu", torch.bfloat16, shown=False)
     assert model[0].weight.sum() == 0 and private() - before < 20
 
 
 def test_at_most_one_layer_is_unquantized_at_a_time():
     family = open_family(load_config("tiny-qwen-image"))
-    model = quantize.empty(family._class_of("transformer"), family.config_of("transformer"))
-    shards, most = quantize.Shards(TINY), 0
+    model = loading.empty(family._class_of("transformer"), family.config_of("transformer"))
+    shards, most = loading.Shards(TINY), 0
 
     def read(name, shape):
         nonlocal most
-        inside = [m for block in quantize.blocks(model).values() for m in block.modules()]
+        inside = [m for block in loading.blocks(model).values() for m in block.modules()]
         linear = [m for m in inside if isinstance(m, nn.Linear) and not m.weight.is_meta]
         most = max(most, sum(not quantize.is_quantized(m) for m in linear))
         return shards(name, shape)
 
-    quantize.build(model, read, "int8", "cpu", torch.float32)
+    loading.build(model, read, "int8", "cpu", torch.float32)
     assert most <= 1
     assert all(not value.is_meta for value in model.state_dict().values())
 
@@ -297,8 +299,8 @@ def test_replaced_layers_are_let_go_while_loading():
     family = open_family(load_config("tiny-qwen-image"), torch.device("cpu"))
     folder = family.folder / "transformer"
     cls = family._class_of("transformer")
-    model = quantize.empty(cls, cls.load_config(folder))
-    inside = [m for block in quantize.blocks(model).values() for m in block.modules()]
+    model = loading.empty(cls, cls.load_config(folder))
+    inside = [m for block in loading.blocks(model).values() for m in block.modules()]
     old = [weakref.ref(m) for m in inside if isinstance(m, nn.Linear)]
     del inside
     alive = []
@@ -306,7 +308,7 @@ def test_replaced_layers_are_let_go_while_loading():
     def finished(block):
         alive.append(sum(ref() is not None for ref in old))
 
-    quantize.build(model, quantize.Shards(folder), "int8", "cpu", torch.float32, finished)
+    loading.build(model, loading.Shards(folder), "int8", "cpu", torch.float32, finished)
     per_block = len(old) // len(alive)
     expected = [len(old) - per_block * (i + 1) for i in range(len(alive))]
     assert all(0 <= real - left <= 1 for real, left in zip(alive, expected, strict=True))

@@ -4,12 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorakit import full, rounding
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
-from lorakit.estimate import GIB, measure
 from lorakit.families import open_blank
+from lorakit.lora import full
+from lorakit.machine.estimate import GIB, measure
 from lorakit.train import Trainer
+from lorakit.training import rounding
 
 FULL = ["lora.kind=full", "model.precision=bf16", "train.lr=1e-4"]
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit import board, checkpoint, lora, record
+from lorakit import lora
+from lorakit.results import board, checkpoint
+from lorakit.results import folder as run_folder
+from lorakit.results.verdict import judge
 from lorakit.train import Trainer
-from lorakit.verdict import judge
 
 BASE = np.linspace(3.0, 0.5, 8)  # 8 个 t 的损失
 
@@ -98,7 +100,7 @@ def test_block_norms_equal_the_multiplied_out_matrices(config):
     tensors, _ = lora.read(file)
     norms = lora.delta_norms(tensors)
     assert list(norms) == ["0", "1", "2", "3"]
-    assert norms == pytest.approx(record.read(settings.run.output)[-1]["delta"])
+    assert norms == pytest.approx(run_folder.read(settings.run.output)[-1]["delta"])
     total = sum(
         (tensors[name.replace("lora_A", "lora_B")] @ a).pow(2).sum().item()
         for name, a in tensors.items()

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from lorakit import cache
-from lorakit.cache_lock import claim, shares
+from lorakit.cache import store
+from lorakit.cache.store import claim, shares
 from lorakit.data import fit
-from lorakit.data_views import SMALLEST, View, box_for, show, views
-from lorakit.objective import Objective
+from lorakit.data.crops import SMALLEST, View, box_for, show, views
+from lorakit.training.objective import Objective
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -139,4 +140,4 @@ def test_two_processes_share_the_work(folder, own_cache):
     files = sorted((own_cache / "image").glob("*"))
     assert sum(path.suffix == ".safetensors" for path in files) == 24
     assert not [path for path in files if path.name.endswith(".tmp")]
-    assert all(cache._read(path) for path in files if path.suffix == ".safetensors")
+    assert all(store._read(path) for path in files if path.suffix == ".safetensors")

@@ -7,10 +7,14 @@ import warnings
 import pytest
 import torch
 
-from lorakit import checkpoint, choices, flow, record, verdict
+from lorakit import flow
 from lorakit.cli import main
 from lorakit.errors import ConfigError, LorakitWarning
 from lorakit.families import open_family
+from lorakit.results import checkpoint, verdict
+from lorakit.results import folder as run_folder
+from lorakit.training import preflight
+from lorakit.training.times import draw_times, train_times
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def test_tensorboard_gets_every_number_and_picture(train, config):
     run = config().run.output
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
-    rows = record.read(run)
+    rows = run_folder.read(run)
     for key in ("loss", "lr", "grad_norm", "held"):
         wanted = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         found = [(event.step, event.value) for event in events.Scalars(key)]
@@ -45,24 +49,24 @@ def test_tensorboard_gets_every_number_and_picture(train, config):
 
 @pytest.mark.parametrize("name", ["wandb", "swanlab"])
 def test_a_missing_tracker_says_what_to_install(train, capsys, monkeypatch, name):
-    monkeypatch.setattr(choices, "find_spec", lambda package: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda package: None)
     assert train(f"run.tracker={name}") == 1
     assert f"pip install {name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["wandb", "swanlab"])
 def test_keys_come_from_the_environment_only(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(choices, "find_spec", lambda package: True)
+    monkeypatch.setattr(preflight, "find_spec", lambda package: True)
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable in ("API_KEY", "MODE"):
         monkeypatch.delenv(f"{name.upper()}_{variable}", raising=False)
     with pytest.raises(ConfigError, match=f"{name.upper()}_API_KEY"):
-        choices.check_tracker(name)
+        preflight.check_tracker(name)
     monkeypatch.setenv(f"{name.upper()}_MODE", "offline")
-    choices.check_tracker(name)
+    preflight.check_tracker(name)
     monkeypatch.setenv(f"{name.upper()}_MODE", "online")
     monkeypatch.setenv(f"{name.upper()}_API_KEY", "secret")
-    choices.check_tracker(name)
+    preflight.check_tracker(name)
 
 
 def test_wandb_offline(train, config, monkeypatch):
@@ -102,7 +106,7 @@ def test_swanlab_through_the_class_of_accelerate(train, config, monkeypatch):
         "Config", (dict,), {"update": lambda self, values, **_: calls.append(values)}
     )()
     monkeypatch.setitem(sys.modules, "swanlab", fake)
-    monkeypatch.setattr(choices, "find_spec", lambda package: True)
+    monkeypatch.setattr(preflight, "find_spec", lambda package: True)
     monkeypatch.setattr(accelerator, "filter_trackers", lambda kinds, folder=None: ["swanlab"])
     monkeypatch.setenv("SWANLAB_MODE", "offline")
     assert train("run.tracker=swanlab", "sample.prompts=[猫]", "sample.steps=2") == 0
@@ -150,7 +154,7 @@ def test_the_best_checkpoint_is_said_and_written(train, config, capsys):
     sets = ("train.steps=6", "train.save_every=1", "eval.every=6", "train.lr=0.02", "train.keep=9")
     assert train(*sets) == 0
     run, out = config().run.output, capsys.readouterr().out
-    held = verdict.held_by_step(record.read(run))
+    held = verdict.held_by_step(run_folder.read(run))
     assert sorted(held) == list(range(7))  # 存检查点的那些步也检验
     best = min((step for step in held if step), key=held.get)
     assert best == 6 or f"checkpoint-{best}，多半比最后一个好" in out
@@ -163,7 +167,7 @@ def test_training_far_from_inference_is_told(config, family):
     def said(*sets):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            choices.check(config(*sets), family)
+            preflight.check(config(*sets), family)
         return [str(one.message) for one in told if issubclass(one.category, LorakitWarning)]
 
     assert not [line for line in said() if "timestep" in line]
@@ -174,22 +178,22 @@ def test_training_far_from_inference_is_told(config, family):
 def test_the_plotted_density_is_the_one_that_is_drawn(config):
     settings = config("train.timestep.shift=3")
     family = open_family(settings, torch.device("cpu"))
-    times = choices.train_times(settings, family)
+    times = train_times(settings, family)
     drawn = flow.sample_t(20000, "logit-normal", 3.0, torch.Generator().manual_seed(0))
     places = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     assert times.quantile(places).tolist() == pytest.approx(
         drawn.double().quantile(places).tolist(), abs=0.02
     )
-    walked = choices.draw_times(settings, family)
+    walked = draw_times(settings, family)
     assert len(walked) == 50 and (walked[:-1] > walked[1:]).all() and os.path.exists(family.folder)
 
 
 def test_the_density_picture(config, family, tmp_path):
     from PIL import Image
 
-    from lorakit import report
+    from lorakit.training.times import plot_density
 
-    picture = Image.open(report.plot_density(config(), family, tmp_path / "density.png"))
+    picture = Image.open(plot_density(config(), family, tmp_path / "density.png"))
     assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 

@@ -10,12 +10,17 @@ import psutil
 import pytest
 import torch
 
-from lorakit import checkpoint, choices, doctor, memory
+from lorakit import files
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import LorakitWarning
 from lorakit.families import open_family
+from lorakit.files import write_text
+from lorakit.machine import doctor
+from lorakit.memory import compiling, devices
+from lorakit.results import checkpoint
 from lorakit.train import Trainer
+from lorakit.training import preflight
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -46,7 +51,7 @@ def windows(monkeypatch):
 
     for name, fake in (("open", open_), ("fsync", fsync), ("replace", replace)):
         monkeypatch.setattr(os, name, fake)
-    monkeypatch.setattr(checkpoint, "WINDOWS", True)
+    monkeypatch.setattr(files, "WINDOWS", True)
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
 
 
@@ -65,7 +70,7 @@ def test_a_file_held_for_long_is_said(windows, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", held)
     with pytest.raises(checkpoint.LorakitError, match=r"写不进.*没有写的权限"):
-        checkpoint.write_text(tmp_path / "x.txt", "x")
+        write_text(tmp_path / "x.txt", "x")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,7 +108,7 @@ def test_without_a_compiler_it_trains_uncompiled_and_says_so(config, monkeypatch
     from torch._inductor import cpp_builder
     from torch.utils import _triton
 
-    assert memory.cannot_compile(CPU) == ""
+    assert compiling.cannot_compile(CPU) == ""
 
     def missing():
         raise RuntimeError("No working C++ compiler found")
@@ -111,24 +116,24 @@ def test_without_a_compiler_it_trains_uncompiled_and_says_so(config, monkeypatch
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
     settings = config("memory.compile=true", "train.steps=1")
     with pytest.warns(LorakitWarning, match=r"memory\.compile 不起作用：没有 C\+\+ 编译器"):
-        choices.check(settings, open_family(settings, CPU))
+        preflight.check(settings, open_family(settings, CPU))
     with pytest.warns(LorakitWarning):
         trainer = Trainer(settings)
     assert not trainer.compiled and len(list(trainer)) == 1
     monkeypatch.setattr(_triton, "has_triton", lambda: False)
-    assert "triton-windows" in memory.cannot_compile(CUDA)
+    assert "triton-windows" in compiling.cannot_compile(CUDA)
     monkeypatch.setattr(_triton, "has_triton", lambda: True)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    assert "gcc" in memory.cannot_compile(CUDA)
+    assert "gcc" in compiling.cannot_compile(CUDA)
     monkeypatch.setenv("CC", "cc")
-    assert memory.cannot_compile(CUDA) == ""
+    assert compiling.cannot_compile(CUDA) == ""
 
 
 def test_doctor_says_what_the_compiler_lacks(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(memory, "pick_device", lambda path="": CPU)
-    monkeypatch.setattr(memory, "cannot_compile", lambda device: "没有 Triton")
+    monkeypatch.setattr(devices, "pick_device", lambda path="": CPU)
+    monkeypatch.setattr(compiling, "cannot_compile", lambda device: "没有 Triton")
     found = doctor._config(load_config("qwen-image-24gb"), tier=24, online=False)
     (said,) = [check for check in found if check.what == "编译"]
     assert said.level == doctor.WARN and "不起作用：没有 Triton" in said.said

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorakit.tiny import corpus, samples
+from lorakit.tiny import samples
 from lorakit.tiny.examiner import examine, share
 from lorakit.tiny.figures import FIGURES
 from lorakit.tiny.pen import ROLES
+from lorakit.tiny.pretrain import corpus
 from lorakit.tiny.styles import STYLES, painter
 from lorakit.tiny.world import (
     BACKGROUNDS,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lorakit import infer, xy
+from lorakit import infer
 from lorakit.cli import main
+from lorakit.infer import xy
 from lorakit.train import Trainer
 
 PROMPT, SIDE = "一只猫", 64
@@ -37,7 +38,7 @@ def capture(monkeypatch):
         seen.update(rows=rows, names=(list(row_names), list(column_names)))
         return rows[0][0]
 
-    monkeypatch.setattr("lorakit.report.grid", grid)
+    monkeypatch.setattr("lorakit.results.report.grid", grid)
     return seen
 
 

@@ -5,8 +5,8 @@ import random_zimage
 import torch
 from test_contract import LONG, SHORT, TIMES, attach, noise, open_family, predict
 
-from lorakit import memory
 from lorakit.config import load_config
+from lorakit.memory import apply
 
 
 def test_long_prompts_cross_the_padding_of_z_image(tmp_path):
@@ -35,7 +35,7 @@ def test_kandinsky_recomputes_with_the_lengths_of_its_own_batch(tmp_path):
         family = open_family("kandinsky5", folder)
         learned, model = attach(family, fill=0.1), family.load("transformer").train()
         settings = load_config(None, [f"memory.checkpointing={how}"]).memory
-        memory.prepare(model, settings, family)
+        apply.prepare(model, settings, family)
         short, long = family.encode_prompts([SHORT, LONG])
         x, t, loss = noise(family, 2), torch.tensor(TIMES), 0.0
         for conds in ([short, long], [long, long]):

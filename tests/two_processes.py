@@ -118,10 +118,11 @@ def iterate(file: Path):
 
 def each_rank(config, folder: Path, limit: int | None = None):
     """训练，每个进程写下自己的权重与每一步自己看的图；limit：检查点的一个文件最多多少字节。"""
-    from lorakit import checkpoint, processes
+    from lorakit.lora import tensors as lora_tensors
+    from lorakit.memory.sharded import whole
     from lorakit.train import Trainer
 
-    checkpoint.LIMIT = limit or checkpoint.LIMIT
+    lora_tensors.LIMIT = limit or lora_tensors.LIMIT
     trainer, seen = Trainer(config), []
     real = trainer.objective.draw
 
@@ -133,7 +134,7 @@ def each_rank(config, folder: Path, limit: int | None = None):
     trainer.objective.draw = draw
     list(trainer)
     rank = trainer.accelerator.process_index
-    weights = {name: processes.whole(p.detach()) for name, p in trainer.parameters.items()}
+    weights = {name: whole(p.detach()) for name, p in trainer.parameters.items()}
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.txt").write_text("\n".join(seen))
 
@@ -145,7 +146,7 @@ def sharded(work, *args):
     from accelerate.utils import DistributedType
     from transformers.integrations import is_fsdp_enabled
 
-    from lorakit import processes
+    from lorakit.training import processes
 
     plain = processes.start
 
@@ -167,7 +168,7 @@ def sharded(work, *args):
 def failing(config, how: str):
     """1 号进程在第 3 步出事。"""
     from lorakit.cli import main
-    from lorakit.objective import Objective
+    from lorakit.training.objective import Objective
 
     real = Objective.draw
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lorakit import flow, quantize, streaming
+from lorakit import flow
 from lorakit.errors import LorakitError
-
-Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
+from lorakit.families.shared import Cond
+from lorakit.memory import loading, streaming
 
 
 @contextmanager
@@ -134,14 +134,14 @@ class Family(ABC):
 
     def _load_transformer(self):
         cls, folder = self._class_of("transformer"), self.transformer_folder
-        model, place = quantize.empty(cls, cls.load_config(folder)), (self.device, self.dtype)
-        read = quantize.random_weights(*place) if self.random_weights else quantize.Shards(folder)
+        model, place = loading.empty(cls, cls.load_config(folder)), (self.device, self.dtype)
+        read = loading.random_weights(*place) if self.random_weights else loading.Shards(folder)
         if self.offload == "none":
-            return quantize.build(model, read, self.quantize, *place)
+            return loading.build(model, read, self.quantize, *place)
         model.streamer = streamer = streaming.Streamer(self.device)
-        moves = set(streaming.moving(list(quantize.blocks(model).values()), self.offload))
+        moves = set(streaming.moving(list(loading.blocks(model).values()), self.offload))
         add = lambda block: streamer.add(block) if block in moves else None  # noqa: E731
-        return quantize.build(model, read, self.quantize, *place, add)
+        return loading.build(model, read, self.quantize, *place, add)
 
     @contextmanager
     def on_cpu(self):

@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from lorakit.families.base import Cond, Family
-from lorakit.families.kl_vae import CLIP_L, FLUX_VAE, KLVae
-from lorakit.families.qwen_image import pack, unpack
+from lorakit.families.base import Family
+from lorakit.families.shared import CLIP_L, FLUX_VAE, Cond, KLVae, pack, unpack
 
 # 双流块里图像流与文字流各四个线性层；单流块里两股词元共用，输出并进了 proj_out
 QKV = r"to_q|to_k|to_v"

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from lorakit.families.base import Cond, Family, distilled_error
+from lorakit.families.base import Family, distilled_error
+from lorakit.families.shared import Cond
 
 # 双流块里图像流与文字流各自的层；单流块把 q、k、v 与前馈并成了一层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"

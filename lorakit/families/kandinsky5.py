@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lorakit.families.base import Cond, Family
-from lorakit.families.kl_vae import CLIP_L, FLUX_VAE, KLVae
-from lorakit.families.qwen_image import QWEN_VL_7B
+from lorakit.families.base import Family
+from lorakit.families.shared import CLIP_L, FLUX_VAE, QWEN_VL_7B, Cond, KLVae
 
 # out_layer 到处都有（时间、调制、前馈、出口），所以层名一律从块写起、整名比对
 ATTENTION = r"(self|cross)_attention\.(to_query|to_key|to_value|out_layer)"

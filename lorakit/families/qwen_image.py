@@ -7,25 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from lorakit import flow
-from lorakit.families.base import Cond, Family
+from lorakit.families.base import Family
+from lorakit.families.shared import QWEN_VL_7B, Cond, pack, unpack
 
 # 注意力里图像流与文字流各自的四个线性层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
 TEXT = "add_q_proj|add_k_proj|add_v_proj|to_add_out"
-
-QWEN_VL_7B = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "model_type": "qwen2_5_vl",
-    "text_config": {
-        "model_type": "qwen2_5_vl_text", "hidden_size": 3584, "intermediate_size": 18944,
-        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
-        },
-    },
-    "vision_config": {"model_type": "qwen2_5_vl", "hidden_size": 1280, "out_hidden_size": 3584},
-}  # fmt: skip
 
 
 class QwenImage(Family):
@@ -138,20 +125,6 @@ class QwenImage(Family):
         # 编码时最多 1024 个词元，画图时默认却只看 512 个
         longest = {"max_sequence_length": self.caption_limit}
         return {"true_cfg_scale": guidance, **negative, **longest}
-
-
-def pack(x: torch.Tensor) -> torch.Tensor:
-    """每 2x2 个潜变量像素并成一个词元。"""
-    b, c, h, w = x.shape
-    x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(b, h * w // 4, 4 * c)  # (B, C, h, w) -> (B, hw/4, 4C)
-
-
-def unpack(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """pack 的逆。"""
-    b, _, d = x.shape
-    x = x.reshape(b, h // 2, w // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(b, d // 4, h, w)  # (B, hw/4, 4C) -> (B, C, h, w)
 
 
 def fuse_rope():

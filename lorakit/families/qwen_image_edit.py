@@ -8,8 +8,8 @@ from transformers import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from lorakit.errors import ConfigError
-from lorakit.families.base import Cond
 from lorakit.families.qwen_image import QwenImage
+from lorakit.families.shared import Cond
 
 AREA = 1024 * 1024  # QwenImageEditPipeline 给 Qwen2.5-VL 看的图约一百万像素，写死在它的 __call__ 里
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 import torch
 
-from lorakit.families.base import Cond, Family
-from lorakit.families.kl_vae import FLUX_VAE, KLVae
+from lorakit.families.base import Family
+from lorakit.families.shared import FLUX_VAE, Cond, KLVae
 
 ATTENTION = r"attention\.(to_q|to_k|to_v|to_out\.0)"
 LINEAR = rf"({ATTENTION}|feed_forward\.w[123]|adaLN_modulation\.0)"

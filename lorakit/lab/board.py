@@ -7,9 +7,9 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from lorakit.flow import EVAL_T
 from lorakit.lab.display import both, frame, pictured, widgets
 from lorakit.lab.picture import BLUE, GRAY, RED, chart, encode, stack, wall
-from lorakit.objective import EVAL_T
 
 EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
 SHARE = 10  # 画图最多占训练时间的十分之一

@@ -6,8 +6,9 @@ from typing import Literal, Union, get_args, get_origin
 
 import yaml
 
-from lorakit.config import Config, Field, fields, load_config
-from lorakit.config_text import syntax
+from lorakit.config import Config, fields, load_config
+from lorakit.config.explain import Field
+from lorakit.config.read import syntax
 from lorakit.errors import ConfigError
 from lorakit.lab.display import both, widgets
 

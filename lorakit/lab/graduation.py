@@ -49,7 +49,9 @@ def _left() -> str:
     """还没通过的练习，按本数：01 差 2 道，03 差 1 道。"""
     done, missing = set(passed()), []
     for book in BOOKS:
-        names = [exercise.name for exercise in import_module(f"lorakit.lab.{book}").EXERCISES]
+        names = [
+            exercise.name for exercise in import_module(f"lorakit.lab.exercises.{book}").EXERCISES
+        ]
         count = len([name for name in names if name not in done])
         missing += [f"{book[-2:]} 差 {count} 道"] if count else []
     return "，".join(missing)

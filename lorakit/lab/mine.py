@@ -5,12 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorakit.data import fit, read_image
+from lorakit.data.crops import fit
+from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
 from lorakit.lab.display import both, frame, headless, widgets
 from lorakit.lab.notes import notes
 from lorakit.lab.picture import encode
-from lorakit.report import save_image
+from lorakit.results.report import save_image
 from lorakit.tiny.world import Scene, Thing, render
 
 SIDE = 256  # 存下来的边长；再大对微型模型没有用

@@ -1,18 +1,16 @@
 """你要用的模型：练习册开头写一个名字；真模型先说清楚要什么，放不下就不开始，什么也不下载。"""
 
 import difflib
-import os
 import tempfile
 from pathlib import Path
 
 import torch
 
-from lorakit import doctor, estimate
-from lorakit.bundled import tiny_models
 from lorakit.config import Config, load_config, preset_for, presets
 from lorakit.errors import LorakitError
 from lorakit.families import open_blank
-from lorakit.memory import TINY_DEVICE
+from lorakit.hub.bundled import tiny_models
+from lorakit.machine import doctor, estimate
 
 TINY = "tiny-"
 SAID = ("模型", "下载", "显存", "要用的内存", "磁盘", "时间", "量化", "编译")
@@ -33,8 +31,6 @@ def open_model(name: str) -> Config:
         )
     config = load_config(preset)
     if config.model.path in tiny_models():
-        # 小得用不着显卡；在 CPU 上，练习册里的每个数在哪台机器上都一样
-        os.environ[TINY_DEVICE] = os.environ.get(TINY_DEVICE) or "cpu"
         print(f"{name}：随包自带，不下载；图 {config.data.resolution}x{config.data.resolution}。")
         return config
     checks = doctor.examine(config, online=False)

@@ -6,8 +6,8 @@ import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 
-from lorakit.cache_root import root
 from lorakit.errors import LorakitError
+from lorakit.files import cache_root
 
 JOBS: dict[Path, Future] = {}  # 结果文件夹 -> 在后台练它的活
 HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得见
@@ -15,7 +15,7 @@ HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得
 
 def notes() -> Path:
     """记着你的图、前后测和练习的文件夹。"""
-    return Path(os.environ.get(HOME) or root())
+    return Path(os.environ.get(HOME) or cache_root())
 
 
 def fresh(folder: str | Path) -> Path:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from lorakit.report import FONT, GAP, grid
+from lorakit.results.report import FONT, GAP, grid
 
 BLUE, RED, GRAY, GREEN, ORANGE = "#3f6fb5", "#c4382c", "#9aa4b2", "#3c8c5a", "#d98a1f"
 Picture = Image.Image | Figure | torch.Tensor

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lorakit import record
-from lorakit.checkpoint import write_text
 from lorakit.config import Config
 from lorakit.errors import LorakitError
+from lorakit.files import write_text
 from lorakit.lab.board import Board
+from lorakit.results import folder as run_folder
 from lorakit.train import Step
 
 POLL = 0.5  # 秒；隔多久看一眼它写了什么
@@ -98,7 +98,7 @@ class _Seen:
     def look(self):
         """搬来新的记录与样张；早先那一次留下的文件不看（续训会先重写一遍记录）。"""
         metrics = self.folder / "metrics.jsonl"
-        for row in record.read(self.folder) if self._fresh(metrics) else ():
+        for row in run_folder.read(self.folder) if self._fresh(metrics) else ():
             if row["step"] == 0 and not self.started:
                 self.started = True
                 self.board.show_start(row.get("held"))

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from html import escape
 
-from lorakit.checkpoint import write_text
 from lorakit.errors import LorakitError
+from lorakit.files import write_text
 from lorakit.lab.display import both, publish, widgets
 from lorakit.lab.notes import notes
 

@@ -8,15 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from lorakit import checkpoint, infer, record
-from lorakit.bundled import tiny_models
+from lorakit import infer
 from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
+from lorakit.hub.bundled import tiny_models
 from lorakit.lab.board import Board
 from lorakit.lab.display import headless
 from lorakit.lab.notes import JOBS
 from lorakit.lab.process import Process
+from lorakit.results import checkpoint
+from lorakit.results import folder as run_folder
 from lorakit.train import Trainer
 
 
@@ -149,7 +151,7 @@ class Run:
             self._look(0)
         for step in trainer:
             if step.step == 1:  # 训练前的那次检验由 Trainer 记在 metrics.jsonl 里
-                board.show_start(record.read(self.config.run.output)[0].get("held"))
+                board.show_start(run_folder.read(self.config.run.output)[0].get("held"))
             board.show(step)
             if sample.every and step.step % sample.every == 0:
                 self._look(step.step)

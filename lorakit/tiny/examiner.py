@@ -5,7 +5,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from lorakit.files import ASSETS
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import BACKGROUNDS, COLORS, OBJECTS, SIDES, SIZES
 
@@ -26,7 +26,7 @@ HEADS = {
     "style": ("", *STYLES),
     "character": ("", "ohwx"),
 }
-WEIGHTS = Path(__file__).parent.parent / "assets" / "examiner.safetensors"
+WEIGHTS = ASSETS / "examiner.safetensors"
 
 
 class Examiner(nn.Module):

@@ -1,0 +1,84 @@
+"""缓存的键：编码器的身份，以及一张图、一句描述的编码由什么决定。"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lorakit.cache.store import FORMAT
+from lorakit.data.crops import View, bucket_for
+from lorakit.data.record import Record
+from lorakit.families.base import Family
+from lorakit.files import cache_root, write_text
+from lorakit.hub import absent
+
+PLAIN = View()
+Query = tuple[str, Record, View]  # 一句描述、它的图、图的一种样子
+
+
+def controls_of(record: Record, view: View = PLAIN) -> list[tuple[Record, View]]:
+    """一条记录的几张控制图，各自当成一条没有描述的记录；翻转、裁切都跟着目标图。"""
+    parts = (record.controls, record.control_sizes, record.control_digests)
+    follow = view._replace(place=record.digest)
+    return [(Record(path, "", *rest), follow) for path, *rest in zip(*parts, strict=True)]
+
+
+def fingerprint(folder: Path) -> str:
+    """编码器的身份：配置全文，加每个权重文件的大小与均匀抽取的内容（整读 16 GB 太慢）。"""
+    sha = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        size = path.stat().st_size
+        sha.update(f"{path.relative_to(folder)}:{size}".encode())
+        with path.open("rb") as file:
+            if size <= 4 << 20:
+                sha.update(file.read())
+                continue
+            for place in np.linspace(0, size - (64 << 10), 64):
+                file.seek(int(place))
+                sha.update(file.read(64 << 10))
+    return sha.hexdigest()
+
+
+def identity(family: Family, part: str) -> str:
+    """一个编码器的身份；权重不在本地时用以前记下的，所以都编码过就不必再下载它。"""
+    mark = family.model.mark(part) if family.model else ""
+    note = cache_root() / "encoders" / f"{mark}.txt"
+    if mark and absent(family.folder, [part]):
+        if note.is_file():
+            return note.read_text("utf-8")
+        family.model.fetch(part)
+    found = fingerprint(family.folder / part)
+    if mark and not note.is_file():
+        write_text(note, found)
+    return found
+
+
+def image_fields(
+    family: Family, records: Sequence[Record], resolution: int, shown: Sequence[View] = ()
+) -> list[dict]:
+    """每张图（的一种样子）的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
+    common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
+    common["encoder"] = identity(family, "vae")
+    sizes = [bucket_for(record.size, resolution, family.multiple) for record in records]
+    rows = zip(records, sizes, shown or [PLAIN] * len(records), strict=True)
+    return [
+        {**common, "picture": record.digest, "size": list(size), **view.fields()}
+        for record, size, view in rows
+    ]
+
+
+def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> list[dict]:
+    """每句描述（编辑还看着控制图的一种样子）的条件由什么算出。"""
+    common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
+    common["encoder"] = [identity(family, part) for part in family.text_parts]
+    rows = []
+    for caption, record, view in queries:
+        seen: dict = {"controls": list(record.control_digests)} if record.controls else {}
+        for control, follow in controls_of(record, view):
+            seen |= follow.fields()
+            if view.crop:  # 裁成桶的宽高比，所以还和桶有关
+                size = bucket_for(control.size, resolution, family.multiple)
+                seen["size"] = [*seen.get("size", []), *size]
+        rows.append({**common, "caption": caption, **seen})
+    return rows

@@ -1,0 +1,183 @@
+"""与 LoRA 文件打交道的命令：export 转换、合并、缩秩，audit 体检，push 发布。"""
+
+from pathlib import Path
+
+from lorakit.errors import ConfigError, LorakitError
+
+MOST = 100.0  # 份量再大就是写错了
+
+
+def _family(args, file: Path):
+    """--model 指定的底模，没写就用文件或结果文件夹里记着的。"""
+    from lorakit import lora
+    from lorakit.config import load_config
+    from lorakit.families import open_family
+
+    inside = next((p / "config.yaml" for p in (file, *file.parents[:2]) if p.is_dir()), None)
+    if args.model:
+        source = Path(args.model)
+        config = load_config(source if source.is_file() else args.model)
+    elif inside is not None and inside.is_file():
+        config = load_config(inside)
+    else:
+        card = lora.read(file)[1]
+        if "family" not in card or "base" not in card:
+            raise LorakitError("文件里没有写是给哪个底模的。请用 --model 写上预设名或 YAML 文件。")
+        sets = [f"model.family={card['family']}", f"model.path={card['base']}"]
+        config = load_config("tiny-qwen-image", sets)
+    return open_family(config)
+
+
+def _workflow(args) -> int:
+    """写一份填好的 ComfyUI 工作流，说清楚文件放在哪里。"""
+    from lorakit import lora
+    from lorakit.config import load_config
+    from lorakit.lora import comfyui, convert
+
+    file = lora.find(args.file)
+    card = lora.read(file)[1]
+    family = args.family or card.get("family")
+    if not family:
+        raise LorakitError(
+            f"“{file}”里没有写是给哪个家族的。请用 --family 写一个：{'、'.join(comfyui.names())}。"
+        )
+    base = card.get("base", "")
+    name = comfyui.choose(family, base)
+    sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(name).items()]
+    sample = load_config(None, [*sets, *args.set]).sample
+    trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
+    if trigger and trigger not in prompt:
+        prompt = f"{trigger}，{prompt}"
+    folder = args.file if args.file.is_dir() else file.parent
+    called = convert.named(args.out).name if args.out else file.name
+    if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
+        called = f"{folder.resolve().name}.safetensors"
+    plain = {key: getattr(sample, key) for key in ("steps", "guidance", "size", "seed")}
+    nodes = comfyui.fill(name, comfyui.Fill(called, prompt, **plain))
+    print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{name}，提示词：{prompt}）")
+    mine = convert.named(args.out) if args.out else file
+    print(f"1. 把 {mine} 复制成 ComfyUI/models/loras/{called}")
+    print("2. ComfyUI 里还要有这些底模文件（没有就去它们的主页下载）：")
+    for needed in comfyui.files(nodes):
+        if "/loras/" not in needed:
+            print(f"   ComfyUI/{needed}")
+    print("3. 把工作流文件拖进 ComfyUI 的网页，点运行。")
+    if "tiny" in base:
+        print(f"提醒：它是给微型模型 {base} 练的，ComfyUI 里没有这个模型；换真模型练出来的才能用。")
+    return 0
+
+
+def export(args) -> int:
+    """转换写法；可以先叠几个、缩秩，也可以直接合并进底模；另可写一份 ComfyUI 工作流。"""
+    if args.out is None and args.workflow is None:
+        raise LorakitError("写到哪里？加上 --out 文件名，或 --workflow 工作流.json。")
+    if args.workflow and args.merge:
+        raise LorakitError("--workflow 用的是 LoRA 文件，不能和 --merge 一起写；去掉其中一个。")
+    if args.workflow and args.workflow.suffix != ".json":
+        raise LorakitError(f"--workflow 的文件名要以 .json 结尾，得到“{args.workflow.name}”。")
+    _refuse_idle(args)
+    if args.out is not None:
+        _convert(args)
+    return _workflow(args) if args.workflow else 0
+
+
+def _refuse_idle(args):
+    """写了却用不上的选项：多半是漏写了另一个。"""
+    idle = {
+        "--prompt、--set 只写进工作流，请加上 --workflow 工作流.json": (
+            args.workflow is None and (args.prompt or args.set)
+        ),
+        "--also、--weight、--rank、--merge 改的是 --out 的文件，请加上 --out": (
+            args.out is None and (args.also or args.weight or args.rank is not None or args.merge)
+        ),
+        "--merge 写的是整个 Transformer，没有几种写法：去掉 --to": args.merge and args.to,
+    }
+    for said in (said for said, wrong in idle.items() if wrong):
+        raise LorakitError(f"{said}。")
+
+
+def _convert(args):
+    from torch import nn
+
+    from lorakit import lora
+    from lorakit.lora import audit as lora_audit
+    from lorakit.lora import convert, full
+    from lorakit.lora import fused as lora_fused
+
+    files = [lora.find(path) for path in (args.file, *args.also)]
+    weights = args.weight or [1.0] * len(files)
+    if strange := [weight for weight in weights if not abs(weight) <= MOST]:
+        raise ConfigError(f"--weight：份量是 0.5、1 这样的数，得到 {strange[0]:g}。")
+    if len(weights) != len(files):
+        raise LorakitError(
+            f"--weight 要写 {len(files)} 个（每个文件一个），得到 {len(weights)} 个。"
+        )
+    family = _family(args, args.file)
+    shell = family.skeleton()
+    places = lora_fused.slots(family.original, shell)
+    modules = [name for name, module in shell.named_modules() if isinstance(module, nn.Linear)]
+    several = []
+    for file, weight in zip(files, weights, strict=True):
+        lora_audit.refuse(lora_audit.audit(file, shell, places), file)
+        several.append((convert.read(file, modules, places)[0], weight))
+    layers = convert.combine(several) if len(several) > 1 or weights != [1.0] else several[0][0]
+    if args.rank is not None:
+        if args.rank < 1:
+            raise ConfigError(f"--rank：秩至少是 1，得到 {args.rank}。")
+        layers, kept = convert.resize(layers, args.rank)
+        print(f"缩到秩 {args.rank}，保住了 {kept:.1%} 的能量（ΔW 的平方和）。")
+    if args.merge:
+        # 训练时底模可以量化、放在内存里；合并总是进原来精度的权重
+        family.quantize, family.offload = "none", "none"
+        transformer = family.load("transformer")
+        convert.merge(layers, transformer)
+        merged = full.files_of(transformer.state_dict())
+        print(f"合并好了：{full.save(args.out, family, merged.items())}")
+        return
+    card = lora.read(files[0])[1]
+    style = args.to or "diffusers"
+    made = convert.write(layers, style, args.out, card, places)
+    print(f"写好了：{made}（{style}，{len(layers)} 层；重读核对过，每层的 ΔW 都没有变）")
+
+
+def audit(args) -> int:
+    """体检一个 LoRA 文件：多少层放得上、改了多少、有没有坏数。"""
+    from lorakit import lora
+    from lorakit.lora import audit as lora_audit
+    from lorakit.lora import fused as lora_fused
+
+    if (args.file / "metrics.jsonl").is_file():
+        print(_held(args.file))
+    file, family = lora.find(args.file), _family(args, args.file)
+    shell = family.skeleton()
+    result = lora_audit.audit(file, shell, lora_fused.slots(family.original, shell))
+    print(result.text())
+    return 0 if result.good else 1
+
+
+def push(args) -> int:
+    """列出要上传的；写了 --yes 才真的上传。"""
+    from lorakit.results import publish
+
+    wanted = publish.plan(args.source, args.to, args.repo, not args.public)
+    print(wanted.text())
+    if not args.yes:
+        print("\n这只是预演，什么也没有上传。看过没问题，再加上 --yes。")
+        return 0
+    print(f"\n传好了：{publish.upload(wanted)}")
+    return 0
+
+
+def _held(run: Path) -> str:
+    """一次训练的各个检查点与它们的留出集损失。"""
+    from lorakit.results import checkpoint, verdict
+    from lorakit.results import folder as run_folder
+
+    metrics = run_folder.read(run)
+    steps = [int(path.name.split("-")[1]) for path in checkpoint.all_of(run)]
+    held, best = verdict.held_by_step(metrics), verdict.best_of(metrics, steps)
+    lines = ["检查点  留出集损失"]
+    for step in steps:
+        loss = f"{held[step]:.4f}" if step in held else "没有检验"
+        lines.append(f"checkpoint-{step}  {loss}{'  留出集损失最低' if step == best else ''}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,139 @@
+"""读设置的文字：YAML（认得出常见的写错）与 `--set a.b=c`。"""
+
+import codecs
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from lorakit.config.explain import is_group, kinds_of, names_inside, quoted, unknown
+from lorakit.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """只认 null 的 YAML：1e-4、no、007 都先留作文字，由设置的类型决定怎么读，就不会读错。"""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML 规定写成类属性
+        first: [rule for rule in rules if rule[0].endswith((":null", ":merge"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        """重复的名字，PyYAML 会悄悄用后一个；这里记下来报告。"""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            first = lines.setdefault(str(key.value), line)
+            if first != line:
+                self.repeated.append(
+                    f"{key.value}：第 {first} 行和第 {line} 行写了两次，请只留一个。"
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, repeated: list[str]) -> Any:
+    """YAML 文本 -> 内容；重复的名字记进 repeated。"""
+    loader = _Loader(text)
+    loader.repeated = repeated
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def decoded(raw: bytes) -> str:
+    """UTF-8；Windows 上 `lorakit init 预设 > my.yaml` 存成的 UTF-16 与 GBK 也认。"""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("gb18030")
+
+
+def parse_file(path: Path, problems: list[str]) -> dict:
+    """读一个 YAML 文件；读不了就说原因和改法。"""
+    text = ""
+    try:
+        text = decoded(path.read_bytes())
+        tree = _parse(text, problems)
+    except UnicodeDecodeError:
+        why = "认不出编码：请用编辑器打开，另存为 UTF-8 编码（记事本：另存为，编码选 UTF-8）。"
+    except OSError:
+        why = "打不开：请检查这个文件的读取权限。"
+    except (yaml.YAMLError, RecursionError) as error:
+        why = syntax(error, text)
+    else:
+        if isinstance(tree, dict):
+            return tree
+        mend = (
+            "最外层要写成“名字: 值”，例如先写 train:，下一行缩进写 lr: 1e-4（英文冒号，后面空一格）"
+        )
+        why = f"的内容不对：得到 {quoted(tree)}，{mend}。"
+        if tree is None:
+            why = "是空的：可以运行 lorakit init qwen-image 得到一份带说明的，或者直接用预设名。"
+    raise ConfigError(f"设置文件 {path} {why}")
+
+
+_SYNTAX = {  # PyYAML 的说法 -> 怎么改；从上往下找第一个对得上的
+    "\\t": "缩进不能用 Tab 键，请换成空格",
+    "mapping values": "这一行多了冒号或缩进没对齐，含冒号的文字要用引号括起来",
+    "expected ':'": "少了冒号，或冒号后面少了空格，要写成“名字: 值”",
+    "expected ',' or": "括号没有配对，或少了逗号",
+    "escape": "双引号里的反斜杠有别的意思：Windows 的路径改用单引号，或把 \\ 换成 /",
+    "quoted scalar": "引号没有配对",
+    "block": "缩进没有对齐，同一组的名字要从同一列开始",
+    "single document": "有多余的 ---，一个文件只能写一份设置",
+    "special characters": "有看不见的控制字符，请删掉重打这一行",
+}
+
+
+def syntax(error: Exception, text: str) -> str:
+    """YAML 的语法错误 -> 第几行、写了什么、怎么改。"""
+    said, mark = str(error), getattr(error, "problem_mark", None)
+    if "scanning" in said or "flow" in said:  # 这两类，报的是读不下去的地方，开头才是写错的地方
+        mark = getattr(error, "context_mark", None) or mark
+    line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+    lines = [*text.split("\n"), ""]
+    if "mapping values" in said and re.match(r"\s*\w+[:：]\S", lines[line - 1]):
+        line -= 1  # 上一行的冒号没被认出来，到这一行才读不下去
+    shown = lines[line].strip()
+    hint = next((mend for sign, mend in _SYNTAX.items() if sign in said), "请检查标点和缩进")
+    if re.match(r"\w+\s*：|\w+:\S", shown):
+        hint = "冒号要用英文的“:”，后面空一格"
+    return f"第 {line + 1} 行写错了：得到 {quoted(shown)}，{hint}。"
+
+
+def override(tree: dict, text: str, known: dict[str, Any], problems: list[str]) -> None:
+    """把一条 "名字=值" 写进 tree；名字不对就记一个问题。"""
+    name, equals, raw = (part.strip() for part in str(text).partition("="))
+    if not equals:
+        problems.append(f"“{text}”：少了等号，要写成 名字=值，例如 train.lr=1e-4。")
+    elif name not in known:
+        problems.append(unknown(name, known))
+    elif is_group(known[name].type):
+        problems.append(
+            f"{name}：这是一组设置，不能直接给值，要写到具体的一项。{names_inside(name, known)}"
+        )
+    else:
+        kinds = dict(kinds_of(known[name].type))
+        # 文字和路径原样收下：里面的冒号、井号、方括号都不当 YAML
+        plain = (str in kinds and list not in kinds) or Path in kinds
+        if list in kinds and raw.startswith("["):
+            plain = False
+        if raw[:1] in ("'", '"') or (raw in ("null", "~") and type(None) in kinds):
+            plain = False
+        try:
+            value = raw if plain else _parse(raw, problems)
+        except yaml.YAMLError:
+            value = raw
+        *groups, leaf = name.split(".")
+        for group in groups:  # 逐层复制，不改调用者的字典；组本身写错了就留给检查去报
+            inner = {} if tree.get(group) is None else tree[group]
+            if not isinstance(inner, (dict, BaseModel)):
+                return
+            tree[group] = dict(inner)
+            tree = tree[group]
+        tree[leaf] = value

@@ -1,0 +1,116 @@
+"""走遍一个文件夹：哪些是图、哪些是遮罩、哪些是描述、哪些不用看。"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorakit.data.captions import SIDECARS, TABLES, nfc
+from lorakit.data.mask import MASK
+from lorakit.data.report import Problem
+from lorakit.errors import plain_reason
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # 大小写都行
+
+
+@dataclass
+class Found:
+    """走一遍文件夹看到的东西；图旁边的描述按（文件夹，不带后缀的名字）放，先 .txt。"""
+
+    folder: Path
+    pictures: list[Path] = field(default_factory=list)
+    captions: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
+    masks: dict[tuple[Path, str], Path] = field(default_factory=dict)
+    tables: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def key_of(path: Path) -> tuple[Path, str]:
+    return path.parent, nfc(path.stem)
+
+
+def same_file(path: Path, other: Path | None) -> bool:
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
+def _ignored(name: str) -> bool:
+    """系统自己留下的东西，不是用户的数据。"""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def walk(folder: Path, skip: Path | None = None, masks: bool = True) -> Found:
+    """走遍文件夹（不进 skip），按名字排好；打不开的文件夹、链接文件夹也记下来。
+
+    Args:
+        masks: 认不认 _mask 图；控制图没有遮罩，里面每一张都是图。
+    """
+    found = Found(folder)
+    if not os.path.isdir(folder):  # 不用 Path.is_dir：上层文件夹没有权限时它会抛错
+        if os.path.exists(folder):
+            reason, mend = "这是一个文件，要的是文件夹", "写装着图片的那个文件夹"
+            found.problems.append(Problem.error("folder_is_file", folder, reason, mend))
+        else:
+            mend = "检查路径有没有写错、在不在当前文件夹下"
+            found.problems.append(Problem.error("folder_missing", folder, "没有这个文件夹", mend))
+        return found
+
+    def closed(error: OSError):
+        reason, mend = (
+            f"打不开这个文件夹（{plain_reason(error)}）",
+            "给它读的权限（chmod u+rx），或移走",
+        )
+        found.problems.append(Problem.error("permission", Path(error.filename), reason, mend))
+
+    files = []
+    for parent, inner, here in os.walk(folder, onerror=closed):  # 不跟着链接走：会绕圈，也会走出去
+        inner[:] = sorted(
+            name for name in inner if not _ignored(name) and not same_file(Path(parent, name), skip)
+        )
+        for path in (Path(parent, name) for name in inner):
+            if os.path.islink(path):
+                reason = "这是链接到别处的文件夹，里面的图没有用到"
+                mend = "要用就把真正的文件夹复制进来"
+                found.problems.append(Problem.warning("link_folder", path, reason, mend))
+        files += [Path(parent, name) for name in here if not _ignored(name)]
+    for path in sorted(files, key=lambda p: nfc(p.relative_to(folder).as_posix())):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            found.pictures.append(path)
+        elif path.name.lower() in TABLES:
+            found.tables.append(path)
+        else:
+            found.others.append(path)
+    _sidecars(found)
+    if masks:
+        _masks(found)
+    return found
+
+
+def _masks(found: Found):
+    """“猫_mask.png”旁边有“猫.jpg”、自己又没有描述，它就是遮罩，不当训练图。"""
+    keys, rest = set(map(key_of, found.pictures)), []
+    for path in found.pictures:
+        base = path.parent, nfc(path.stem).removesuffix(MASK)
+        if base == key_of(path) or base not in keys or key_of(path) in found.captions:
+            rest.append(path)
+        elif base in found.masks:
+            reason, mend = f"和 {found.masks[base].name} 是同一张图的遮罩", "只留一份，删掉另一份"
+            found.problems.append(Problem.error("mask_twice", path, reason, mend))
+        else:
+            found.masks[base] = path
+    found.pictures = rest
+
+
+def _sidecars(found: Found):
+    """从别的文件里认出图旁边的描述；.json 只有和图同名才算，别处的多半是别的程序的设置。"""
+    pictures, rest = set(map(key_of, found.pictures)), []
+    for path in found.others:
+        suffix, same = path.suffix.lower(), found.captions.get(key_of(path), [])
+        likely = suffix in SIDECARS and (suffix != ".json" or key_of(path) in pictures)
+        if likely and suffix not in (p.suffix.lower() for p in same):
+            found.captions[key_of(path)] = [*same, path]
+        else:
+            rest.append(path)
+    for same in found.captions.values():
+        same.sort(key=lambda p: SIDECARS.index(p.suffix.lower()))
+    found.others = rest

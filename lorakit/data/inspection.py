@@ -1,0 +1,257 @@
+"""检查一个图片文件夹：找出每张图和它的描述，把所有问题写进一份报告，什么都不悄悄跳过。"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lorakit.data import pairs
+from lorakit.data.captions import (
+    SIDECARS,
+    TABLES,
+    Said,
+    caption_for,
+    loose,
+    read_tables,
+    stay_inside,
+)
+from lorakit.data.folder import IMAGE_SUFFIXES, Found, key_of, walk
+from lorakit.data.lint import lint
+from lorakit.data.mask import check_masks
+from lorakit.data.read import RESAVE, Progress, in_threads
+from lorakit.data.record import Record
+from lorakit.data.report import Fault, Problem, Report, names, relative
+from lorakit.data.seen import Album, Seen
+from lorakit.data.trigger import has_trigger, looks_like
+
+MIN_SIDE = 32  # 像素；再小就没有可学的细节
+LARGE = 40_000_000  # 像素；能用，但每次解码都慢
+MAX_RATIO = 4  # 桶最多到 2:1，比 4:1 还长的图会被裁掉一半以上
+LOOKALIKE = re.compile(
+    r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
+)
+COUNTED = re.compile(r"0*([1-9]\d{0,2})_.")  # “10_猫”
+CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
+NOTES = {  # 处理的代号 -> 报告里的话
+    "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha，并且不要 --fix）",
+    "animation": "是动图，只用第一帧",
+    "rotated": "按 EXIF 里记的方向转正了",
+    "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",
+    "sixteen": "是 16 位图，按比例换成了 8 位",
+}
+
+
+def inspect(
+    folder: str | Path,
+    trigger: str = "",
+    control: str | Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Record], Report]:
+    """检查整个文件夹（含子文件夹），返回 (可用的记录, 报告)；不抛错，也不悄悄跳过任何文件。
+
+    记录里的描述是文件里的原样，没有加触发词。
+
+    Args:
+        control: 控制图的文件夹；不写时，folder 里 images 和 control 并排就是成对的图。
+        progress: 函数 (在做什么, 第几个, 共几个)，每看完一张图调一次。
+    """
+    folder = Path(os.path.expanduser(folder))
+    control = pairs.locate(folder, control)
+    found = walk(folder, control)
+    problems = list(found.problems)
+    stems = Counter(map(key_of, found.pictures))
+    shared = {key for key, count in stems.items() if count > 1 and key in found.captions}
+    bare = [path for path in found.pictures if key_of(path) not in found.captions]
+    rows, wrong = read_tables(found.tables, found.pictures, bare, folder)
+    problems += wrong
+    records, did = [], defaultdict(list)
+    with Album() as album:
+        results = _examine(album, found, rows, shared, folder, progress)
+        for path, (record, treated, wrong) in zip(found.pictures, results, strict=True):
+            problems += wrong
+            for name in treated:
+                did[name].append(path)
+            if record:
+                records.append(replace(record, mask=found.masks.get(key_of(path))))
+        problems += _pairing(found, stems, shared, folder) + _counted(found.pictures, folder)
+        problems += check_masks(records, folder)
+        if control and found.pictures:
+            records, used, wrong = _with_controls(album, records, found, control)
+            problems += wrong
+            for path, seen in used.items():
+                for name in seen.did:
+                    did[name].append(path)
+    problems += _repeats(records, folder) + _trigger(records, trigger, folder)
+    problems += lint(records, trigger, folder)
+    for name, reason in NOTES.items():
+        if did[name]:
+            reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
+            problems.append(Problem.note(name, reason))
+    if not found.pictures and not any(p.severity == "error" for p in found.problems):
+        reason = f"文件夹里没有图片（只认 {'、'.join(s[1:] for s in IMAGE_SUFFIXES)}）"
+        mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"
+        problems.append(Problem.error("no_pictures", folder, reason, mend))
+    return records, Report(folder, len(found.pictures), len(records), tuple(problems))
+
+
+def _with_controls(
+    album: Album, records: list[Record], found: Found, control: Path
+) -> tuple[list[Record], dict[Path, Seen], list[Problem]]:
+    """配上控制图，返回 (配好的记录, 用到的控制图, 问题)。"""
+    if os.path.realpath(control) == os.path.realpath(found.folder):
+        reason = "控制图和目标图写的是同一个文件夹"
+        mend = "目标图放 images/，控制图放 control/，或把 data.control_folder 写成另一个文件夹"
+        return [], {}, [Problem.error("control_folder", control, reason, mend)]
+    before = walk(control, masks=False)
+    if not before.pictures and before.problems:  # 打不开，或没有这个文件夹：说一次就够
+        return [], {}, before.problems
+    records, used, problems = pairs.attach(album, records, found, before, _sizes)
+    if used:
+        reason = f"{len(records)} 张图配好了控制图（{relative(control, found.folder)}）"
+        problems.append(Problem.note("pairs", reason))
+    if before.captions:
+        reason = f"控制图旁边的 {len(before.captions)} 份描述没有用到，描述写在目标图旁边"
+        problems.append(Problem.note("control_captions", reason))
+    return records, used, before.problems + problems
+
+
+def _examine(
+    album: Album,
+    found: Found,
+    rows: Mapping[Path, list[Said]],
+    shared: set,
+    folder: Path,
+    progress: Progress | None,
+) -> list[tuple["Record | None", Iterable[str], list[Problem]]]:
+    """逐张看图和它的描述，按次序各返回 (记录或 None, 做过的处理, 问题)。"""
+    named = set(map(key_of, found.pictures))
+    alone = [path for key, same in found.captions.items() if key not in named for path in same]
+    strays = {loose(path): path for path in alone}
+
+    def job(path: Path):
+        key, problems, seen, caption = key_of(path), [], None, None
+        try:
+            stay_inside(path, folder)
+            seen = album.see(path)
+            problems += _sizes(path, seen.size) + _empty(path, seen)
+        except Fault as fault:
+            problems.append(fault.problem)
+        if key not in shared:  # 共用的描述由 _pairing 报一次
+            told = found.captions.get(key, []), rows.get(path, [])
+            caption, wrong = caption_for(path, *told, folder, strays)
+            problems += wrong  # 图和描述都坏时两个都报
+        usable = seen and caption and min(seen.size) >= MIN_SIDE
+        record = Record(path, caption, seen.size, seen.digest, seen.look) if usable else None
+        return record, seen.did if seen else (), problems
+
+    return in_threads(job, found.pictures, progress)
+
+
+def _empty(path: Path, seen: Seen) -> list[Problem]:
+    """解得开、却没有（或只有一半）画面。"""
+    if seen.blank:
+        clear = "整张都是透明的" if "alpha" in seen.did else "整张只有一种颜色"
+        mend = "多半是导出时少选了图层，重新导出；不要就移走"
+        return [Problem.warning("picture_blank", path, f"{clear}，没有东西可学", mend)]
+    if "grey" in seen.did:
+        mend = "重新下载或复制一份；本来就是灰的就不用管"
+        return [Problem.warning("picture_grey", path, "下面一截是一片灰，多半没有下载完", mend)]
+    return []
+
+
+def _sizes(path: Path, size: tuple[int, int]) -> list[Problem]:
+    width, height = size
+    shape, ratio = f"{width}x{height}", max(size) / min(size)
+    problems = []
+    if min(size) < MIN_SIDE:
+        reason = f"太小（{shape}），短边至少要 {MIN_SIDE} 像素"
+        mend = "换一张大的；放大小图不会多出细节"
+        problems.append(Problem.error("picture_small", path, reason, mend))
+    elif ratio > MAX_RATIO:
+        reason = f"太细长（{shape}，{ratio:.1f}:1），训练时会从中间裁掉一大半"
+        problems.append(Problem.warning("ratio", path, reason, "自己裁成几张 2:1 以内的图"))
+    if width * height > LARGE:
+        reason = f"很大（{shape}，{width * height / 1e6:.0f} 百万像素），读得慢，也不会学得更好"
+        problems.append(Problem.warning("picture_large", path, reason, "缩小到长边 4000 像素以内"))
+    return problems
+
+
+def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Problem]:
+    """图和描述配对的问题，以及没有用到的文件。"""
+    problems = []
+    for key in sorted(shared):
+        # 算错误而不是警告：描述说的是哪一张没法知道，配错了会悄悄教错
+        same = [p for p in found.pictures if key_of(p) == key]
+        name = found.captions[key][0].name
+        reason = f"{len(same)} 张图共用一份描述 {name}：{names(same, folder)}"
+        mend = "同一张图存了两份就删掉一份；不是就改名，各写一份描述"
+        problems.append(Problem.error("caption_shared", same[0], reason, mend))
+    for key, paths in sorted(found.captions.items()):
+        for path in paths if key not in stems else ():
+            reason, mend = "没有同名的图，这份描述没有用到", "改成和图片一样的名字；用不着就删掉"
+            problems.append(Problem.warning("caption_orphan", path, reason, mend))
+    rest = []
+    for path in found.others:
+        name = path.name.lower()
+        if CAPTION_LIKE.search(name) or name.endswith(".txt"):
+            mend = f"描述要写在和图片同名的 {'、'.join(SIDECARS)} 或 {'、'.join(TABLES)} 里"
+            problems.append(Problem.warning("not_used", path, "像是描述，没有用到", mend))
+        elif LOOKALIKE.search(name):
+            mend = f"要用就{RESAVE}；不用就移走"
+            problems.append(Problem.warning("not_used", path, "像是图片，没有用到", mend))
+        else:
+            rest.append(path)
+    if rest:
+        reason = f"{len(rest)} 个别的文件没有用到：{names(rest, folder)}"
+        problems.append(Problem.note("others", reason))
+    return problems
+
+
+def _counted(pictures: Sequence[Path], folder: Path) -> list[Problem]:
+    """“10_猫”这样的子文件夹：有的训练器把 10 当成重复次数，这里不猜（2024_旅行 不是 2024 次）。"""
+    tops = {path.relative_to(folder).parts[0] for path in pictures if path.parent != folder}
+    found = [(COUNTED.match(name), name) for name in sorted(tops)]
+    listed = [f"{{folder: {folder / name}, repeats: {hit[1]}}}" for hit, name in found if hit]
+    if not listed:
+        return []
+    reason = (
+        f"子文件夹的名字里有次数，这里不按它重复；要重复就写 data.folder: [{', '.join(listed)}]"
+    )
+    return [Problem.note("folder_counted", reason)]
+
+
+def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:
+    """内容完全相同的图；所有描述都一样。"""
+    problems, same = [], defaultdict(list)
+    for record in records:
+        same[record.digest].append(record.path)
+    for first, *copies in same.values():
+        for path in copies:
+            reason = f"和 {relative(first, folder)} 是同一张图，这张图会被多学一遍"
+            mend = "删掉一份；想多学几遍用 data.repeats"
+            problems.append(Problem.warning("duplicate", path, reason, mend))
+    paired = any(record.controls for record in records)  # 一种编辑本来就只有一句指令
+    if len(records) >= 4 and len({r.caption for r in records}) == 1 and not paired:
+        same_text = f"{len(records)} 张图的描述一模一样（“{records[0].caption[:20]}”）"
+        reason, mend = same_text + "，模型分不清画风和内容", "每张图各写一句，说出这张图里有什么"
+        problems.append(Problem.warning("caption_same", None, reason, mend))
+    return problems
+
+
+def _trigger(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    trigger = trigger.strip()
+    missing = [r.path for r in records if trigger and not has_trigger(r.caption, trigger)]
+    if not missing:
+        return []
+    if len(missing) == len(records):  # 描述里都不写、交给训练来加，是正常的用法
+        reason = f"描述里都没有触发词“{trigger}”，训练时会自动加在最前面"
+        return [Problem.note("trigger_missing", reason)]
+    counts = f"{len(records)} 份描述里有 {len(missing)} 份没有触发词“{trigger}”"
+    reason = f"{counts}：{names(missing, folder)}"
+    fake = [r.path for r in records if r.path in set(missing) and looks_like(r.caption, trigger)]
+    if fake:
+        reason += f"；{names(fake, folder)} 里写的看着像它，其实大小写不同，或是全角字、别国的字母"
+    mend = "训练时会自动加在最前面；写错了字的要重新打一遍，免得一句里有两个"
+    return [Problem.warning("trigger_missing", None, reason, mend)]

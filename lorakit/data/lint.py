@@ -1,0 +1,220 @@
+"""整个数据集一起看才知道的毛病：几乎一样的图，描述写法上的问题；只警告，不拦着训练。
+
+教程：notebooks/02_dataset.ipynb
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.data.lookalike import lookalikes
+from lorakit.data.read import CJK
+from lorakit.data.report import Problem, names
+from lorakit.data.trigger import has_trigger, position
+
+if TYPE_CHECKING:  # data_check 用这里的函数，真的导入就成了圈
+    from lorakit.data.record import Record
+
+FEW = 4  # 比这少的描述看不出“每句都有”
+LONG_CHINESE, LONG_ENGLISH = 400, 300  # 字、词
+COMMON_CHINESE, COMMON_ENGLISH = 3, 2  # 每句都有的一段至少这么多字、词才说
+CLAUSE = re.compile(r"[，。、；：！？,.;:!?\n]+")
+WORD = re.compile(r"[A-Za-z0-9_'’\-]+")
+EMPTY = {*"是在的地得了着和有与一个只张里上"}  # 虚词，单独不说明画面里有什么
+EMPTY |= {"a", "an", "the", "of", "in", "on", "at", "is", "are", "with", "and", "by", "to"}
+# 只认常见的标签：<s0>、<lora:…> 之类是别的程序的记号，不一定写错
+MARKUP = re.compile(
+    r"</?(?:p|br|div|span|b|i|a|img|td|li|ul|html|body|font)\b[^>]*>|&(?:[a-z]{2,6}|#\d{2,5});",
+    re.IGNORECASE,
+)
+# 看图说话的模型对人说的客套话；网址；markdown 的记号
+CHATTER = re.compile(
+    r"^(?:好的|当然|没问题)[，,！!。]|^(?:sure|certainly|of course)[,!.]|^以下是"
+    r"|希望(?:这)?对[你您]有(?:所)?帮助|^https?://\S+$|\*\*|^\s*#+ ",
+    re.IGNORECASE,
+)
+UNIT = re.compile(rf"{WORD.pattern}|\S")  # 一个汉字，或一个英文词
+
+
+def lint(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """整个数据集的警告：几乎一样的图、触发词的位置、每句都有的话、太长、中英文混用。"""
+    trigger = trigger.strip()
+    problems = lookalikes(records, folder)
+    problems += _buried(records, trigger, folder)
+    problems += _unchanging(records, trigger)
+    problems += _garbled(records) + _markup(records) + _hollow(records)
+    problems += _long(records, folder)
+    return problems + _mixed(records, trigger, folder)
+
+
+# ---- 描述 ----
+
+
+def _buried(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """触发词不在第一小句里。“a photo of sks dog”算在前面。"""
+
+    def buried(caption: str) -> bool:
+        place = position(caption, trigger)
+        return bool(place) and CLAUSE.search(caption[:place].lstrip()) is not None
+
+    late = [record.path for record in records if trigger and buried(record.caption)]
+    if not late:
+        return []
+    reason = f"{len(late)} 份描述里触发词“{trigger}”埋在后面，不在第一小句：{names(late, folder)}"
+    mend = "挪到最前面：文字编码器对开头最敏感，太长被截断时也先丢后面的"
+    return [Problem.warning("trigger_buried", None, reason, mend)]
+
+
+def _unchanging(records: Sequence[Record], trigger: str) -> list[Problem]:
+    """每句描述里都有的一段话（触发词除外）。"""
+    captions = list(dict.fromkeys(record.caption for record in records))
+    if len(records) < FEW or len(captions) < 2:  # 全都一样的另外报过
+        return []
+    # 触发词换成句号：它前后的字不该连成一段
+    texts = [caption.replace(trigger, "。") if trigger else caption for caption in captions]
+    phrases, problems = _common(texts), []
+    if phrases and not trigger and all(text.startswith(phrases[0]) for text in texts):
+        guess = phrases.pop(0)
+        reason = f"每句描述都以“{guess}”开头，看着像触发词；加上 --trigger '{guess}' 能检查得更细"
+        problems.append(Problem.note("trigger_guess", reason))
+    if phrases:
+        shown = "、".join(f"“{phrase}”" for phrase in phrases[:5])
+        reason = f"每句描述里都有{shown}，它会被学进描述而不是触发词里"
+        reason += "：以后提示词里不写这几个字，它就不一定出现"
+        mend = "想让触发词带出它，就从描述里删掉；想以后自己决定有没有它，就留着"
+        problems.append(Problem.warning("caption_unchanging", None, reason, mend))
+    return problems
+
+
+def _common(texts: Sequence[str]) -> list[str]:
+    """所有句子里都有的最长的几段，按先后；一段由整字、整词连成，不跨标点。"""
+    result = []
+    for clause in CLAUSE.split(min(texts, key=len)):
+        spans = [unit.span() for unit in UNIT.finditer(clause)]
+        start = 0
+        while start < len(spans):
+            stop = start
+            while stop < len(spans):
+                longer = clause[spans[start][0] : spans[stop][1]]
+                if not all(has_trigger(text, longer) for text in texts):
+                    break
+                stop += 1
+            part = _bare(clause[spans[start][0] : spans[stop - 1][1]] if stop > start else "")
+            least = COMMON_CHINESE if CJK.search(part) else COMMON_ENGLISH
+            if len(UNIT.findall(part)) >= least and part not in result:
+                result.append(part)
+            start = max(stop, start + 1)
+    return result
+
+
+def _bare(part: str) -> str:
+    """去掉两头的虚词：“背景是”里只有“背景”说了点什么。"""
+    units = list(UNIT.finditer(part))
+    while units and units[-1].group().lower() in EMPTY:
+        units.pop()
+    while units and units[0].group().lower() in EMPTY:
+        units.pop(0)
+    return part[units[0].start() : units[-1].end()] if units else ""
+
+
+def _garbled(records: Sequence[Record]) -> list[Problem]:
+    """很短的 GBK 描述有时恰好也是合格的 UTF-8：“一只猫”会读成“һֻè”，不报错，却全是乱码。"""
+    problems = []
+    for record in records:
+        odd = [char for char in record.caption if ord(char) > 127]
+        # 乱码会东一个西一个地落在好几种文字里；真正的俄文、法文只用一种
+        if len({ord(char) >> 8 for char in odd}) < 2 or max(odd) > "\u07ff":
+            continue
+        try:
+            guess = record.caption.encode().decode("gb2312")
+        except UnicodeDecodeError:
+            continue
+        reason = f"描述像是乱码（“{record.caption[:20]}”），多半是 GBK：按它读是“{guess[:20]}”"
+        mend = "用记事本或 VS Code 按 GBK 打开，看到的字没有错，就另存为 UTF-8"
+        problems.append(Problem.warning("caption_garbled", record.path, reason, mend))
+    return problems
+
+
+def _markup(records: Sequence[Record]) -> list[Problem]:
+    """描述里混进了富文本（.rtf）或网页的代码：文字编码器会把它们当成要画的东西。"""
+    problems = []
+    for record in records:
+        rich = record.caption.startswith("{\\rtf")
+        found = "{\\rtf" if rich else next(iter(MARKUP.findall(record.caption)), None)
+        if found:
+            kind, mend = "网页的代码", "删掉这些代码，只留说图里有什么的话"
+            if rich:
+                kind, mend = "富文本（RTF）", "用写它的程序打开，另存为纯文本（UTF-8）"
+            reason = f"描述里有{kind}“{found[:20]}”"
+            problems.append(Problem.warning("caption_markup", record.path, reason, mend))
+    return problems
+
+
+def _hollow(records: Sequence[Record]) -> list[Problem]:
+    """没有说图里有什么的描述：只是文件名、网址，或夹着看图模型的客套话。"""
+    problems, mend = [], "只留说图里有什么的话，例如“一只猫坐在窗台上”"
+    for record in records:
+        chatter = CHATTER.search(record.caption)
+        if record.caption == record.path.stem:
+            problems.append(Problem.warning("caption_hollow", record.path, "描述只是文件名", mend))
+        elif chatter:
+            reason = f"描述里有不是在说图的话“{chatter.group().strip()[:20]}”"
+            problems.append(Problem.warning("caption_hollow", record.path, reason, mend))
+    return problems
+
+
+def _long(records: Sequence[Record], folder: Path) -> list[Problem]:
+    def too_long(caption: str) -> bool:
+        chinese = len(CJK.findall(caption))
+        return chinese > LONG_CHINESE or len(WORD.findall(caption)) > LONG_ENGLISH
+
+    paths = [record.path for record in records if too_long(record.caption)]
+    if not paths:
+        return []
+    reason = f"{len(paths)} 份描述很长（超过 {LONG_CHINESE} 个汉字或 {LONG_ENGLISH} 个英文词）："
+    reason += names(paths, folder) + "；文字编码器可能读不到结尾，上限要看是哪一个模型"
+    mend = "只留图里看得见的、会变的东西，一两句话就够"
+    return [Problem.warning("caption_long", None, reason, mend)]
+
+
+def over_limit(
+    records: Sequence[Record], counts: Sequence[int], limit: int, encoder: str
+) -> list[Problem]:
+    """超过文字编码器上限的描述：后面的它读不到，训练时会被悄悄截掉。
+
+    Args:
+        counts: 每份描述占几个词元。
+        encoder: 向人说的名字，例如“qwen-image 的文字编码器”。
+    """
+    problems = []
+    for record, count in zip(records, counts, strict=True):
+        if count > limit:
+            lost = f"最后约 {1 - limit / count:.0%} 会被截掉"
+            reason = f"描述有 {count} 个词元，{encoder}最多读 {limit} 个，{lost}"
+            mend = "删短到上限以内，要紧的写在前面；触发词放最前面就不会丢"
+            problems.append(Problem.warning("caption_over_limit", record.path, reason, mend))
+    return problems
+
+
+def _mixed(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """有的描述是中文，有的是英文；中文里夹几个英文词不算。"""
+    chinese, english = [], []
+    for record in records:
+        text = CLAUSE.sub(" ", record.caption)  # 英文里夹的中文标点不算中文
+        text = text.replace(trigger, "") if trigger else text
+        if CJK.search(text):
+            chinese.append(record.path)
+        elif WORD.search(text):
+            english.append(record.path)
+    if not chinese or not english:
+        return []
+    few = min(english, chinese, key=len)
+    kind = "英文" if few is english else "中文"
+    reason = (
+        f"{len(chinese)} 份描述是中文，{len(english)} 份是英文；{kind}的是 {names(few, folder)}"
+    )
+    mend = "统一成以后写提示词要用的那一种：同一样东西用两种话说，学得慢"
+    return [Problem.warning("caption_mixed", None, reason, mend)]

@@ -1,0 +1,299 @@
+"""读一个文件：图片变成 RGB，描述变成一行字；读不出来就说清楚是什么、怎么改。"""
+
+import io
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from lorakit.data.report import Fault
+from lorakit.errors import plain_reason
+
+MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
+# 后缀写错的 GIF 也认；不列 EPS 之类会调用外部程序的格式。手机的 MPO 由 JPEG 这一项带出来。
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# Pillow 解坏文件时会抛的；前三种是随机改坏上万个文件试出来的，其余来自它解 EXIF 与压缩块的代码
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
+          MemoryError, struct.error, zlib.error)  # fmt: skip
+KINDS = {  # 文件开头的四个字节 -> 它其实是什么
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"PK\3\4": "压缩包或 Word",
+    b"\xd0\xcf\x11\xe0": "旧版 Word 或 Excel",
+    b"\xff\xd8\xff\xe0": "JPEG 图片",
+    b"\xff\xd8\xff\xe1": "JPEG 图片",
+    b"\x89PNG": "PNG 图片",
+}
+HEIC = (b"hei", b"hev", b"mif", b"msf")  # 苹果手机照片的几种标记
+TAIL = 16  # 像素；JPEG 一次解这么多行
+ORIENTATION = 0x0112  # EXIF 里“拍照时怎么拿着相机”的编号
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+Progress = Callable[[str, int, int], None]  # 函数 (在做什么, 第几个, 共几个)
+AGAIN = "重新下载或复制一份；不要这张了，就连同它的 .txt 一起删掉"
+RESAVE = "用看图软件打开，另存为 png 或 jpg"
+INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))  # 看不见的字；\u200d 连着表情，留下
+CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
+
+
+# 解码和算哈希时 Python 会放开锁，几个线程一起读更快；再多就要同时在内存里放几张大图
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+def in_threads(
+    job: Callable[[Path], object], paths: Sequence[Path], progress: Progress | None = None
+) -> list:
+    """几个线程一起读文件，结果按原来的次序；每读完一个说一声。"""
+    # 各线程都会临时关掉警告，恢复的先后会乱：在外面再包一层，出来时一定恢复原样
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(WORKERS) as pool:
+            results = []
+            for result in pool.map(job, paths):
+                results.append(result)
+                if progress:
+                    progress("看图", len(results), len(paths))
+            return results
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """读一张图，返回 RGB（8 位）：已按 EXIF 转正，透明合成在白底上，动图取第一帧。
+
+    Raises:
+        DataError: 打不开、没有权限、空文件、不是图片、不完整、太大。
+    """
+    return decode(Path(path), read_bytes(Path(path)))[0]
+
+
+def decode(path: Path, data: bytes) -> tuple[Image.Image, frozenset[str]]:
+    """解开一个图片文件的内容，返回 (RGB 图, 做过的处理)；path 只用来说是哪个文件。
+
+    处理的代号：alpha、animation、rotated、cmyk、sixteen；grey 是看着像只下载了一半。
+    """
+    if not data:
+        raise Fault("picture_empty", path, "文件是空的（0 字节）", AGAIN)
+    image, orientation = open_picture(path, data)
+    did = set()
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO 的第二帧只是缩略图
+        did.add("animation")
+    if data[:4] == b"\x89PNG" and data[24] == 16:  # PNG 头里的位深
+        did.add("sixteen")
+    if image.mode == "CMYK":
+        did.add("cmyk")
+    picture, transparent = to_rgb(image)
+    if transparent:
+        did.add("alpha")
+    if image.format in ("JPEG", "MPO") and _grey_below(picture):
+        did.add("grey")
+    # 不用 ImageOps.exif_transpose：它还要重写 EXIF，EXIF 有一点坏就会失败
+    if orientation in TURNS:
+        did.add("rotated")
+        picture = picture.transpose(TURNS[orientation])
+    return picture, frozenset(did)
+
+
+def read_bytes(path: Path) -> bytes:
+    """一个普通文件的全部内容。
+
+    Raises:
+        DataError: 没有文件、没有权限、断了的链接、不是普通文件、读不出来。
+    """
+    try:
+        if path.is_file():  # 管道和设备文件一读就卡住，只读普通文件
+            return path.read_bytes()
+    except PermissionError:
+        mend = f"在终端运行 chmod u+r '{path.name}'，或请文件的主人给你读的权限"
+        raise Fault("permission", path, "没有权限读这个文件", mend) from None
+    except OSError as error:
+        reason = f"读不出来（{plain_reason(error)}）"
+        raise Fault("unreadable", path, reason, "检查硬盘或网盘，重新复制一份") from error
+    if path.is_symlink():
+        raise Fault("link_broken", path, "这是一个链接，它指向的文件不在了", "把真正的文件复制过来")
+    if path.exists():
+        raise Fault("not_a_file", path, "不是普通文件", "换成真正的文件，或把它移走")
+    raise Fault("file_missing", path, "没有这个文件", "检查名字和位置")
+
+
+def open_picture(path: Path, data: bytes) -> tuple[Image.Image, object]:
+    """解码，返回 (图, EXIF 方向)。"""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 大小自己检查；EXIF 里的小毛病不影响像素
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise _bomb(path, f"{image.width}x{image.height}")
+            image.load()
+            orientation = image.getexif().get(ORIENTATION)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))  # 这时还没有 image，只能从 Pillow 的话里取大小
+        size = f"{int(pixels.group()) / 1e8:.0f} 亿像素" if pixels else "远超上限"
+        raise _bomb(path, size) from None
+    except UnidentifiedImageError:
+        raise _unknown(path, data) from None
+    except BROKEN as error:
+        raise _damaged(path, str(error)) from error
+    return image, orientation if isinstance(orientation, int) else None
+
+
+def _bomb(path: Path, size: str) -> Fault:
+    reason = f"图太大了（{size}，上限是一亿像素），可能是解压炸弹"
+    return Fault(
+        "picture_bomb", path, reason, "确认来路可靠后用看图软件缩小到 4000 像素以内；否则删掉"
+    )
+
+
+def _damaged(path: Path, detail: str) -> Fault:
+    reason = f"文件坏了或没有下载完，解不开（{detail or '没有更多信息'}）"
+    return Fault("picture_broken", path, reason, AGAIN)
+
+
+def _unknown(path: Path, data: bytes) -> Fault:
+    """Pillow 认不出的文件：看开头几个字节，说出它其实是什么。"""
+    head = data[:512]
+    if not any(byte < 32 and byte not in b"\t\n\r\f" for byte in head):
+        try:
+            head.decode("utf-8")
+        except UnicodeDecodeError as error:
+            text = error.start > 508  # 只是 512 字节处的最后一个字被切断
+        else:
+            text = True
+        if text:
+            reason = f"里面是文字，不是图片（开头是“{start_of(head.decode('utf-8', 'ignore'))}”）"
+            return Fault("picture_text", path, reason, "多半是下载到了网页或指针文件；" + AGAIN)
+    if head.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8")):
+        return _damaged(path, "文件头不完整")
+    kind = KINDS.get(head[:4])
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        kind = "AVIF" if brand[:3] == b"avi" else "HEIC" if brand[:3] in HEIC else "视频"
+    if kind:
+        reason = f"其实是 {kind} 文件，只是名字叫 {path.suffix}"
+        return Fault("picture_kind", path, reason, RESAVE + "，只改后缀没有用")
+    return Fault("picture_unknown", path, "认不出是什么图片", RESAVE + "；打不开就" + AGAIN)
+
+
+def _grey_below(picture: Image.Image) -> bool:
+    """JPEG 后一半丢了、结尾的标记却还在时，解码器不报错，把剩下的填成正中间的灰。"""
+    width, height = picture.size
+    return height > 2 * TAIL and picture.crop((0, height - TAIL, width, height)).getextrema() == (
+        ((128, 128),) * 3
+    )
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    """任何模式 -> (RGB, 是否真有透明的地方)。"""
+    if image.mode.startswith("I"):  # 16 位灰度：convert 会把 255 以上全截成白，要按比例缩
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)  # (H, W)
+        clear = image.info.get("transparency")
+        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(clear, int):
+            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        image = grey
+    if image.mode == "CMYK":
+        return _from_cmyk(image), False
+    if not image.has_transparency_data:
+        return image.convert("RGB"), False
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[0] == 255:
+        return rgba.convert("RGB"), False
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB"), True
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    """印刷色 -> RGB；带色彩配置的按配置换，否则颜色会偏得很明显。"""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ImportError):
+            pass  # 配置坏了或这台机器的 Pillow 没带 littlecms：用下面的通用换法，颜色只是差一点
+    return image.convert("RGB")
+
+
+def read_caption(path: str | Path) -> str:
+    """读一段描述：UTF-8（带不带 BOM 都行），多行接成一行，多余的空白去掉。
+
+    Raises:
+        DataError: 没有文件、没有权限、不是 UTF-8（说出多半是什么编码）、空的。
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    if data[:4] in KINDS:
+        reason = f"描述不是纯文字，里面是：{KINDS[data[:4]]}"
+        mend = "用写它的程序打开，另存为纯文本（UTF-8）；是图片就改成图片的后缀"
+        raise Fault("caption_kind", path, reason, mend)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _encoding(path, "看文件头是 UTF-16", "UTF-16")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        guess = guess_gbk(data)
+        if guess:
+            raise _encoding(path, f"多半是 GBK（按它读是“{start_of(guess)}”）", "GBK") from None
+        raise _encoding(path, "也认不出是什么编码", None) from None
+    if "\0" in text:
+        raise _encoding(path, "多半是没有文件头的 UTF-16", "UTF-16LE")
+    caption = one_line(text.translate(INVISIBLE))
+    if not caption:
+        raise Fault(
+            "caption_empty", path, "描述是空的", "写一句话说图里有什么，例如“一只猫坐在窗台上”"
+        )
+    return caption
+
+
+def _encoding(path: Path, reason: str, encoding: str | None) -> Fault:
+    mend = "用记事本或 VS Code 打开，看到的字没有错，就另存为 UTF-8"
+    if encoding:
+        mend = (
+            "运行 lorakit check 文件夹 --fix 替你换成 UTF-8（原件留着，--undo 能还原）；或" + mend
+        )
+        mend += f"；或在终端运行 iconv -f {encoding} -t UTF-8 '{path.name}' > 新文件"
+    return Fault("caption_encoding", path, f"描述不是 UTF-8，{reason}", mend)
+
+
+def guess_gbk(data: bytes) -> str | None:
+    """像 GBK 就返回按它读出的字。西欧文字偶尔也能按 GBK 解开，所以要求一半以上是常用字。"""
+    try:
+        text = data.decode("gb18030")
+    except UnicodeDecodeError:
+        return None
+    wide = [char for char in text if ord(char) > 127]
+    common = [char for char in wide if char.encode("gb2312", "ignore")]
+    return text if wide and len(common) * 2 > len(wide) else None
+
+
+def start_of(text: str) -> str:
+    """开头十几个字，给人辨认用。"""
+    line = " ".join(text.split())
+    return line[:14] + "……" if len(line) > 14 else line
+
+
+def one_line(text: str) -> str:
+    """多行接成一行：行尾没有标点就补一个逗号，中文补中文的。"""
+    result = ""
+    for line in filter(None, (" ".join(line.split()) for line in text.splitlines())):
+        if result and result[-1] in ",.;:!?":
+            result += " "
+        elif result and result[-1] not in "，。、；：！？":
+            result += "，" if CJK.match(result[-1]) else ", "
+        result += line
+    return result

@@ -1,0 +1,73 @@
+"""照设置挑好要训练的记录：训练的、留出的、同类的，各用哪张遮罩；不能练的，编码之前就说。"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lorakit.data.batches import split_holdout
+from lorakit.data.load import load_prior, load_sources
+from lorakit.data.mask import mask_files
+from lorakit.data.record import Record
+from lorakit.errors import ConfigError, DataError, LorakitWarning
+
+
+class Selection(NamedTuple):
+    """挑好的记录；masks 是图 -> 从哪个文件读它的遮罩。"""
+
+    train: list[Record]
+    held: list[Record]
+    prior: list[Record]
+    masks: dict[Path, Path]
+
+
+def select(config, family) -> Selection:
+    """按设置读数据、留出检验集、对上底模的要求。
+
+    Args:
+        family: 底模的家族，或只要它的类（还没有下载时）。
+
+    Raises:
+        LorakitError: 数据有错误，或设置与数据、底模对不上。
+    """
+    data = config.data
+    if not data.sources:
+        raise ConfigError("data.folder：还没有指定图片文件夹。请加 --set data.folder=我的图片。")
+    if data.resolution % family.multiple:
+        low = data.resolution // family.multiple * family.multiple
+        raise ConfigError(
+            f"data.resolution：{data.resolution} 不行，"
+            f"{family.name} 要 {family.multiple} 的倍数，"
+            f"最近的是 {low} 和 {low + family.multiple}。"
+        )
+    records = fit_controls(family, load_sources(data.sources, data.trigger))
+    prior = load_prior(data.class_folder, data.trigger, records)
+    prior = fit_controls(family, prior, "data.class_folder：")
+    train, held = split_holdout(records, config.eval.holdout)
+    return Selection(train, held, prior, mask_files(records, data.mask))
+
+
+def fit_controls(family, records: Sequence[Record], where: str = "") -> list[Record]:
+    """控制图的张数要合家族的胃口：用不到的说一声再去掉，缺的、多的报错（where 写在最前面）。"""
+    least, most = family.controls
+    if not most:
+        if any(record.controls for record in records):
+            warnings.warn(
+                f"{where}{family.name} 不看控制图，它们没有起作用。", LorakitWarning, stacklevel=3
+            )
+        return [replace(r, controls=(), control_sizes=(), control_digests=()) for r in records]
+    for record in records:
+        count = len(record.controls)
+        if count < least:
+            named = "。" if where else "，或用 data.control_folder 指定。"
+            raise DataError(
+                f"{where}{family.name} 要有控制图（改之前的图），{record.path.name} 没有。"
+                f"把它们放进与 images 并排的 control 文件夹{named}"
+            )
+        if count > most:
+            raise DataError(
+                f"{where}{record.path.name} 有 {count} 张控制图，这个底模只看 {most} 张。"
+                f"请移走多的，或换能看三张的 Qwen/Qwen-Image-Edit-2509。"
+            )
+    return list(records)

@@ -1,0 +1,39 @@
+"""触发词：描述里有没有、是不是写成了长得像的字、没有就加上。"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from lorakit.data.read import CJK
+
+# 看着像英文字母的西里尔字母与希腊字母：网页和聊天软件里复制来的触发词里会混进它们
+TWINS = str.maketrans(
+    "АВЕКМНОРСТХаеорсухіјѕһԁοανΑΒΕΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXaeopcyxijshdoavABEHIKMNOPTYX"
+)
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """描述里有没有这个触发词；“sks”不算出现在“asks”里。"""
+    return position(caption, trigger) is not None
+
+
+def looks_like(caption: str, trigger: str) -> bool:
+    """不分大小写、把全角和西里尔、希腊字母换成长得一样的英文字母之后，才有这个触发词。"""
+    plain = unicodedata.normalize("NFKC", caption).translate(TWINS).casefold()
+    return not has_trigger(caption, trigger) and has_trigger(plain, trigger.casefold())
+
+
+def position(caption: str, trigger: str) -> int | None:
+    before = r"(?<![A-Za-z0-9_])" if re.match(r"[A-Za-z0-9_]", trigger) else ""
+    after = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]$", trigger) else ""
+    found = re.search(before + re.escape(trigger) + after, caption)
+    return found.start() if found else None
+
+
+def apply_trigger(caption: str, trigger: str) -> str:
+    """描述里没有触发词就加在最前面：中文描述用“，”隔开，其他用“, ”。"""
+    trigger = trigger.strip()
+    if not trigger or has_trigger(caption, trigger):
+        return caption
+    return f"{trigger}{'，' if CJK.search(caption) else ', '}{caption}"

@@ -1,0 +1,27 @@
+"""家族的登记处：新家族在这里加一行。"""
+
+import difflib
+from importlib import import_module
+
+from lorakit.errors import ConfigError
+
+REGISTRY = {
+    "qwen-image": "lorakit.families.qwen_image:QwenImage",
+    "qwen-image-edit": "lorakit.families.qwen_image_edit:QwenImageEdit",
+    "flux": "lorakit.families.flux:Flux",
+    "flux2-klein": "lorakit.families.flux2_klein:Flux2Klein",
+    "z-image": "lorakit.families.z_image:ZImage",
+    "kandinsky5": "lorakit.families.kandinsky5:Kandinsky5",
+}
+
+
+def get(name: str):
+    """家族名 -> 家族类；名字不对就说有哪些、可能想写哪个。"""
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"是不是想写“{near[0]}”？" if near else ""
+        raise ConfigError(
+            f"model.family：没有叫“{name}”的模型家族。{hint}可选：{'、'.join(REGISTRY)}。"
+        )
+    module, attribute = REGISTRY[name].split(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,73 @@
+"""推理：用 stock diffusers 管线画图，同一个种子画同一张图；开关 LoRA 做对照。"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from lorakit.config.groups import Sample
+from lorakit.errors import ConfigError, LorakitError
+from lorakit.infer.checks import check_finite, check_negative, check_size
+from lorakit.infer.pipeline import fit_vae
+
+LANCZOS = Image.Resampling.LANCZOS
+BATCH = 8  # 一次画几张；只影响快慢，不影响结果
+
+
+def generate(
+    family,
+    pipe,
+    prompts: Sequence[str],
+    settings: Sample,
+    size: tuple[int, int],
+    negative: str = "",
+) -> list[Image.Image]:
+    """每句提示词画一张；第 i 张的种子是 settings.seed + i，与一次画几张无关。
+
+    Args:
+        size: (宽, 高)，像素，必须是 family.multiple 的倍数。
+        negative: 负面提示词；空的就和训练时丢掉描述一样。
+    """
+    check_size(family, size)
+    if family.controls[0]:
+        raise ConfigError(f"{family.name} 要先有一张图才能改：用 lorakit edit 图.png “怎么改”。")
+    if negative.strip():
+        check_negative(family, pipe, settings.guidance)
+    fit_vae(family, math.prod(size))
+    images: list[Image.Image] = []
+    # 编码好的一张张画：显存紧才先编码
+    count = 1 if family.recall(prompts) else BATCH
+    for start in range(0, len(prompts), count):
+        part = list(prompts[start : start + count])
+        seeds = [
+            torch.Generator("cpu").manual_seed(settings.seed + start + i) for i in range(len(part))
+        ]
+        drawn = pipe(
+            **_said(family, pipe, part, settings.guidance, negative),
+            width=size[0],
+            height=size[1],
+            num_inference_steps=settings.steps,
+            generator=seeds,
+            output_type="np",
+        ).images
+        check_finite(drawn, part)
+        images += pipe.image_processor.numpy_to_pil(drawn)
+    return images
+
+
+def _said(family, pipe, part: list[str], guidance: float, negative: str) -> dict:
+    """告诉管线画什么、怎么引导；编码好的提示词不再给文字。"""
+    arguments = family.sample_arguments(guidance, len(part))
+    if negative.strip():
+        arguments["negative_prompt"] = [negative] * len(part)
+    guided = guidance > 1 and not family.embedded_guidance
+    blanks = arguments.get("negative_prompt", [family.blank] * len(part)) if guided else []
+    known, empty = family.recall(part), family.recall(blanks)
+    if known is None or empty is None:
+        if pipe.text_encoder is None:
+            raise LorakitError(f"这条管线没有文本编码器，画不了没有编码过的“{part[0]}”。")
+        return {"prompt": part, **arguments}
+    arguments.pop("negative_prompt", None)
+    arguments |= family.prompt_arguments(known)
+    return arguments | (family.prompt_arguments(empty, "negative_") if guided else {})

@@ -1,0 +1,75 @@
+"""打开 stock diffusers 管线，用上 LoRA；显存紧就先编码提示词、分片解码。"""
+
+from pathlib import Path
+
+import torch
+
+from lorakit import lora
+from lorakit.infer.checks import check_pictures
+from lorakit.lora import full
+from lorakit.memory.devices import free_memory
+
+TILE = 512  # VAE 分片解码时一片的边长，像素
+DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
+
+
+def open_pipeline(family, weights: Path | None = None, text="load"):
+    """打开家族的 stock 管线；给了 LoRA 或全量微调的结果就先核对、再用上。
+
+    Args:
+        text: None 就不载入文本编码器，只能画 `remember` 过的提示词。
+    """
+    whole = full.find(weights) if weights is not None else None
+    if whole is not None:
+        full.check_fits(whole, family)
+    wanted = whole or family.folder / "transformer"
+    if family.transformer_folder != wanted:  # 上次打开的是另一份
+        family.transformer_folder = wanted
+        family.release("transformer")
+    transformer = family.untouched()
+    pipe = family.pipeline(transformer, text=text)
+    pipe.set_progress_bar_config(disable=True)
+    if weights is not None and whole is None:
+        file = lora.find(weights)
+        lora.check_fits(file, transformer)
+        lora.put_on(pipe, file)
+    return pipe
+
+
+def open_for(family, weights, guidance: float, prompts, controls=None, negative: str = ""):
+    """打开只画这几句的管线：显卡上先编码、放掉文本编码器，再载入 Transformer。"""
+    for pictures in controls or []:  # 别等编码完了才说
+        check_pictures(family, pictures)
+    if not scarce(family) or (family.controls[0] and controls is None):
+        return open_pipeline(family, weights)
+    if weights is not None and full.find(weights) is None:
+        lora.find(weights)  # 文件不在，就别先等编码
+    remember(family, guidance, prompts, controls, negative)
+    return open_pipeline(family, weights, text=None)
+
+
+def scarce(family) -> bool:
+    """显存紧：文本编码器与 Transformer 不同时放。"""
+    return family.device.type == "cuda"
+
+
+def remember(family, guidance: float, prompts, controls=None, negative: str = ""):
+    """编码好 prompts（编辑还有每句的控制图 controls）与引导用的负面提示词，见 Family.remember。"""
+    family.remember(prompts, controls)
+    if guidance > 1 and not family.embedded_guidance:
+        blank = negative if negative.strip() else family.blank
+        family.remember([blank] * len(prompts), controls)
+
+
+def fit_vae(family, pixels: int):
+    """解码很占显存：一张张来；一张也放不下，就一小片一小片地来，接缝处稍有不同。"""
+    if not scarce(family):
+        return
+    vae = family.load("vae")
+    torch.cuda.empty_cache()
+    vae.enable_slicing()
+    tight = free_memory(family.device) < DECODING * pixels
+    (vae.enable_tiling if tight else vae.disable_tiling)()
+    if hasattr(vae, "tile_latent_min_size"):  # 原来的一片和训练时的图一样大：1024² 就不分了
+        vae.tile_sample_min_size = TILE
+        vae.tile_latent_min_size = TILE >> (len(vae.config.block_out_channels) - 1)

@@ -1,0 +1,152 @@
+"""01 的练习：压缩率、加噪、速度、一步采样、LoRA 的参数量。"""
+
+import torch
+
+from lorakit.lab.exercises.judge import Exercise
+
+X0 = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+NOISE = torch.tensor([[0.5, -1.0], [2.0, 0.0]])
+
+
+def _same(value, expected) -> bool:
+    return torch.allclose(torch.as_tensor(value, dtype=torch.float32), expected, atol=1e-4)
+
+
+def _mix(t: float) -> torch.Tensor:
+    return (1 - t) * X0 + t * NOISE
+
+
+COMPRESSION = Exercise(
+    "compression",
+    lambda n: n,
+    (
+        (lambda n: isinstance(n, (int, float)), "答案是一个数，例如 48 / 16。"),
+        (lambda n: n != 64, "64 倍只算了长和宽（8×8）；别忘了 3 个颜色变成了 16 个通道。"),
+        (lambda n: n != 8, "8 倍只是一条边；图有长、宽两条边，还有通道。"),
+        (lambda n: n != 4, "4 是把 64 除以 16 了；进去的时候已经有 3 个颜色，别漏掉。"),
+        (lambda n: n >= 1, "你算的是“剩下几分之几”；压缩率是前面除以后面，大于 1。"),
+        (lambda n: abs(n - 12) < 0.01, "用“原来有几个数”除以“之后有几个数”，两边都是长×宽×通道。"),
+    ),
+    "3×1024×1024 个数变成 16×128×128 个，正好少了 12 倍。",
+    (
+        "先数一数原来有几个数：长 × 宽 × 颜色。",
+        "之后是 16 个通道，每个 128 × 128。",
+        "(1024 * 1024 * 3) / (128 * 128 * 16)",
+    ),
+    "answer = (1024 * 1024 * 3) / (128 * 128 * 16)",
+)
+
+ADD_NOISE = Exercise(
+    "add_noise",
+    lambda f: f(X0, NOISE, 0.25),
+    (
+        (lambda f: torch.is_tensor(f(X0, NOISE, 0.25)), "要返回一个和 x0 一样大的张量。"),
+        (lambda f: not _same(f(X0, NOISE, 0.0), NOISE), "方向反了：t = 0 应该是原图，不是噪声。"),
+        (lambda f: _same(f(X0, NOISE, 0.0), X0), "t = 0 时应该一点噪声也没有，正好是 x0。"),
+        (lambda f: _same(f(X0, NOISE, 1.0), NOISE), "t = 1 时应该一点图也不剩，正好是噪声。"),
+        (
+            lambda f: _same(f(X0, NOISE, 0.5), _mix(0.5)),
+            "两头对了，中间不对：沿直线走，两个分量加起来总是 1（这里不用平方根）。",
+        ),
+        (lambda f: _same(f(X0, NOISE, 0.3), _mix(0.3)), "t = 0.3 时应该是七成图、三成噪声。"),
+    ),
+    "这就是 flow.add_noise 的全部：一条从图到噪声的直线。",
+    (
+        "t 是噪声占几成，那么图占几成？",
+        "图占 1 - t，噪声占 t，加起来。",
+        "(1 - t) * x0 + t * noise",
+    ),
+    "def answer(x0, noise, t):\n    return (1 - t) * x0 + t * noise",
+)
+
+VELOCITY = Exercise(
+    "velocity",
+    lambda f: f(X0, NOISE),
+    (
+        (lambda f: torch.is_tensor(f(X0, NOISE)), "要返回一个张量。"),
+        (
+            lambda f: not _same(f(X0, NOISE), X0 - NOISE),
+            "正负号反了：速度从图指向噪声（t 变大的方向），是“终点减起点”。",
+        ),
+        (
+            lambda f: not _same(f(X0, NOISE), NOISE),
+            "你给的是噪声本身；速度是从图走到噪声要走的路，还要减去图。",
+        ),
+        (
+            lambda f: _same(X0 + f(X0, NOISE), NOISE),
+            "从 x0 出发走满一个速度（t 从 0 到 1），应该正好到噪声。",
+        ),
+        (
+            lambda f: _same(_mix(0.7) - 0.7 * f(X0, NOISE), X0),
+            "从 x_t 往回走 t 倍的速度，应该正好回到原图。",
+        ),
+    ),
+    "速度处处一样，所以知道了它，一步就能跳回原图。",
+    (
+        "一秒钟从 x0 走到 noise，速度是多少？",
+        "速度 = 终点 - 起点。",
+        "noise - x0",
+    ),
+    "def answer(x0, noise):\n    return noise - x0",
+)
+
+
+def _euler_probe(f):
+    return f(_mix(0.8), NOISE - X0, 0.8, 0.6)
+
+
+EULER = Exercise(
+    "euler",
+    _euler_probe,
+    (
+        (lambda f: torch.is_tensor(_euler_probe(f)), "要返回一个张量：走完一步之后的 x。"),
+        (
+            lambda f: not _same(_euler_probe(f), _mix(1.0)),
+            "走反了，噪声更多了：这一步的时间是 t_next - t，它是负数，别取绝对值。",
+        ),
+        (
+            lambda f: not _same(_euler_probe(f), _mix(0.8) - (NOISE - X0)),
+            "一步走完了整条路：速度还要乘上这一步走了多少时间。",
+        ),
+        (lambda f: _same(_euler_probe(f), _mix(0.6)), "从 t=0.8 走到 0.6，应该落在 x_0.6 上。"),
+        (
+            lambda f: _same(f(NOISE, NOISE - X0, 1.0, 0.0), X0),
+            "速度处处一样时，一步从 t=1 走到 0，应该正好是原图。",
+        ),
+    ),
+    "采样就是把这一步重复二十次。",
+    (
+        "路程 = 速度 × 时间。",
+        "这一步的时间是 t_next - t（负的，因为在往回走）。",
+        "x + (t_next - t) * v",
+    ),
+    "def answer(x, v, t, t_next):\n    return x + (t_next - t) * v",
+)
+
+LORA_SIZE = Exercise(
+    "lora_size",
+    lambda f: f(160, 160, 16),
+    (
+        (lambda f: float(f(160, 160, 16)) == int(f(160, 160, 16)), "参数的个数是整数。"),
+        (
+            lambda f: f(160, 160, 16) != 160 * 160 * 16,
+            "你把三个数乘在一起了：那比原来的矩阵还大。A 是 秩×输入，B 是 输出×秩，两个相加。",
+        ),
+        (lambda f: f(160, 160, 16) != 160 * 16, "只数了一个矩阵；LoRA 有 A 和 B 两个。"),
+        (
+            lambda f: f(160, 640, 8) != 2 * 8 * 160 and f(160, 640, 8) != 2 * 8 * 640,
+            "输入和输出不一定一样宽：A 按输入数，B 按输出数。",
+        ),
+        (lambda f: f(160, 640, 8) == 8 * (160 + 640), "A 有 秩×输入 个数，B 有 输出×秩 个数。"),
+        (lambda f: f(160, 640, 16) == 2 * f(160, 640, 8), "秩加倍，参数也应该加倍。"),
+    ),
+    "秩×(输入+输出)：比原来的 输入×输出 小得多，这就是它小的原因。",
+    (
+        "LoRA 是两个瘦长的矩阵 A 和 B。",
+        "A 是 rank × d_in，B 是 d_out × rank。",
+        "rank * (d_in + d_out)",
+    ),
+    "def answer(d_in, d_out, rank):\n    return rank * (d_in + d_out)",
+)
+
+EXERCISES = (COMPRESSION, ADD_NOISE, VELOCITY, EULER, LORA_SIZE)

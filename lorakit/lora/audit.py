@@ -1,0 +1,94 @@
+"""LoRA 文件的体检：每层的秩、强度、有没有坏数，看着不对就拒绝。"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from lorakit.errors import WeightsError
+from lorakit.lora import files as lora_files
+from lorakit.lora import fused as lora_fused
+from lorakit.lora.convert import read, shape_of, spectrum_of
+
+# 文件里记着的几项 -> 给人看的名字；记着的值 -> 给人看的说法
+CARD = {"rank": "秩", "base": "底模", "family": "家族", "steps": "步数", "trigger": "触发词",
+        "held": "留出集损失"}  # fmt: skip
+SAID = {"folded": "已经乘进权重", "": "没有"}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """一个文件配一个底模的体检结果。"""
+
+    layers: int  # 放得上的层
+    unknown: tuple[str, ...]  # 没有地方放的张量
+    misfit: tuple[str, ...]  # 形状不对的层
+    silent: tuple[str, ...]  # B 全是零、什么也没改的层
+    blocks: Mapping[str, tuple[float, float]]  # 块 -> (|ΔW|, 有效秩的平均)
+    card: Mapping[str, str]
+
+    @property
+    def good(self) -> bool:
+        return bool(self.layers) and not self.unknown and not self.misfit
+
+    def text(self) -> str:
+        """一张中文表。"""
+        lines = [f"放得上的层 {self.layers} 个；{'全部对得上' if self.good else '有问题：'}"]
+        tell = {"没有地方放": self.unknown, "形状不对": self.misfit, "什么也没改": self.silent}
+        for what, names in tell.items():
+            if names:
+                lines.append(f"  {what}：{len(names)} 个，例如 {names[0]}")
+        lines += [
+            f"  {CARD.get(key, key)}：{SAID.get(value, value)}" for key, value in self.card.items()
+        ]
+        lines.append("块  改了多大（|ΔW|）  真正用上的秩")
+        lines += [f"{k}  {norm:.4g}  {rank:.1f}" for k, (norm, rank) in self.blocks.items()]
+        return "\n".join(lines)
+
+
+def audit(
+    file: Path, transformer: nn.Module, places: lora_fused.Slots = MappingProxyType({})
+) -> Audit:
+    """LoRA 文件与底模（骨架就够）逐层核对；只对上一半的文件也会在这里现形。"""
+    shapes = {n: m.weight.shape for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    layers, unknown = read(file, shapes, places)
+    misfit = [path for path, layer in layers.items() if shape_of(layer) != tuple(shapes[path])]
+    spectra = {path: spectrum_of(layer) for path, layer in layers.items()}
+    silent = [path for path, values in spectra.items() if not values.any()]
+    groups = defaultdict(list)
+    for path, values in spectra.items():
+        groups[re.match(r"(.*?blocks?\.\d+|[^.]+)", path)[1]].append(values)
+    blocks = {
+        name: (
+            float(sum(v.square().sum() for v in group).sqrt()),
+            sum(_effective_rank(v) for v in group) / len(group),
+        )
+        for name, group in groups.items()
+    }
+    card = lora_files.read(file)[1]
+    return Audit(len(layers), tuple(unknown), tuple(misfit), tuple(silent), blocks, card)
+
+
+def _effective_rank(s: torch.Tensor) -> float:
+    """奇异值分布的熵取指数（Roy 与 Vetterli 2007）：全等时是秩，只有一个不为零时是 1。"""
+    p = s / s.sum().clamp(min=1e-30)
+    return float(torch.exp(-(p * p.clamp(min=1e-30).log()).sum()))
+
+
+def refuse(result: Audit, file: Path):
+    """体检不合格就拒绝：只对上一半的文件，用起来比没有还坏。
+
+    Raises:
+        WeightsError: 有张量没有地方放，或形状不对。
+    """
+    if not result.good:
+        wrong = [*result.unknown, *result.misfit, "（一层也没有）"]
+        raise WeightsError(
+            f"“{file}”与这个底模对不上：放得上 {result.layers} 层，"
+            f"放不上 {len(wrong) - 1} 个，例如 {wrong[0]}。用 lorakit audit 看全部，或换 --model。"
+        )

@@ -1,0 +1,38 @@
+"""用什么设备、什么精度，显卡上还剩多少。"""
+
+import torch
+
+
+def free_memory(device: torch.device) -> int:
+    """显卡上还能再用多少字节：没分出去的，加上 PyTorch 攒着没用的；给进程设过上限就按上限算。"""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.8 起
+        limit = int(total * torch.cuda.get_per_process_memory_fraction(device.index))
+        free = min(free, limit - reserved)
+    return free + reserved - torch.cuda.memory_allocated(device)
+
+
+def pick_device() -> torch.device:
+    """有显卡用显卡，没有就用 CPU。"""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """model.precision -> 精度；auto 在支持 bf16 的显卡上用 bf16，别处用 fp32。"""
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if precision != "auto":
+        return names[precision]
+    return names["bf16" if has_bf16(device) else "fp32"]
+
+
+def loss_scale(dtype: torch.dtype) -> float:
+    """反向之前损失先乘多少：fp16 最小只到 6e-8，大图的梯度会变成 0；更新之前再除回来。"""
+    return 4096.0 if dtype == torch.float16 else 1.0
+
+
+def has_bf16(device: torch.device) -> bool:
+    """显卡真有 bf16 的计算单元；T4 那样由 PyTorch 模拟的不算。"""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,0 +1,125 @@
+"""把权重一层层读进空壳里，边读边量化；不读整个文件进内存。"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lorakit.errors import WeightsError
+from lorakit.memory.quantize import Fp8Linear, FrozenLinear, nf4_class
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+Read = Callable[[str, nn.Parameter], torch.Tensor]  # (参数名, 它在骨架里的样子) -> 权重
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """重复的那些块 {名字: 模块}；块外的（进出口、时间）很小，又最怕误差，一律不动。"""
+    names = set(model._repeated_blocks)
+    return {name: m for name, m in model.named_modules() if type(m).__name__ in names}
+
+
+def empty(cls: type, config: dict) -> nn.Module:
+    """没有权重（meta）的模型；位置编码那样算出来的表不是权重，照常在 CPU 上。"""
+    from accelerate import init_empty_weights
+    from diffusers.models.modeling_utils import no_init_weights
+
+    with no_init_weights(), init_empty_weights():
+        return cls.from_config(config)
+
+
+def build(
+    model: nn.Module, read: Read, kind: str, device, dtype, finished=None, shown: bool = True
+) -> nn.Module:
+    """一层层读进没有权重的模型：放到设备上、换成目标精度，块里的线性层随即量化。
+
+    Args:
+        finished: 函数 (块) -> None，一块读完就调用；streaming 靠它把块收进内存。
+        shown: 模型大时要不要进度条。
+    """
+    from tqdm import tqdm
+
+    makers = {"nf4": nf4_class, "fp8-matmul": lambda: Fp8Linear, "none": lambda: None}
+    make = makers.get(kind, lambda: FrozenLinear)()
+    precise = set(model._keep_in_fp32_modules or ())  # diffusers 规定一直用 fp32 的模块
+    whole = blocks(model)
+    inside = tuple(f"{name}." for name in whole)
+    paths = [path for path, _ in model.named_modules()]  # 只记名字：换下来的层要马上放掉
+    last = {}  # 块里最后一个模块 -> 块
+    for name, block in whole.items():
+        last[[path for path in paths if path.startswith(f"{name}.")][-1]] = block
+    shown = shown and sum(p.numel() for p in model.parameters()) > 1e8  # 小模型一眨眼就好
+    for path in tqdm(paths, desc="载入底模", unit="层", disable=not shown):
+        module = model.get_submodule(path)
+        keep = not precise.isdisjoint(path.split("."))
+        for name, shape in list(module.named_parameters(recurse=False)):
+            value = read(f"{path}.{name}".strip("."), shape)
+            value = value.to(device, torch.float32 if keep else dtype)
+            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+        for name, value in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = value.to(device)  # 位置编码的表
+        if make and not keep and isinstance(module, nn.Linear) and path.startswith(inside):
+            if kind == "fp8-matmul" and any(side % 16 for side in module.weight.shape):
+                small = FrozenLinear(module.weight.data, module.bias, "fp8")  # 内核要 16 的倍数
+            else:
+                small = make(module.weight.data, module.bias, kind)
+            model.set_submodule(path, small)
+        if finished and path in last:
+            finished(last[path])
+    if kind == "nf4":
+        model.is_loaded_in_4bit = True  # PEFT 靠它认出 4 位的层
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # 量化途中的临时张量还给显卡，免得碎片留到训练里
+    return model.eval()
+
+
+class Shards:
+    """diffusers 文件夹里的权重：按名字读一个张量。
+
+    每个张量都重新打开分片：文件是映射进内存的，一直开着，读过的页就一直占着，最后占满整个分片。
+    """
+
+    def __init__(self, folder: Path):
+        index = folder / f"{WEIGHTS}.index.json"
+        self.folder = folder
+        if index.is_file():
+            self.places = json.loads(index.read_text("utf-8"))["weight_map"]
+        else:
+            with self._open(WEIGHTS) as handle:
+                self.places = dict.fromkeys(handle.keys(), WEIGHTS)
+
+    def _open(self, file: str):
+        try:
+            return safe_open(self.folder / file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"“{self.folder / file}”打不开：没有这个文件，或不完整（{error}）。请重新下载。"
+            ) from error
+
+    def __call__(self, name: str, shape: nn.Parameter) -> torch.Tensor:
+        if name not in self.places:
+            raise WeightsError(f"“{self.folder}”里没有 {name}：权重不全，请重新下载。")
+        with self._open(self.places[name]) as handle:
+            value = handle.get_tensor(name)
+        if value.shape != shape.shape:
+            raise WeightsError(
+                f"“{self.folder}”的 {name} 是 {tuple(value.shape)}，"
+                f"照 config.json 应为 {tuple(shape.shape)}：权重与设置不是一套。"
+            )
+        return value
+
+
+def random_weights(device: torch.device, dtype: torch.dtype) -> Read:
+    """随机的权重，直接造在设备上：不用下载，就能知道一个模型练不练得动。"""
+    source = torch.Generator(device).manual_seed(0)
+    make = partial(torch.empty, device=device, dtype=dtype)
+
+    def read(name: str, shape: nn.Parameter) -> torch.Tensor:
+        if shape.dim() < 2:  # 偏置是 0，归一化的系数是 1
+            return make(shape.shape).fill_(0.0 if name.endswith("bias") else 1.0)
+        return make(shape.shape).normal_(std=0.02, generator=source)
+
+    return read

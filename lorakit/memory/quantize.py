@@ -1,0 +1,177 @@
+"""量化的底模：冻住的权重只占一个字节（fp8、int8）或半个字节（nf4）；边读边量化。
+
+读一层、放到设备上、量化、再读下一层，所以显卡和内存里都不会有整份 bf16 的权重。
+反向传播时重新解码，不留解码后的权重：不开梯度检查点也真的省显存。
+"""
+
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lorakit.errors import ConfigError
+
+FP8 = torch.float8_e4m3fn
+FP8_MOST, INT8_MOST = 448.0, 127.0  # 各自能表示的最大的数
+NF4_WORST = 0.15  # 一层压成 4 位后误差超过这么多（正态分布的权重是 0.09），就改存 int8
+FEW_ROWS = 16  # 比这还少的行，fp8 矩阵乘法的内核不划算，直接解码
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """这一层该用什么精度算：autocast 里听它的，否则和输入一样；与 nn.Linear 一致。"""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def encode(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(出, 入) -> 一个字节的编码 (出, 入) 与每行的缩放 (出, 1)：每行最大的数正好用满。"""
+    most = INT8_MOST if kind == "int8" else FP8_MOST
+    weight = weight.float().contiguous()  # 转置来的也要按行排好，fp8 的内核只认这种
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / most
+    scaled = weight / scale
+    if kind == "int8":
+        return scaled.round().to(torch.int8), scale
+    # 存成 uint8：PEFT 会把适配器换成底层权重的浮点精度，fp8 的适配器什么也学不了
+    return scaled.to(FP8).view(torch.uint8), scale
+
+
+def decode(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """encode 的逆，精度是 dtype。"""
+    values = codes.view(FP8) if codes.dtype == torch.uint8 else codes
+    return values.to(dtype) * scale.to(dtype)
+
+
+class _Decoded(torch.autograd.Function):
+    """y = x W^T + b，W 现解码；反向再解码一次，不保存解码后的 W。"""
+
+    @staticmethod
+    def forward(ctx, x, codes, scale, bias):
+        ctx.save_for_backward(codes, scale)
+        return F.linear(x, decode(codes, scale, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ decode(*ctx.saved_tensors, grad.dtype), None, None, None
+
+
+def rows_to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(M, K) -> fp8 的 (M, K) 与每行的缩放 (M, 1)。"""
+    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / FP8_MOST
+    return (x / scale).to(FP8).contiguous(), scale
+
+
+def matmul_fp8(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x (M, K) 乘 codes (N, K) 的转置 -> (M, N)；两边都是 fp8，逐行缩放，累加用 fp32。"""
+    left, left_scale = rows_to_fp8(x)
+    right = codes.view(FP8)
+    if x.device.type == "cuda":
+        return torch._scaled_mm(
+            left, right.t(), left_scale, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+    # 没有 fp8 内核的设备：舍入完全相同，只是乘法用 fp32
+    return (left.float() @ right.float().t() * left_scale * scale.t()).to(x.dtype)
+
+
+class _Fp8Matmul(torch.autograd.Function):
+    """前向与反向都用 fp8 矩阵乘法；反向要按列缩放的 W，所以另存一份转置的编码。"""
+
+    @staticmethod
+    def forward(ctx, x, codes, scale, back, back_scale):
+        ctx.save_for_backward(back, back_scale)
+        flat = x.reshape(-1, x.shape[-1])  # (..., K) -> (M, K)
+        return matmul_fp8(flat, codes, scale).view(*x.shape[:-1], len(codes))
+
+    @staticmethod
+    def backward(ctx, grad):
+        back, back_scale = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        out = matmul_fp8(flat, back, back_scale).view(*grad.shape[:-1], len(back))
+        return out, None, None, None, None
+
+
+class FrozenLinear(nn.Linear):
+    """权重一个字节一个数、不训练的线性层；PEFT 把它当普通的 nn.Linear 挂 LoRA。"""
+
+    def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, kind: str):
+        nn.Module.__init__(self)  # 跳过 nn.Linear 的：它会先造一份用不着的权重
+        self.out_features, self.in_features = weight.shape
+        self.kind, self.bias = kind, bias
+        codes, scale = encode(weight, kind)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = compute_dtype(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return _Decoded.apply(x.to(dtype), self.weight, self.scale, bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, kind={self.kind}"
+
+
+class Fp8Linear(FrozenLinear):
+    """连矩阵乘法也用 fp8：比 bf16 快，权重存两份（正、转置），显存和 bf16 一样多。"""
+
+    def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, kind: str):
+        super().__init__(weight, bias, kind)
+        back, back_scale = encode(weight.t(), kind)
+        self.back = nn.Parameter(back, requires_grad=False)
+        self.register_buffer("back_scale", back_scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() // x.shape[-1] <= FEW_ROWS:
+            return super().forward(x)
+        x = x.to(compute_dtype(x))
+        out = _Fp8Matmul.apply(x, self.weight, self.scale, self.back, self.back_scale).to(x.dtype)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+@cache
+def nf4_class():
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise ConfigError(
+            "model.quantize：nf4 要用 bitsandbytes，还没有装。请运行 pip install bitsandbytes，"
+            "或改用 fp8、int8（不用另装东西，显存多一倍）。"
+        ) from error
+
+    class Nf4Linear(bnb.nn.Linear4bit):
+        """bitsandbytes 的 4 位线性层；前向自己写：原来的不听 autocast，在 CPU 上还会重排权重。"""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.to(compute_dtype(x))
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            state = self.weight.quant_state
+            return bnb.matmul_4bit(x, self.weight.t(), bias=bias, quant_state=state)
+
+    def make(weight: torch.Tensor, bias: nn.Parameter | None, kind: str) -> nn.Module:
+        made = Nf4Linear(*weight.shape[::-1], bias=False, quant_type=kind, device="meta")
+        made.compute_dtype, made.bias = weight.dtype, bias
+        codes = bnb.nn.Params4bit(weight, requires_grad=False, quant_type=kind, module=made)
+        made.weight = codes.to(weight.device)  # 搬到设备上的那一刻量化
+        again = bnb.functional.dequantize_4bit(made.weight.data, made.weight.quant_state)
+        if (again - weight).norm() > NF4_WORST * weight.norm():
+            return FrozenLinear(weight, bias, "int8")
+        return made
+
+    return make
+
+
+def check(kind: str, device: torch.device):
+    """这种量化在这台机器上能不能用；要的库没装、显卡太旧，都在载入之前说。"""
+    if kind == "nf4":
+        nf4_class()
+    on_gpu = kind == "fp8-matmul" and device.type == "cuda"
+    if on_gpu and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ConfigError(
+            "model.quantize：fp8-matmul 要有 fp8 矩阵乘法的显卡（RTX 40 系、H100 以后），"
+            f"这块是 {torch.cuda.get_device_name(device)}。请改用 fp8：只存不算，什么显卡都行。"
+        )
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """这一层的权重是不是量化过的。"""
+    weight = getattr(module, "weight", None)
+    return isinstance(module, nn.Linear) and weight is not None and not weight.is_floating_point()

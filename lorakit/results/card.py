@@ -1,0 +1,234 @@
+"""模型卡：结果文件夹里的 README.md；人看得懂，两个模型站也认得，里面的代码真能运行。"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from lorakit.config import Config
+from lorakit.files import write_text
+from lorakit.hub import REPO
+from lorakit.hub.bundled import tiny_models
+from lorakit.lora import FILE
+from lorakit.results import folder as run_folder
+
+NAME = "README.md"
+TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，前两个它认得
+    "apache-2.0": "Apache-2.0：可以商用、可以修改，要保留版权与许可声明。",
+    "mit": "MIT：可以商用、可以修改，要保留版权与许可声明。",
+    "flux-1-dev-non-commercial-license": "FLUX.1 [dev] 非商用许可：底模和在它上面练的 LoRA "
+    "都不能商用，发布时要带上这份许可。",
+    "flux-non-commercial-license": "FLUX 非商用许可：底模和在它上面练的 LoRA "
+    "都不能商用，发布时要带上这份许可。",
+}
+KNOWN = ("apache-2.0", "mit")
+LORA_LINE = re.compile(r"^lora = .*$", re.MULTILINE)  # 代码里写着 LoRA 在哪的那一行
+
+
+def licence(family, path: str) -> str:
+    """底模的许可的代号；随包的微型模型与 lorakit 相同。"""
+    if path in tiny_models():
+        return "apache-2.0"
+    return next(code for word, code in family.licences.items() if word in path.lower())
+
+
+def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = ()) -> Path:
+    """写 README.md。
+
+    Args:
+        pictures: 样张相对于 run 的路径，与 sample.prompts 一一对应；张数对不上就当总的样张。
+    """
+    facts = json.loads((run / "run.json").read_text("utf-8"))
+    captions = "\n".join(f"- {item.record.caption}" for item in dataset.train[:3])
+    edits = bool(family.controls[0])
+    first = dataset.train[0].record.caption
+    prompts = config.sample.prompts
+    paired = len(prompts) == len(pictures)
+    named = list(zip(pictures, prompts if paired else [first] * len(pictures), strict=True))
+    command = f'lorakit generate {run} --prompt "{first}"'
+    if edits:
+        command = f'lorakit edit 要改的图.png "{first}" --model {run}'
+    whole = config.lora.kind == "full"
+    text = f"""---
+{front(config, family, named, first).strip()}
+---
+
+# {run.name}
+
+用 lorakit 训练（{"全量微调" if whole else f"LoRA，秩 {config.lora.rank}"}）。{learned(run)}
+
+{shots(named)}
+- 底模：{base_link(config.model.path)}（家族 {config.model.family}）
+- 触发词：{config.data.trigger or "（没有；用训练描述里的说法即可）"}
+- 底模的许可：{terms(family, config.model.path)}
+
+## 训练描述的例子
+{captions}
+
+## 怎么用
+```bash
+{command}
+```
+
+diffusers（不用装 lorakit{"，除了载入随包的微型模型那一行" if in_package(config) else ""}）：
+
+```python
+{snippet(run, config, family, first)}
+```
+
+{elsewhere(whole, in_package(config))}
+
+## 怎么练的
+{table(config, facts, dataset)}
+"""
+    return write_text(run / NAME, text)
+
+
+def in_package(config: Config) -> bool:
+    """底模是不是随包的微型模型。"""
+    return config.model.path in tiny_models()
+
+
+def public(path: str) -> bool:
+    """底模是不是模型站上的名字（而不是本地的文件夹）。"""
+    return bool(REPO.fullmatch(path)) and not Path(path).expanduser().is_dir()
+
+
+def front(config: Config, family, named, first: str) -> str:
+    """YAML 头：两个站用来分类、显示触发词和样张。"""
+    path, code = config.model.path, licence(family, config.model.path)
+    edits, whole = bool(family.controls[0]), config.lora.kind == "full"
+    task = "image-to-image" if edits else "text-to-image"
+    head = {"license": code if code in KNOWN else "other"}
+    if code not in KNOWN:
+        head["license_name"] = code
+        if public(path):
+            head["license_link"] = f"https://huggingface.co/{path}/blob/main/LICENSE.md"
+    if public(path):
+        head |= {"base_model": path, "base_model_relation": "finetune" if whole else "adapter"}
+    kind = [] if whole else ["lora", "template:diffusion-lora"]
+    head |= {
+        "library_name": "diffusers",
+        "pipeline_tag": task,
+        "tags": [task, "diffusers", *kind, config.model.family, "lorakit"],
+        "instance_prompt": config.data.trigger or None,
+        "widget": [{"text": said, "output": {"url": url}} for url, said in named],
+        # 这两项是 ModelScope 的
+        "frameworks": ["pytorch"],
+        "tasks": ["image-to-image-synthesis" if edits else "text-to-image-synthesis"],
+    }
+    kept = {key: value for key, value in head.items() if value != []}
+    return yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
+
+
+def learned(run: Path) -> str:
+    """留出集说了什么。"""
+    held = [m["held"] for m in run_folder.read(run) if m.get("held") is not None]
+    return f"留出集损失从 {held[0]:.4f} 到 {held[-1]:.4f}。" if len(held) > 1 else "没有留出集。"
+
+
+def shots(named) -> str:
+    """样张，路径相对于这份卡。"""
+    return "".join(f"![{said}]({url})\n" for url, said in named)
+
+
+def base_link(path: str) -> str:
+    """底模的名字；站上的带链接，本地的不泄露文件夹。"""
+    if public(path):
+        return f"[{path}](https://huggingface.co/{path})"
+    return f"{path}（lorakit 随包的微型模型）" if path in tiny_models() else Path(path).name
+
+
+def terms(family, path: str) -> str:
+    """许可的一句话。"""
+    said = TERMS[licence(family, path)]
+    local = not public(path) and path not in tiny_models()
+    return said + ("（这是它这一家通常的许可，以你手里那份为准。）" if local else "")
+
+
+def snippet(run: Path, config: Config, family, prompt: str) -> str:
+    """载入并画一张的代码：只用 diffusers；有测试真的运行它。"""
+    side = config.sample.size or config.data.resolution
+    extra = family.sample_arguments(config.sample.guidance, 1)
+    given = {"prompt": prompt, "num_inference_steps": config.sample.steps}
+    if not family.controls[0]:
+        given |= {"width": side, "height": side}
+    given |= {k: v[0] if isinstance(v, list) else v for k, v in extra.items()}
+    rows = [f"    {name}={json.dumps(v, ensure_ascii=False)}," for name, v in given.items()]
+    if family.controls[0]:
+        rows.insert(0, '    image=Image.open("要改的图.png").convert("RGB"),')
+    whole, lokr = config.lora.kind == "full", config.lora.variant == "lokr"
+    tiny = in_package(config)
+    base = f'str(locate("{config.model.path}"))' if tiny else json.dumps(config.model.path)
+    imports = ["import torch", f"from diffusers import {'AutoModel, ' * whole}DiffusionPipeline"]
+    imports += ["from lorakit.hub import locate"] * tiny
+    imports += ["from PIL import Image"] * bool(family.controls[0])
+    lines = [
+        *imports,
+        "",
+        f"base = {base}",
+        f"lora = {json.dumps(str(run / f'checkpoint-{config.train.steps}'))}",
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        'dtype = torch.bfloat16 if device == "cuda" else torch.float32',
+    ]
+    if whole:
+        lines += [
+            "transformer = AutoModel.from_pretrained("
+            'lora, subfolder="transformer", torch_dtype=dtype)',
+            "pipe = DiffusionPipeline.from_pretrained("
+            "base, transformer=transformer, torch_dtype=dtype)",
+        ]
+    else:
+        # LoKr 多数管线不收，模型自己收
+        load = "transformer.load_lora_adapter" if lokr else "load_lora_weights"
+        lines += [
+            "pipe = DiffusionPipeline.from_pretrained(base, torch_dtype=dtype)",
+            f'pipe.{load}(lora, weight_name="{FILE}")',
+        ]
+    return "\n".join(
+        [
+            *lines,
+            "pipe.to(device)  # 显存放不下就换成 pipe.enable_model_cpu_offload()",
+            "picture = pipe(",
+            *rows,
+            f'    generator=torch.Generator("cpu").manual_seed({config.sample.seed}),',
+            f").{family.output}[0]",
+            'picture.save("picture.png")',
+        ]
+    )
+
+
+def elsewhere(whole: bool, tiny: bool) -> str:
+    """别的软件里怎么用。"""
+    if tiny:
+        return "微型模型只用来学习：ComfyUI 没有它的底模；换成真模型练出来的就能直接放进去。"
+    if whole:
+        return "`transformer` 文件夹是完整的权重，替换底模里的那一个；ComfyUI 里当扩散模型载入。"
+    return (
+        f"ComfyUI：把 `{FILE}` 改个好认的名字放进 `models/loras`，"
+        "在载入底模之后接一个“LoRA 加载器（仅模型）”节点，强度先用 1。"
+    )
+
+
+def table(config: Config, facts: dict, dataset) -> str:
+    """设置、数据、设备，各一行。"""
+    train, lora, data = config.train, config.lora, config.data
+    rows = {
+        "数据": f"训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张，"
+        f"分辨率 {data.resolution}",
+        "数据指纹": f"`{facts['data'][:16]}`（完整的在 run.json）",
+        "步数": f"{train.steps}，每步 {train.batch_size * train.grad_accum} 张",
+        "学习率": f"{train.lr:g}（{train.schedule}，热身 {train.warmup} 步），{train.optimizer}",
+        "LoRA": f"秩 {lora.rank}，alpha {lora.alpha or lora.rank:g}，加在 {lora.targets}，"
+        f"{lora.variant}",
+        "时间步": f"{train.timestep.density}，偏移 {train.timestep.shift}",
+        "精度、种子": f"{config.model.precision}，{train.seed}",
+        "设备与用时": f"{facts['device']}，{facts['seconds']:.0f} 秒",
+        "版本": "，".join(f"{name} {number}" for name, number in facts["versions"].items()),
+    }
+    if lora.kind == "full":
+        rows.pop("LoRA")
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| 项目 | 值 |", "|---|---|", *lines])

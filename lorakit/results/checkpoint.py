@@ -1,0 +1,188 @@
+"""检查点：先写到临时名字、落盘、再改名，任何时刻断电都只会留下完整的；续训与没断过一样。"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from lorakit.errors import WeightsError
+from lorakit.files import write_whole
+from lorakit.lora.tensors import sharded, write_tensors
+from lorakit.memory.sharded import Tensors, shared_like
+
+STATE = "state"
+GROUP = "group-"  # 参数组里的数，与参数名分得开
+Parameters = dict[str, torch.nn.Parameter]
+
+
+def _digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:  # 全量微调的有几十 GB，不能整个读进内存
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unfold(optimizer, names: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
+    """优化器的全部状态 -> 张量 {名字|键: 值} 与其余（组里的数、不是张量的状态），后者进 JSON。"""
+    whole = optimizer.state_dict()
+    tensors, plain = {}, {}
+    rows = [(names[index], values) for index, values in whole["state"].items()]
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in whole["param_groups"]]
+    rows += [(f"{GROUP}{i}", values) for i, values in enumerate(groups)]
+    for name, values in rows:
+        for key, value in _flat(values):
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}|{key}"] = value
+            elif isinstance(value, bool | int | float | str | tuple | list | None):
+                plain[f"{name}|{key}"] = value
+            else:
+                raise TypeError(f"优化器的状态 {key} 是 {type(value).__name__}，不会存。")
+    return tensors, plain
+
+
+def _flat(values: Mapping) -> Iterator[tuple[str, object]]:
+    """bitsandbytes 把 8 位的状态包在里层的字典里（给 FSDP 看的）；拆开了它也认。"""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield key, value
+
+
+def snapshot(
+    parameters: Parameters, optimizer, average: Tensors
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
+    """续训要的一切 -> ({文件名: 张量}, 进 JSON 的数)；切开的张量还没有拼。"""
+    tensors, plain = _unfold(optimizer, list(parameters))
+    whole = {"weights": parameters, "optimizer": tensors}
+    whole |= {"average": average} if average else {}
+    files = {}
+    for stem, one in whole.items():
+        files |= sharded(stem, one)
+    return files, plain
+
+
+def save(
+    run: Path,
+    step: int,
+    files: Iterable[tuple[str, Tensors]],
+    facts: dict,
+    write_weights: Callable[[Path], None],
+    keep: int,
+) -> Path:
+    """写 run/checkpoint-{step}，再删掉多余的旧检查点，返回它的路径。
+
+    Args:
+        files: 一个个文件名与其中的张量，`snapshot` 给的，切开的拼好了；写完一个才取下一个。
+        facts: 要记进 state.json 的其余。
+        write_weights: 函数 (文件夹) -> None，写给别人用的权重文件。
+        keep: 留下最新的几个；新的落盘之后才删旧的。
+    """
+
+    def write(folder: Path):
+        (folder / STATE).mkdir(parents=True)
+        write_weights(folder)
+        for name, tensors in files:
+            write_tensors(folder / STATE / name, tensors)
+        digests = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
+        whole = {"step": step, "files": digests, **facts}
+        (folder / STATE / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+    path = write_whole(run / f"checkpoint-{step}", write)
+    older = [one for one in all_of(run) if _number(one) <= step]  # 后面的是坏的，续练时跳过了
+    for old in older[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)  # 有人正看着它就删不掉，下次再删
+    return path
+
+
+def facts_of(path: Path) -> dict:
+    """检查点的 state.json：步数、进程数、优化器的数；没有或坏了就是空的。"""
+    try:
+        return json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+
+
+def all_of(run: Path) -> list[Path]:
+    """run 里的检查点，从旧到新。"""
+    found = [
+        path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[1])
+
+
+def latest(run: Path) -> Path | None:
+    """最新的、核对无误的检查点；损坏的跳过，没有就返回 None。"""
+    for path in reversed(all_of(run)):
+        files = facts_of(path).get("files")
+        if files and all(_digest(path / STATE / name) == digest for name, digest in files.items()):
+            return path
+    return None
+
+
+def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
+    """把检查点里的权重、优化器状态与滑动平均原样放回去，返回已经练完的步数。
+
+    Raises:
+        WeightsError: 检查点与现在的模型对不上。
+    """
+    state = path / STATE
+    facts = facts_of(path)
+    _put_back(path, _read(state, "weights"), parameters)
+    if average:
+        _put_back(path, _read(state, "average"), average)
+    indices = {name: index for index, name in enumerate(parameters)}
+    whole = optimizer.state_dict()
+    whole["state"] = {index: {} for index in indices.values()}
+    large = {}
+    for place, value in (_read(state, "optimizer") | facts["optimizer"]).items():
+        name, key = place.rsplit("|", 1)
+        group = name.removeprefix(GROUP)
+        if group != name:
+            whole["param_groups"][int(group)][key] = _plain(value)
+        elif isinstance(value, torch.Tensor) and value.dim():
+            large[name, key] = value
+        else:
+            whole["state"][indices[name]][key] = _plain(value)
+    optimizer.load_state_dict(whole)
+    # 大的自己放：torch 会把它们换成参数的精度，bitsandbytes 先在内存里整份复制一遍
+    for (name, key), value in large.items():
+        parameter = parameters[name]
+        # 总要复制：读出来的映射着文件，一直握着它，Windows 上这个检查点就删不掉
+        value = value.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = shared_like(value, parameter)
+    return facts["step"]
+
+
+def _read(state: Path, stem: str) -> dict[str, torch.Tensor]:
+    """sharded 写的一个或几个文件，合在一起。"""
+    found = {}
+    for file in sorted(state.glob(f"{stem}*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def _plain(value):
+    """进过 JSON 的元组还原；小张量复制一份，不再握着文件。"""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _put_back(path: Path, saved: dict, current: Mapping[str, torch.Tensor]):
+    if set(saved) != set(current):
+        raise WeightsError(
+            f"检查点“{path}”里的权重与现在的模型对不上。换一个 run.output，或用原来的设置续训。"
+        )
+    with torch.no_grad():
+        for name, value in current.items():
+            value.copy_(shared_like(saved[name], value))

@@ -1,0 +1,169 @@
+"""运行文件夹与记录：config.yaml 认领它，metrics.jsonl 一行一步。"""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import psutil
+
+from lorakit.config import Config, differences, load_config
+from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.files import write_text
+from lorakit.results import checkpoint
+
+# 续训时可以改的设置：它们不影响已经练过的那些步
+CHANGEABLE = (
+    "train.steps", "train.save_every", "train.keep", "sample.", "eval.every", "memory.", "run.",
+    "model.source",
+)  # fmt: skip
+
+
+LOCK = ".running"  # 谁在用这个文件夹：进程号与它的启动时刻（进程号会被重新使用）
+
+
+class RunFolder:
+    """一次训练的结果文件夹：先核对（能写、不是另一份设置的结果），马上占住，一切就绪才 `claim`。"""
+
+    def __init__(self, config: Config, processes: int = 1):
+        """processes 是这次有几个进程。"""
+        self.path, self.processes = config.run.output, processes
+        self.metrics = self.path / "metrics.jsonl"
+        self.known = self.path / "config.yaml"
+        self.new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._refuse_second_run()
+        self._refuse_foreign()
+        if not checkpoint.all_of(self.path):
+            self._try_writing()
+        elif config.run.resume == "never":
+            raise ConfigError(
+                f"run.output：“{self.path}”里已经有检查点，而 run.resume 是 never。"
+                "换一个 run.output，或改回 auto 接着练。"
+            )
+        elif self.known.is_file():
+            self._compare(load_config(self.known), config)
+        self._lock()
+
+    def _lock(self):
+        """从现在起这个文件夹归这个进程：编码、下载可能要几个小时，不能等到开练才占。"""
+        me = json.dumps({"pid": os.getpid(), "since": psutil.Process().create_time()})
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with (self.path / LOCK).open("x", encoding="utf-8") as file:
+                file.write(me)
+        except FileExistsError:
+            self._refuse_second_run()  # 同时来的两个，只有一个占得到
+            write_text(self.path / LOCK, me)  # 旧锁的主人已经不在，或就是自己
+
+    def _refuse_foreign(self):
+        """文件夹里有不是训练写的同名文件，就拒绝：不能盖掉别人写的东西。"""
+        theirs = [name for name in ("config.yaml", "README.md") if (self.path / name).exists()]
+        if theirs and not self.metrics.exists():
+            raise ConfigError(
+                f"run.output：“{self.path}”里已经有 {'、'.join(theirs)}，不是训练写的，怕盖掉它。"
+                "请换一个新的文件夹名。"
+            )
+
+    def _refuse_second_run(self):
+        """另一个还活着的进程正在用这个文件夹，就拒绝：两份记录混在一起，谁也分不开。"""
+        owner = self._owner()
+        if owner not in (None, os.getpid()):
+            raise ConfigError(
+                f"run.output：进程 {owner} 正在“{self.path}”里训练。等它结束，"
+                f"或建一个空文件 {self.path / 'STOP'} 让它停下，或换一个 run.output。"
+            )
+
+    def _owner(self) -> int | None:
+        """正在用这个文件夹的进程；没有锁、锁坏了、那个进程已经不在，都是 None。"""
+        try:
+            owner = json.loads((self.path / LOCK).read_text(encoding="utf-8"))
+            alive = psutil.Process(owner["pid"]).create_time() == owner["since"]
+        except (OSError, ValueError, KeyError, psutil.Error):
+            return None
+        return owner["pid"] if alive else None
+
+    def _try_writing(self):
+        """真写一次再擦掉：等练完才发现写不进就晚了。"""
+        try:
+            write_text(self.path / ".try", "").unlink()
+        finally:
+            for folder in (folder for folder in self.new if folder.exists()):
+                folder.rmdir()
+
+    def claim(self, config: Config, step: int):
+        """写下设置；检查点之后的记录作废，免得同一步记两次，从头练就清空。"""
+        kept = [m for m in read(self.path) if m["step"] <= step] if step else []
+        for half in self.path.glob(".checkpoint-*.tmp"):  # 上次被杀时正在写的
+            shutil.rmtree(half, ignore_errors=True)
+        # 记录在先：写到一半被杀，只剩 config.yaml 的话，下次会当成别人的
+        write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
+        write_text(self.known, config.to_yaml())
+
+    def release(self):
+        """练完或停下：别的进程可以接着用这个文件夹了。"""
+        if self._owner() == os.getpid():
+            (self.path / LOCK).unlink(missing_ok=True)
+
+    def abandon(self):
+        """没练成：放开文件夹；它本来没有、现在还空着，就一起删掉。"""
+        self.release()
+        for folder in self.new:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def asked_to_stop(self) -> bool:
+        """运行文件夹里出现 STOP 文件就是请它停下；看到就删掉，好让下次接着练。"""
+        stop = self.path / "STOP"
+        if not stop.exists():
+            return False
+        stop.unlink()
+        return True
+
+    def _compare(self, old: Config, new: Config):
+        changed = {
+            name: pair
+            for name, pair in differences(old, new).items()
+            if not name.startswith(CHANGEABLE)
+        }
+        before, now = self._views(old), new.train.grad_accum * self.processes
+        if before == now:  # 进程少了、累积多了，一步看的图还是那些
+            changed.pop("train.grad_accum", None)
+        if changed:
+            listed = "".join(f"\n  - {n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items())
+            raise ConfigError(
+                f"run.output：“{self.path}”里是另一份设置的结果：{listed}\n"
+                "换一个 run.output，或改回原来的设置接着练。"
+            )
+        if before != now:
+            same = f"，要一样就把 train.grad_accum 改成 {before // self.processes}"
+            warnings.warn(
+                f"进程数变了：一步原来看 {before} 批，现在 {now} 批。接得上，但取图的次序、"
+                f"噪声和每步的图数都和没断过不同{'' if before % self.processes else same}。",
+                LorakitWarning,
+                stacklevel=2,
+            )
+
+    def _views(self, old: Config) -> int:
+        """上次一步看几批：累积乘进程数；以前的检查点没有记进程数，当作没变。"""
+        last = checkpoint.all_of(self.path)[-1]
+        count = checkpoint.facts_of(last).get("processes") or self.processes
+        return old.train.grad_accum * count
+
+    def append(self, facts: dict):
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+
+def read(run: Path) -> list[dict]:
+    """metrics.jsonl -> 每步一个字典；写到一半的最后一行不算。"""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = []
+    for i, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if i < len(lines) - 1 and line.endswith("}"):
+                raise
+    return rows

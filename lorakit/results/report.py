@@ -1,0 +1,146 @@
+"""报告：对照图、损失曲线、运行卡；看一眼就知道学没学会。"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lorakit.config import Config
+from lorakit.errors import ConfigError
+from lorakit.files import ASSETS, write_text, write_whole
+from lorakit.results import folder as run_folder
+
+FONT = ASSETS / "fonts" / "NotoSansSC-subset.otf"
+GAP = 6  # 像素；对照图里格子之间的空
+
+
+@lru_cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """随包的中文字体（思源黑体的子集，OFL 许可）。"""
+    return ImageFont.truetype(str(FONT), size)
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    cell: int = 160,
+) -> Image.Image:
+    """带行名、列名的对照图；每格等大，放大用最近邻以外的平滑方式。"""
+    left, top, gap = 76, 34, GAP
+    width = left + len(column_names) * (cell + gap)
+    image = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
+    draw = ImageDraw.Draw(image)
+    for j, name in enumerate(column_names):
+        draw.text(
+            (left + j * (cell + gap) + cell / 2, top / 2), name, "black", font(17), anchor="mm"
+        )
+    for i, (name, row) in enumerate(zip(row_names, rows, strict=True)):
+        y = top + i * (cell + gap)
+        draw.text((left / 2, y + cell / 2), name, "black", font(17), anchor="mm", align="center")
+        for j, picture in enumerate(row):
+            tile = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+            image.paste(tile, (left + j * (cell + gap), y))
+    return image
+
+
+def save_image(image: Image.Image, path: Path) -> Path:
+    """原子地写一张图。"""
+    kind = picture_kind(path)
+    return write_whole(path, lambda temporary: image.save(temporary, kind))
+
+
+def picture_kind(path: Path) -> str:
+    """文件名 -> 存成哪种图；没有后缀就是 PNG。
+
+    Raises:
+        ConfigError: 没有文件名，或这种后缀不是图。
+    """
+    suffix = path.suffix.lstrip(".").lower()
+    kind = {"jpg": "jpeg"}.get(suffix, suffix) or "png"
+    if not path.stem.strip(".") or path.name.startswith("."):
+        raise ConfigError(f"--out：“{path}”里没有文件名，例如 --out 猫.png。")
+    if kind not in ("png", "jpeg", "webp", "bmp", "tiff"):
+        raise ConfigError(
+            f"--out：不会存 .{suffix} 的图，请用 .png、.jpg 或 .webp（例如 {path.name}.png）。"
+        )
+    return kind
+
+
+def plot_loss(run: Path) -> Path:
+    """画 loss.png：训练损失（细）、滑动平均（粗）、留出集损失与底模的参考线。"""
+    from matplotlib import font_manager, rc_context
+    from matplotlib.figure import Figure
+
+    font_manager.fontManager.addfont(FONT)
+    name = font_manager.FontProperties(fname=FONT).get_name()
+    with rc_context({"font.family": [name, "DejaVu Sans"], "axes.unicode_minus": False}):
+        figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+        draw_loss(figure.add_subplot(), run_folder.read(run))
+        return write_whole(run / "loss.png", lambda to: figure.savefig(to, format="png"))
+
+
+def draw_loss(axes, metrics: list[dict]):
+    """把损失曲线画进一个 matplotlib 坐标轴；字体由调用者设好。"""
+    train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
+    held = [(m["step"], m["held"]) for m in metrics if m.get("held") is not None]
+    if train:
+        steps, losses = map(np.array, zip(*train, strict=True))
+        axes.plot(steps, losses, color="#c8d0dc", lw=0.8, label="训练损失（每步换噪声，所以抖）")
+        smooth = np.array([losses[max(0, i - 24) : i + 1].mean() for i in range(len(losses))])
+        axes.plot(steps, smooth, color="#5078b4", lw=1.6, label="训练损失的滑动平均")
+        shown = [*np.quantile(losses, [0.01, 0.98]), *(loss for _, loss in held)]
+        axes.set_ylim(max(0, min(shown) * 0.8), max(shown) * 1.15)
+    if held:
+        steps, losses = zip(*held, strict=True)
+        axes.plot(
+            steps, losses, "o-", color="#c4382c", lw=2, ms=5, label="留出集损失（固定噪声，看这条）"
+        )
+        axes.axhline(losses[0], color="#c4382c", lw=1, ls=":", label="没有 LoRA 时的留出集损失")
+        best = min(held, key=lambda pair: pair[1])
+        if best[0] not in (steps[0], steps[-1]):
+            star = dict(color="#c4382c", ms=14, mec="white", zorder=3)
+            axes.plot(*best, "*", **star, label=f"留出集损失最低：第 {best[0]} 步")
+    axes.set_xlabel("步数")
+    axes.set_ylabel("损失")
+    axes.set_title("学会了没有？")
+    if train or held:
+        axes.legend(fontsize=9, loc="upper right")
+    axes.grid(alpha=0.25)
+
+
+def _version(package: str) -> str | None:
+    """装的是哪一版；没有用 pip 安装（在源码的文件夹里 python -m lorakit）就是 None。"""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:
+    """写 run.json：版本、设备、用时、数据的指纹。"""
+    packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
+    items = (*dataset.train, *dataset.held)
+    seen = sorted((i.record.digest, i.record.caption, *i.record.control_digests) for i in items)
+    facts = {
+        "data": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in packages},
+        },
+        "device": device,
+        "seconds": round(seconds, 1),
+        "pictures": {item.record.path.name: item.record.digest for item in items},
+        "controls": {
+            i.record.path.name: i.record.control_digests for i in items if i.record.controls
+        },
+        "held_out": [item.record.path.name for item in dataset.held],
+        "seed": config.train.seed,
+    }
+    return write_text(run / "run.json", json.dumps(facts, ensure_ascii=False, indent=1))
