@@ -76,7 +76,7 @@ def test_a_card_without_bf16_works_in_fp32_and_says_so(config, family, monkeypat
     assert told.level == doctor.WARN and "会用 fp32" in told.said
     monkeypatch.setattr(family, "device", CUDA)
     with pytest.warns(LorakitWarning, match=r"precision=bf16.*多半很慢；写 auto"):
-        preflight._idle(config("model.precision=bf16"), family, 1)
+        preflight.check(config("model.precision=bf16"), family)
 
 
 def test_without_ipywidgets_the_way_to_install_it_is_said(monkeypatch):

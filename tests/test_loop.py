@@ -5,8 +5,7 @@ import torch
 from notebook_tools import ROOT, code_cells, read
 
 import lorakit
-from lorakit.cache import build
-from lorakit.lora import attach
+from lorakit import cache, lora
 from lorakit.tiny import samples
 
 BOOK = ROOT / "notebooks" / "03_train_qwen.ipynb"
@@ -40,8 +39,8 @@ def test_the_loop_in_the_book_is_the_trainers(tmp_path, own_cache, capsys, chang
         "settings": settings,
         "lorakit": lorakit,
         "torch": torch,
-        "cache": build,
-        "lora": attach,
+        "cache": cache,
+        "lora": lora,
     }
     exec(loop(), scope)
     trainer = lorakit.Trainer(settings("trainer"))

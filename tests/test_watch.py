@@ -9,6 +9,7 @@ import torch
 
 from lorakit import flow
 from lorakit.cli import main
+from lorakit.config import load_config
 from lorakit.errors import ConfigError, LorakitWarning
 from lorakit.families import open_family
 from lorakit.results import checkpoint, verdict
@@ -60,13 +61,14 @@ def test_keys_come_from_the_environment_only(tmp_path, monkeypatch, name):
     monkeypatch.setenv("HOME", str(tmp_path))
     for variable in ("API_KEY", "MODE"):
         monkeypatch.delenv(f"{name.upper()}_{variable}", raising=False)
+    asked = load_config("tiny-qwen-image", [f"run.tracker={name}"])
     with pytest.raises(ConfigError, match=f"{name.upper()}_API_KEY"):
-        preflight.check_tracker(name)
+        preflight.refuse(asked)
     monkeypatch.setenv(f"{name.upper()}_MODE", "offline")
-    preflight.check_tracker(name)
+    preflight.refuse(asked)
     monkeypatch.setenv(f"{name.upper()}_MODE", "online")
     monkeypatch.setenv(f"{name.upper()}_API_KEY", "secret")
-    preflight.check_tracker(name)
+    preflight.refuse(asked)
 
 
 def test_wandb_offline(train, config, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from lorakit import lora
 from lorakit.infer.checks import check_pictures
 from lorakit.lora import full
-from lorakit.memory.devices import free_memory
+from lorakit.memory import devices
 
 TILE = 512  # VAE 分片解码时一片的边长，像素
 DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
@@ -68,7 +68,7 @@ def fit_vae(family, pixels: int):
     vae = family.load("vae")
     torch.cuda.empty_cache()
     vae.enable_slicing()
-    tight = free_memory(family.device) < DECODING * pixels
+    tight = devices.free_memory(family.device) < DECODING * pixels
     (vae.enable_tiling if tight else vae.disable_tiling)()
     if hasattr(vae, "tile_latent_min_size"):  # 原来的一片和训练时的图一样大：1024² 就不分了
         vae.tile_sample_min_size = TILE

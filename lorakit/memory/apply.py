@@ -1,10 +1,12 @@
 """按 memory 一组设置就地改造 Transformer；显存不够时给建议。"""
 
 import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from lorakit.errors import LorakitError
 from lorakit.memory.attention import set_attention
 from lorakit.memory.compiling import VARIANTS, compiled
 from lorakit.memory.loading import blocks
@@ -35,6 +37,19 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
             # 只编 forward，不编 __call__：搬权重、切权重的钩子在外面照常跑
             block.forward = compiled(block.forward)
     return recompute
+
+
+@contextmanager
+def explaining_full(config, step: int):
+    """显存不够时，说出第 step 步发生了什么、先试哪几项设置。
+
+    Raises:
+        LorakitError: 显存不够。
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LorakitError(explain_full(config, step)) from error
 
 
 def explain_full(config, step: int) -> str:

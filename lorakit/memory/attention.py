@@ -10,6 +10,7 @@ from torch import nn
 from lorakit.errors import ConfigError
 
 FASTEST = ("cudnn", "flash", "efficient", "native")  # 注意力的内核，H100 上由快到慢
+WRONG = ("{name} 在这里用不了（与参考算法比，{errors}）。", "请写 native。")
 ATTENTION_ERROR = 0.03  # bf16 的注意力与 fp32 参考的相对误差，正常不到 0.01
 
 
@@ -25,26 +26,26 @@ def set_attention(transformer: nn.Module, family, name: str, masked: bool = Fals
     gpu = family.device.type == "cuda"
     if name == "native" or (name == "auto" and not gpu):
         return  # diffusers 本来就用它
-    if name == "cudnn" and not gpu:
-        raise ConfigError("memory.attention：cudnn 要有 NVIDIA 显卡；这里请写 auto。")
-    if name == "flash" and family.masks_text:
-        raise ConfigError(
-            f"memory.attention：{family.name} 成批时注意力要用掩码，flash 没有掩码。请写 auto。"
-        )
+    kind, errors = choose(family, transformer.config, name, masked)
+    if kind is None:
+        raise ConfigError("memory.attention：" + "".join(WRONG).format(name=name, errors=errors))
+    _use_attention(transformer, _backend(kind))
+
+
+def choose(family, sizes, name: str, masked: bool) -> tuple[str | None, str]:
+    """(头一个算得对的内核，没有就是 None；试过的各差多少)；sizes 是 Transformer 的 config。"""
     errors = {}
-    sizes = transformer.config  # 每头的维数就是位置编码各轴的维数之和
-    head = sum(sizes.get("axes_dims_rope") or sizes["axes_dims"])
+    head = sum(sizes.get("axes_dims_rope") or sizes["axes_dims"])  # 每头的维数是各轴之和
     maskless = {"flash"} if family.masks_text else set()
     for kind in [k for k in FASTEST if k not in maskless] if name == "auto" else [name]:
-        backend = kind if kind == "native" else f"_native_{kind}"
-        errors[kind] = attention_error(backend, family.device, family.dtype, masked, head)
+        errors[kind] = attention_error(_backend(kind), family.device, family.dtype, masked, head)
         if errors[kind] < ATTENTION_ERROR:
-            _use_attention(transformer, backend)
-            return
-    said = "、".join(f"{kind} 差 {error:.2g}" for kind, error in errors.items())
-    raise ConfigError(
-        f"memory.attention：{name} 在这里用不了（与参考算法比，{said}）。请写 native。"
-    )
+            return kind, ""
+    return None, "、".join(f"{kind} 差 {error:.2g}" for kind, error in errors.items())
+
+
+def _backend(kind: str) -> str:
+    return kind if kind == "native" else f"_native_{kind}"
 
 
 def _use_attention(transformer: nn.Module, backend: str):

@@ -5,6 +5,7 @@
 """
 
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -127,15 +128,21 @@ class Fp8Linear(FrozenLinear):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
+LACKS = {  # 哪一种 -> (为什么用不了, 怎么改)
+    "nf4": (
+        "nf4 要用 {package}，还没有装。",
+        "请运行 pip install {package}，或改用 fp8、int8（不用另装东西，显存多一倍）。",
+    ),
+    "fp8-matmul": (
+        "fp8-matmul 要有 fp8 矩阵乘法的显卡（RTX 40 系、H100 以后），这块是 {card}。",
+        "请改用 fp8：只存不算，什么显卡都行。",
+    ),
+}
+
+
 @cache
 def nf4_class():
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise ConfigError(
-            "model.quantize：nf4 要用 bitsandbytes，还没有装。请运行 pip install bitsandbytes，"
-            "或改用 fp8、int8（不用另装东西，显存多一倍）。"
-        ) from error
+    import bitsandbytes as bnb
 
     class Nf4Linear(bnb.nn.Linear4bit):
         """bitsandbytes 的 4 位线性层；前向自己写：原来的不听 autocast，在 CPU 上还会重排权重。"""
@@ -159,16 +166,24 @@ def nf4_class():
     return make
 
 
-def check(kind: str, device: torch.device):
-    """这种量化在这台机器上能不能用；要的库没装、显卡太旧，都在载入之前说。"""
-    if kind == "nf4":
-        nf4_class()
+def lacks(kind: str, device: torch.device) -> dict[str, str] | None:
+    """这种量化在这台机器上缺什么（LACKS 里那句话要填的）；不缺就是 None。"""
+    if kind == "nf4" and find_spec("bitsandbytes") is None:
+        return {"package": "bitsandbytes"}
     on_gpu = kind == "fp8-matmul" and device.type == "cuda"
     if on_gpu and torch.cuda.get_device_capability(device) < (8, 9):
-        raise ConfigError(
-            "model.quantize：fp8-matmul 要有 fp8 矩阵乘法的显卡（RTX 40 系、H100 以后），"
-            f"这块是 {torch.cuda.get_device_name(device)}。请改用 fp8：只存不算，什么显卡都行。"
-        )
+        return {"card": torch.cuda.get_device_name(device)}
+    return None
+
+
+def check(kind: str, device: torch.device):
+    """这种量化在这台机器上能不能用；要的库没装、显卡太旧，都在载入之前说。
+
+    Raises:
+        ConfigError: 用不了。
+    """
+    if found := lacks(kind, device):
+        raise ConfigError("model.quantize：" + "".join(LACKS[kind]).format(**found))
 
 
 def is_quantized(module: nn.Module) -> bool:

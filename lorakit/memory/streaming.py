@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lorakit.errors import ConfigError
-
 ALIGN = 256  # 每个张量从这么多字节的整数倍开始，各种内核都喜欢
 SLOTS = 2
 
@@ -25,19 +23,10 @@ def repeated(model: nn.Module) -> list[nn.Module]:
 
 
 def moving(members: Sequence, offload: str | int) -> list:
-    """按 memory.offload 要搬的那些块；只搬几块时隔得一样远，算留下的那些时正好搬下一块。
-
-    Raises:
-        ConfigError: 没有那么多块。
-    """
-    if offload in ("none", "blocks"):
-        return list(members) if offload == "blocks" else []
+    """按 memory.offload 要搬的那些块；只搬几块时隔得一样远，算留下的那些时正好搬下一块。"""
     total = len(members)
-    if offload > total:
-        raise ConfigError(
-            f"memory.offload：底模一共 {total} 块，搬不了 {offload} 块。"
-            f"请写 1 到 {total}，或写 blocks（全部都搬）。"
-        )
+    if offload in ("none", "blocks") or offload >= total:
+        return [] if offload == "none" else list(members)
     stay = total - offload
     return [one for i, one in enumerate(members) if i * stay % total < offload]
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lorakit.errors import LorakitWarning
-from lorakit.memory.devices import free_memory
+from lorakit.memory import devices
 from lorakit.memory.recompute import Recompute
 from lorakit.memory.streaming import Streamer
 from lorakit.training.objective import Objective
@@ -92,7 +92,7 @@ class Graphs:
         """图占着的不算，还能用多少字节。"""
         torch.cuda.empty_cache()  # 之后，要来了却没用着的就都是图的
         kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return free_memory(self.device) - kept
+        return devices.free_memory(self.device) - kept
 
     def _work(self, parts: list) -> torch.Tensor:
         loss = self.objective.total(parts)
@@ -107,7 +107,7 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         # 录的时候不能问显卡还剩多少，先问好；thread_local：别的线程照常用显卡
         with (
-            self.recompute.within(free_memory(self.device) - SPARE),
+            self.recompute.within(devices.free_memory(self.device) - SPARE),
             torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
         ):
             loss = self._work(pytree.tree_unflatten(held, layout))

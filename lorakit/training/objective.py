@@ -1,5 +1,6 @@
 """学什么：从缓存取一批、加噪、求损失；留出集用固定的噪声与时间步，前后可比。"""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from lorakit import flow
 from lorakit.cache import Dataset, Item
 from lorakit.config import Config
 from lorakit.data.batches import Batches
+from lorakit.errors import LorakitError
 from lorakit.flow import EVAL_T
 
 EVAL_DRAW = 2**31  # 检验的随机数与训练的分开
@@ -21,7 +23,29 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def explain_nan(step: int, what: str, value: float, used: list[tuple], lr: float) -> str:
+def refuse_nan(trainer, used: list[tuple], norm: float):
+    """NaN 或无穷大就停，说出这一批和最后一个好的检查点；各进程看到的一样，所以一起停。
+
+    Args:
+        used: 各份的 (损失, [t], [图名])。
+        norm: 梯度的长度。
+
+    Raises:
+        LorakitError: 有一个不是有限的数。
+    """
+    values = [("损失", loss, [(loss, *where)]) for loss, *where in used] + [("梯度", norm, used)]
+    for what, value, batch in values:
+        if math.isfinite(value):
+            continue
+        first = trainer.accelerator.is_main_process
+        last = (trainer.last_good() if first else None) or "还没有"
+        said = _explain_nan(trainer.step + 1, what, value, batch, trainer.config.train.lr)
+        error = LorakitError(f"{said}最后一个好的检查点：{last}。")
+        error.told = not first
+        raise error
+
+
+def _explain_nan(step: int, what: str, value: float, used: list[tuple], lr: float) -> str:
     """NaN 或无穷大时的话：哪一步、哪些图、什么 t、多半为什么；used 是 (损失, [t], [图名])。"""
     names = "、".join(name for _, _, names in used for name in names)
     times = [round(t, 3) for _, ts, _ in used for t in ts]
@@ -90,7 +114,7 @@ class Objective:
         parts = pytree.tree_map_only(torch.Tensor, self._on_device, parts)
         return Batch(parts, torch.cat(times), used)
 
-    def prepare(self, number: int, *keys: int):
+    def prefetch(self, number: int, *keys: int):
         """趁显卡忙着，先把下一批抽好、搬过去；`batch` 要的正是它，就直接拿走。"""
         self._ahead = (number, keys), self.batch(number, *keys)
 

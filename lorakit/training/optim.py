@@ -1,14 +1,14 @@
 """优化器与滑动平均：优化器来自 torch、bitsandbytes 与 prodigyopt，这里只按设置挑选。"""
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
-from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.memory import devices
 
 PRODIGY_LR = 0.1  # Prodigy 的 lr 是倍数，常用 1；比这还小多半是照抄了 AdamW 的学习率
 
@@ -16,29 +16,50 @@ PRODIGY_LR = 0.1  # Prodigy 的 lr 是倍数，常用 1；比这还小多半是�
 def build(parameters: Iterable[torch.nn.Parameter], train) -> torch.optim.Optimizer:
     """按 train.optimizer 造优化器。
 
-    Raises:
-        ConfigError: 要的库没有装，或学习率与优化器对不上。
+    要的库装了没有、学习率对不对得上，preflight 已经核对过。
     """
     parameters, kind = list(parameters), train.optimizer
     common = {"lr": train.lr, "weight_decay": train.weight_decay}
-    if kind == "adamw8bit" and parameters[0].device.type != "cuda":
-        # 同一份配置要能先在微型模型上试
-        warnings.warn("没有 NVIDIA 显卡，adamw8bit 换成 adamw 来练。", LorakitWarning, stacklevel=3)
-        kind = "adamw"
-    if kind == "adamw":
+    on_card = parameters[0].device.type == "cuda"
+    if kind == "adamw" or (kind == "adamw8bit" and not on_card):  # 同一份配置要能先在微型模型上试
         return torch.optim.AdamW(parameters, fused=True, **common)
     if kind == "adamw8bit":
-        return _module("bitsandbytes").optim.AdamW8bit(parameters, **common)
+        return import_module("bitsandbytes").optim.AdamW8bit(parameters, **common)
     if kind == "adafactor":
         # 第二个 eps：默认的会按权重的大小缩小学习率，LoRA 的 B 从零开始，就一步也走不动
         return torch.optim.Adafactor(parameters, eps=(None, 1.0), **common)
-    if train.lr < PRODIGY_LR:
-        raise ConfigError(
-            f"train.lr：prodigy 自己找学习率，lr 只是倍数，应当是 1 左右，得到 {train.lr:g}。"
-        )
-    return _module("prodigyopt").Prodigy(
+    return import_module("prodigyopt").Prodigy(
         parameters, use_bias_correction=True, safeguard_warmup=True, **common
     )
+
+
+def lacks(kind: str, device: torch.device) -> str:
+    """这种优化器要用、却还没有装的库；不缺就是空的。"""
+    package = {"prodigy": "prodigyopt", "adamw8bit": "bitsandbytes"}.get(kind, "")
+    if not package or (kind == "adamw8bit" and device.type != "cuda"):
+        return ""
+    return "" if find_spec(package) else package
+
+
+def divisor(train, dtype: torch.dtype) -> float:
+    """每份的损失先除以几：累积几份就是几；fp16 还要放大。"""
+    return train.grad_accum / devices.loss_scale(dtype)
+
+
+def unscale(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype):
+    """把 divisor 放大过的梯度还原。"""
+    scale = devices.loss_scale(dtype)
+    given = [p.grad for p in parameters if p.grad is not None]
+    if scale != 1 and given:
+        torch._foreach_div_(given, scale)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, step: int, train) -> float:
+    """换上第 step 步的学习率，并返回它。"""
+    lr = lr_at(step, train)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
 
 
 def lr_at(step: int, train) -> float:
@@ -47,16 +68,6 @@ def lr_at(step: int, train) -> float:
     done = max(0, step - train.warmup) / max(1, train.steps - train.warmup)
     fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return train.lr * warm * fall[train.schedule]
-
-
-def _module(name: str):
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"train.optimizer：这个优化器要用 {name}，还没有装。请运行 pip install {name}，"
-            "或改用 adamw。"
-        ) from error
 
 
 class Average:

@@ -1,16 +1,25 @@
-"""开练之前能发现的都先说：合不来的设置、不能练的底模、没装的库、不起作用的设置。"""
+"""开练之前的核对：合不来的设置只写在 RULES 这一张表里，训练、体检、表单和练习册都读它。
+
+什么都在载入底模之前说完。`lorakit doctor --rules` 把整张表印出来。
+"""
 
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from lorakit import lora
 from lorakit.config import Config
 from lorakit.config.groups import Data, Lora
 from lorakit.errors import ConfigError, LorakitWarning
 from lorakit.lora import full
-from lorakit.memory import compiling, devices
+from lorakit.memory import attention, compiling, devices, loading, quantize
+from lorakit.training import optim
 from lorakit.training.times import draw_times, train_times
 
 FAR = 0.1  # 训练与推理的平均 t 相差多少算远；各家训练脚本之间相差 0.2
@@ -18,53 +27,129 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab"
 OFFLINE = {"offline", "disabled", "dryrun", "local"}  # 不联网就不用登录
 
 
-def check(config: Config, family, processes: int = 1, sharded: bool = False):
-    """编码和载入之前核对一遍；processes 是进程数，sharded 是用 FSDP 把参数切开了。
+@dataclass(frozen=True)
+class Case:
+    """要核对的情形：知道多少，就核对多少；case.memory 就是 config.memory，别的组也一样。"""
 
-    Raises:
-        LorakitError: 这份设置练不了。
+    config: Config
+    processes: int = 1
+    sharded: bool = False  # 用 FSDP 把参数切开了
+    family: Any = None  # 只用它的事实与骨架，不载入权重
+    device: torch.device | None = None
+
+    def __getattr__(self, group: str):
+        return getattr(self.config, group)
+
+    def knows(self, asks: str) -> bool:
+        needed = {"machine": self.device, "family": self.family}.get(asks, self.config)
+        return needed is not None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """一条规矩：哪一项设置、遇上什么、怎么判断、为什么、怎么改。
+
+    holds 给出真就是撞上了；给出字典，就拿去填话里的花括号；{model.quantize} 这样的设置也能填。
     """
-    family.refuse_distilled(config.model.path)
-    check_tracker(config.run.tracker)
-    refuse(config, processes)
-    if config.lora.kind == "full":
-        _full(config, 1 if sharded else processes)
-    else:
-        lora.plan(family.skeleton(), family, config.lora)
-    if sharded and config.train.optimizer != "adamw":
-        raise ConfigError(
-            f"train.optimizer：FSDP 把参数切开了，这时只能用 adamw，得到 {config.train.optimizer}。"
-            "改成 adamw，或不用 --use_fsdp 启动。"
-        )
-    if sharded and config.model.quantize != "none":
-        raise ConfigError(
-            f"model.quantize：FSDP 切不开 {config.model.quantize} 的底模。"
-            "改成 none（切开以后本来就省），或不用 --use_fsdp 启动。"
-        )
-    _idle(config, family, processes)
-    _density(config, family)
+
+    field: str
+    meets: str
+    holds: Callable[[Case], Any]
+    why: str
+    mend: str = ""
+    stops: bool = True  # False 只是提醒：设置不起作用，或多半抄错了
+    asks: str = "config"  # 要看什么才知道：设置（config）、这台机器（machine）、底模（family）
+
+    def said(self, case: Case) -> str:
+        """撞上了就是那一句话，没有就是空的。"""
+        found = self.holds(case)
+        if not found:
+            return ""
+        facts = {group: getattr(case.config, group) for group in type(case.config).model_fields}
+        facts |= {"processes": case.processes, "family": case.family}
+        facts |= found if isinstance(found, dict) else {}
+        said = f"{self.field}：{self.why}{self.mend}" if self.stops else f"{self.why}{self.mend}"
+        return said.format(**facts)
 
 
-def check_tracker(name: str):
-    """记录到哪里：包要装好；要登录的，密钥只从环境里取，不写进设置。
+def _moves(case: Case) -> bool:
+    return case.memory.offload != "none"
 
-    Raises:
-        ConfigError: 没有装，或没有密钥。
-    """
-    if name == "none":
-        return
-    package = TRACKERS[name]
-    if find_spec(package) is None and not (name == "tensorboard" and find_spec("tensorboardX")):
-        raise ConfigError(
-            f"run.tracker：{name} 还没有装。请运行 pip install {package}，或写 run.tracker=none。"
-        )
+
+def _bf16_full(case: Case) -> bool:
+    return case.config.bf16_weights
+
+
+def _on_card(case: Case) -> bool:
+    return case.device.type == "cuda"
+
+
+def _quantize_lacks(case: Case, kind: str):
+    return quantize.lacks(kind, case.device) if case.model.quantize == kind else None
+
+
+def _optimizer_lacks(case: Case):
+    package = optim.lacks(case.train.optimizer, case.device)
+    return {"package": package} if package else None
+
+
+def _too_many_blocks(case: Case):
+    wanted = case.memory.offload
+    total = len(loading.blocks(case.family.skeleton())) if isinstance(wanted, int) else 0
+    return {"total": total} if total and wanted > total else None
+
+
+def _wrong_kernel(case: Case):
+    """指名要的内核在这块显卡上算得对不对；auto 会自己避开算错的。"""
+    name, family = case.memory.attention, case.family
+    if name in ("auto", "native") or not _on_card(case) or _maskless(case):
+        return None
+    masked = family.masks_text and case.train.batch_size > 1
+    kind, errors = attention.choose(family, family.config_of("transformer"), name, masked)
+    return None if kind else {"name": name, "errors": errors}
+
+
+def _maskless(case: Case) -> bool:
+    return case.memory.attention == "flash" and case.family.masks_text
+
+
+def _compiler_missing(case: Case):
+    missing = compiling.cannot_compile(case.device) if case.memory.compile else ""
+    return {"missing": missing} if missing else None
+
+
+def _cannot_record(case: Case) -> bool:
+    asked = case.memory.compile == "graphs" and not compiling.cannot_compile(case.device)
+    return asked and not compiling.can_replay(case.device, case.processes)
+
+
+def _idle_lora(case: Case):
+    plain = Lora(kind="full")
+    idle = [f"lora.{key}" for key, value in plain if getattr(case.lora, key) != value]
+    return {"idle": "、".join(idle)} if case.lora.kind == "full" and idle else None
+
+
+def _far(case: Case):
+    """训练时多练哪些 t，要和推理时走过的差不多，否则画的时候用的正是没怎么练过的。"""
+    train = float(train_times(case.config, case.family).mean())
+    draw = float(draw_times(case.config, case.family).mean())
+    side = "偏向细节（噪声少）" if train < draw else "偏向构图（噪声多）"
+    return {"t": train, "used": draw, "side": side} if abs(train - draw) > FAR else None
+
+
+def _no_tracker(case: Case):
+    package = TRACKERS.get(case.run.tracker)
+    other = package == "tensorboard" and find_spec("tensorboardX")
+    return {"package": package} if package and find_spec(package) is None and not other else None
+
+
+def _no_login(case: Case):
+    name = case.run.tracker
     variable, mode = f"{name.upper()}_API_KEY", os.environ.get(f"{name.upper()}_MODE", "")
-    if name == "tensorboard" or mode in OFFLINE or os.environ.get(variable) or _logged_in(name):
-        return
-    raise ConfigError(
-        f"run.tracker：{name} 要登录。请设环境变量 {variable}（密钥不要写进设置文件），"
-        f"或设 {name.upper()}_MODE=offline 只记在本地。"
-    )
+    if name in ("none", "tensorboard") or mode in OFFLINE or _no_tracker(case):
+        return None
+    known = os.environ.get(variable) or _logged_in(name)
+    return None if known else {"variable": variable, "mode": f"{name.upper()}_MODE"}
 
 
 def _logged_in(name: str) -> bool:
@@ -75,102 +160,150 @@ def _logged_in(name: str) -> bool:
     return file.is_file() and name in file.read_text(encoding="utf-8", errors="replace")
 
 
-def _tell(sentence: str):
-    warnings.warn(sentence, LorakitWarning, stacklevel=2)
+RULES = (
+    Rule("model.quantize", "lora.kind=full",
+         lambda c: c.model.quantize != "none" and c.lora.kind == "full",
+         "{model.quantize} 的底模只能冻住，不能全量微调：一小步的改动比量化的一格还小，"
+         "加上去等于没加。", "请写 lora.kind=lora，或 model.quantize=none。"),
+    Rule("lora.variant", "dora 与 model.quantize",
+         lambda c: c.model.quantize != "none" and c.lora.variant == "dora",
+         "dora 要随时算出底模每一行的长度，{model.quantize} 的底模做不到。",
+         "请写 lora.variant=plain 或 rslora，或 model.quantize=none。"),
+    Rule("lora.variant", "lokr 与 model.quantize=nf4",
+         lambda c: c.model.quantize == "nf4" and c.lora.variant == "lokr",
+         "lokr 要知道底模每一层的形状，nf4 把它打包了。",
+         "请写 model.quantize=fp8 或 int8，或 lora.variant=plain。"),
+    Rule("lora.variant", "dora 与 memory.offload",
+         lambda c: _moves(c) and c.lora.variant == "dora" and c.model.quantize == "none",
+         "dora 要一开始就看得到底模的权重，memory.offload 搬走的不在显卡上。",
+         "请写 lora.variant=plain 或 rslora。"),
+    Rule("memory.offload", "lora.kind=full", lambda c: _moves(c) and c.lora.kind == "full",
+         "只能搬冻住的权重，全量微调的权重每步都在变。",
+         "请写 memory.offload=none，或 lora.kind=lora。"),
+    Rule("memory.offload", "memory.checkpointing=off 或 selective",
+         lambda c: _moves(c) and c.memory.checkpointing in (False, "off", "selective"),
+         "训练时，反向传播要把每一块再搬来一次，所以每块都得重算。",
+         "请写 memory.checkpointing=full。"),
+    Rule("memory.offload", "几个进程", lambda c: _moves(c) and c.processes > 1,
+         "边算边搬只能在一个进程里用，现在有 {processes} 个。"),
+    Rule("memory.offload", "比底模的块数还多", _too_many_blocks,
+         "底模一共 {total} 块，搬不了 {memory.offload} 块。",
+         "请写 1 到 {total}，或写 blocks（全部都搬）。", asks="family"),
+    Rule("train.optimizer", "不是 adamw，用 FSDP 启动",
+         lambda c: c.sharded and c.train.optimizer != "adamw",
+         "FSDP 把参数切开了，这时只能用 adamw，得到 {train.optimizer}。",
+         "改成 adamw，或不用 --use_fsdp 启动。"),
+    Rule("model.quantize", "用 FSDP 启动", lambda c: c.sharded and c.model.quantize != "none",
+         "FSDP 切不开 {model.quantize} 的底模。",
+         "改成 none（切开以后本来就省），或不用 --use_fsdp 启动。"),
+    Rule("model.precision", "全量微调 bf16，几个进程各有一份权重",
+         lambda c: _bf16_full(c) and c.processes > 1 and not c.sharded,
+         "全量微调用不了 bf16 的权重：现在有 {processes} 个进程。",
+         "请用 --use_fsdp 启动，把权重切开，或写 model.precision=auto。"),
+    Rule("model.precision", "全量微调 bf16，train.optimizer=prodigy",
+         lambda c: _bf16_full(c) and c.train.optimizer == "prodigy",
+         "全量微调用不了 bf16 的权重：prodigy 要一次看全部参数。",
+         "请写 train.optimizer=adamw8bit，或写 model.precision=auto。"),
+    Rule("model.precision", "全量微调 bf16，train.ema",
+         lambda c: _bf16_full(c) and c.train.ema > 0,
+         "全量微调用不了 bf16 的权重：train.ema 会被舍入吃掉。",
+         "请写 train.ema=0，或写 model.precision=auto。"),
+    Rule("train.lr", "train.optimizer=prodigy",
+         lambda c: c.train.optimizer == "prodigy" and c.train.lr < optim.PRODIGY_LR,
+         "prodigy 自己找学习率，lr 只是倍数，应当是 1 左右，得到 {train.lr:g}。"),
+    Rule("train.optimizer", "要用的库没有装", _optimizer_lacks,
+         "这个优化器要用 {package}，还没有装。", "请运行 pip install {package}，或改用 adamw。",
+         asks="machine"),
+    Rule("model.quantize", "nf4，没有装 bitsandbytes", lambda c: _quantize_lacks(c, "nf4"),
+         *quantize.LACKS["nf4"], asks="machine"),
+    Rule("model.quantize", "fp8-matmul，显卡太旧", lambda c: _quantize_lacks(c, "fp8-matmul"),
+         *quantize.LACKS["fp8-matmul"], asks="machine"),
+    Rule("memory.attention", "cudnn，没有显卡",
+         lambda c: c.memory.attention == "cudnn" and not _on_card(c),
+         "cudnn 要有 NVIDIA 显卡；", "这里请写 auto。", asks="machine"),
+    Rule("memory.attention", "flash，成批时要掩码", _maskless,
+         "{family.name} 成批时注意力要用掩码，flash 没有掩码。", "请写 auto。", asks="family"),
+    Rule("memory.attention", "这块显卡上算得不对", _wrong_kernel, *attention.WRONG, asks="family"),
+    Rule("run.tracker", "要用的包没有装", _no_tracker,
+         "{run.tracker} 还没有装。", "请运行 pip install {package}，或写 run.tracker=none。"),
+    Rule("run.tracker", "没有登录", _no_login,
+         "{run.tracker} 要登录。", "请设环境变量 {variable}（密钥不要写进设置文件），"
+         "或设 {mode}=offline 只记在本地。"),
+    # 下面的只提醒
+    Rule("train.guidance", "引导不在模型里的家族",
+         lambda c: c.train.guidance != 1 and not c.family.embedded_guidance,
+         "train.guidance 对 {family.name} 不起作用。", stops=False, asks="family"),
+    Rule("lora.init", "lora.variant=lokr",
+         lambda c: c.lora.variant == "lokr" and c.lora.init != Lora().init,
+         "lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。", stops=False),
+    Rule("lora.*", "lora.kind=full", _idle_lora,
+         "{idle} 不起作用：lora.kind 是 full，每个权重都练。", stops=False),
+    Rule("train.lr", "lora.kind=full",
+         lambda c: c.lora.kind == "full" and c.train.lr > full.HIGH_LR,
+         "train.lr 是 {train.lr:g}，全量微调多半会把底模练坏；", "常用 1e-5。", stops=False),
+    Rule("train.optimizer", "adamw8bit，没有显卡",
+         lambda c: c.train.optimizer == "adamw8bit" and not _on_card(c),
+         "没有 NVIDIA 显卡，adamw8bit 换成 adamw 来练。", stops=False, asks="machine"),
+    Rule("memory.compile", "这台机器不能编译", _compiler_missing,
+         "memory.compile 不起作用：{missing}。照常练，慢一些。", stops=False, asks="machine"),
+    Rule("memory.compile", "graphs，不是一块显卡一个进程", _cannot_record,
+         "memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡，只能有一个进程。",
+         stops=False, asks="machine"),
+    Rule("model.precision", "bf16，显卡只能模拟",
+         lambda c: c.model.precision == "bf16" and _on_card(c) and not devices.has_bf16(c.device),
+         "model.precision=bf16：这块显卡只能模拟 bf16，多半很慢；", "写 auto 会用 fp32。",
+         stops=False, asks="machine"),
+    Rule("data.class_weight", "没有 data.class_folder",
+         lambda c: c.data.class_folder is None and c.data.class_weight != Data().class_weight,
+         "data.class_weight 不起作用：没有写 data.class_folder。", stops=False),
+    Rule("data.mask_floor", "data.mask=none",
+         lambda c: c.data.mask == "none" and c.data.mask_floor != Data().mask_floor,
+         "data.mask_floor 不起作用：data.mask 是 none。", stops=False),
+    Rule("train.timestep", "和推理走过的 t 差得远", _far,
+         "train.timestep：训练时 t 平均 {t:.2f}，画图时平均 {used:.2f}，训练{side}。"
+         "这是有意的就不用管；", "否则把 train.timestep.shift 写成 auto。",
+         stops=False, asks="family"),
+)  # fmt: skip
 
 
-def _idle(config: Config, family, processes: int):
-    """写了却不起作用的设置。"""
-    data, plain = config.data, Data()
-    if config.train.guidance != 1 and not family.embedded_guidance:
-        _tell(f"train.guidance 对 {family.name} 不起作用。")
-    if config.lora.variant == "lokr" and config.lora.init != Lora().init:
-        _tell("lora.init 不起作用：lokr 有自己的初值（w1 随机，w2 是零）。")
-    missing = compiling.cannot_compile(family.device) if config.memory.compile else ""
-    if missing:
-        _tell(f"memory.compile 不起作用：{missing}。照常练，慢一些。")
-    graphs = config.memory.compile == "graphs" and not missing
-    if graphs and not compiling.can_replay(family.device, processes):
-        _tell("memory.compile=graphs 只编译，不录图：录图重放要一块 NVIDIA 显卡，只能有一个进程。")
-    if (
-        config.model.precision == "bf16"
-        and family.device.type == "cuda"
-        and not devices.has_bf16(family.device)
-    ):
-        _tell("model.precision=bf16：这块显卡只能模拟 bf16，多半很慢；写 auto 会用 fp32。")
-    if data.class_folder is None and data.class_weight != plain.class_weight:
-        _tell("data.class_weight 不起作用：没有写 data.class_folder。")
-    if data.mask == "none" and data.mask_floor != plain.mask_floor:
-        _tell("data.mask_floor 不起作用：data.mask 是 none。")
+def clashes(case: Case, stops: bool = True) -> Iterator[tuple[Rule, str]]:
+    """撞上的那些规矩，各带一句话；stops 是 True 是不能练的，False 是只提醒的。"""
+    for rule in RULES:
+        if rule.stops is stops and case.knows(rule.asks) and (said := rule.said(case)):
+            yield rule, said
 
 
-def _full(config: Config, copies: int):
-    """全量微调时合不来的、不起作用的设置，和多半是抄错的学习率；copies 是几个进程各有一份权重。"""
-    if config.bf16_weights:
-        clashes = {
-            f"现在有 {copies} 个进程。请用 --use_fsdp 启动，把权重切开": copies > 1,
-            "prodigy 要一次看全部参数。请写 train.optimizer=adamw8bit": (
-                config.train.optimizer == "prodigy"
-            ),
-            "train.ema 会被舍入吃掉。请写 train.ema=0": config.train.ema > 0,
-        }
-        for why in (why for why, wrong in clashes.items() if wrong):
-            raise ConfigError(
-                f"model.precision：全量微调用不了 bf16 的权重：{why}，或写 model.precision=auto。"
-            )
-    ours, plain = config.lora, Lora(kind="full")
-    idle = [f"lora.{key}" for key, value in plain if getattr(ours, key) != value]
-    if idle:
-        _tell(f"{'、'.join(idle)} 不起作用：lora.kind 是 full，每个权重都练。")
-    if config.train.lr > full.HIGH_LR:
-        _tell(f"train.lr 是 {config.train.lr:g}，全量微调多半会把底模练坏；常用 1e-5。")
-
-
-def _density(config: Config, family):
-    """训练时多练哪些 t，要和推理时走过的差不多，否则画的时候用的正是没怎么练过的。"""
-    train = float(train_times(config, family).mean())
-    draw = float(draw_times(config, family).mean())
-    if abs(train - draw) > FAR:
-        side = "偏向细节（噪声少）" if train < draw else "偏向构图（噪声多）"
-        _tell(
-            f"train.timestep：训练时 t 平均 {train:.2f}，画图时平均 {draw:.2f}，训练{side}。"
-            "这是有意的就不用管；否则把 train.timestep.shift 写成 auto。"
-        )
-
-
-def refuse(config, processes: int = 1):
-    """合不来的选择，载入之前就说清楚为什么。
+def refuse(config: Config, processes: int = 1, sharded: bool = False, family=None):
+    """合不来的设置，载入之前就说清楚为什么；给了 family 就连这台机器和这个底模一起看。
 
     Raises:
-        ConfigError: 两项设置合不来。
+        ConfigError: 有设置合不来；几条一起说。
     """
-    model, how, lora = config.model, config.memory, config.lora
-    off = how.checkpointing in (False, "off", "selective")
-    moves = how.offload != "none"
-    clashes = {  # 为什么不行、怎么改 -> 是不是这样
-        f"model.quantize：{model.quantize} 的底模只能冻住，不能全量微调：一小步的改动比量化的一格"
-        "还小，加上去等于没加。请写 lora.kind=lora，或 model.quantize=none。": (
-            model.quantize != "none" and lora.kind == "full"
-        ),
-        f"lora.variant：dora 要随时算出底模每一行的长度，{model.quantize} 的底模做不到。"
-        "请写 lora.variant=plain 或 rslora，或 model.quantize=none。": (
-            model.quantize != "none" and lora.variant == "dora"
-        ),
-        "lora.variant：lokr 要知道底模每一层的形状，nf4 把它打包了。"
-        "请写 model.quantize=fp8 或 int8，或 lora.variant=plain。": (
-            model.quantize == "nf4" and lora.variant == "lokr"
-        ),
-        "lora.variant：dora 要一开始就看得到底模的权重，memory.offload 搬走的不在显卡上。"
-        "请写 lora.variant=plain 或 rslora。": (
-            moves and lora.variant == "dora" and model.quantize == "none"
-        ),
-        "memory.offload：只能搬冻住的权重，全量微调的权重每步都在变。"
-        "请写 memory.offload=none，或 lora.kind=lora。": (moves and lora.kind == "full"),
-        "memory.offload：训练时，反向传播要把每一块再搬来一次，所以每块都得重算。"
-        "请写 memory.checkpointing=full。": moves and off,
-        f"memory.offload：边算边搬只能在一个进程里用，现在有 {processes} 个。": (
-            moves and processes > 1
-        ),
-    }
-    if said := [why for why, wrong in clashes.items() if wrong]:
-        raise ConfigError("\n".join(said))
+    case = Case(config, processes, sharded, family, family and family.device)
+    if found := [said for _, said in clashes(case)]:
+        raise ConfigError("\n".join(found))
+
+
+def check(config: Config, family, processes: int = 1, sharded: bool = False):
+    """编码和载入之前全部核对一遍，不起作用的设置也提醒。
+
+    Raises:
+        LorakitError: 这份设置练不了。
+    """
+    family.refuse_distilled(config.model.path)
+    refuse(config, processes, sharded, family)
+    if config.lora.kind == "lora":
+        lora.plan(family.skeleton(), family, config.lora)
+    for _, said in clashes(Case(config, processes, sharded, family, family.device), stops=False):
+        warnings.warn(said, LorakitWarning, stacklevel=2)
+
+
+def table() -> str:
+    """整张表，给人看。"""
+    rows = []
+    for stops, title in ((True, "不能一起用，开练之前就停下"), (False, "能练，只是提醒")):
+        rows += ["", title] if rows else [title]
+        for rule in RULES:
+            if rule.stops is stops:
+                rows.append(f"  {rule.field} × {rule.meets}\n      {rule.why}{rule.mend}")
+    return "\n".join(rows)

@@ -1,0 +1,72 @@
+"""存成检查点、从检查点接着练；写文件的事由 results/checkpoint.py 做。"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lorakit import lora
+from lorakit.errors import LorakitError
+from lorakit.lora import full
+from lorakit.memory.sharded import Tensors
+from lorakit.results import checkpoint
+from lorakit.training import processes
+
+
+def save(trainer) -> Path:
+    """把 trainer 当前这一步存成检查点（已经存过就不重复）；几个进程要一起调用。"""
+    run, step, config = trainer.run, trainer.step, trainer.config
+    target = run / f"checkpoint-{step}"
+    if trainer._saved == step:
+        return target
+    live, average = trainer.parameters, trainer.average.values
+    files, plain = checkpoint.snapshot(live, trainer.optimizer, average)
+    facts = {"optimizer": plain, "processes": trainer.accelerator.num_processes}
+    whole = trainer.transformer.state_dict() if config.lora.kind == "full" else live
+    exported = full.files_of({**whole, **average})  # LoRA 自成一个文件，用不着这些名字
+
+    def write(turns):
+        others = zip(exported, turns, strict=False)  # 名字用完就停，不会多取一份
+        ours = zip(files, turns, strict=False)
+
+        def export(folder: Path):
+            _export(trainer, folder, others)
+
+        checkpoint.save(run, step, ours, facts, export, config.train.keep)
+
+    parts = [*exported.values(), *files.values()]
+    processes.write_in_turn(trainer.accelerator, parts, write)
+    trainer._saved = step
+    return target
+
+
+def _export(trainer, folder: Path, files: Iterable[tuple[str, Tensors]]):
+    """给别人用的那一份：LoRA 文件，或全量微调的权重。"""
+    config, held = trainer.config, trainer._held
+    facts = {"base": config.model.path, "family": config.model.family, "steps": str(trainer.step)}
+    facts["trigger"] = config.data.trigger
+    facts |= {} if held is None else {"held": f"{held:.6f}"}
+    if config.lora.kind == "full":
+        full.save(folder, trainer.family, files)
+    else:
+        values = {name: value for _, part in files for name, value in part.items()}
+        lora.save(folder, trainer.transformer, config.lora, facts, values)
+
+
+def newest(run: Path) -> Path | None:
+    """接着哪个检查点练。
+
+    Raises:
+        LorakitError: 有检查点却一个也读不出；停下，别悄悄从头练。
+    """
+    found = checkpoint.latest(run)
+    if found is None and (broken := checkpoint.all_of(run)):
+        raise LorakitError(
+            f"“{run}”里的 {len(broken)} 个检查点都不完整，接不上（{broken[-1].name} 等）。"
+            "要从头练，就换一个 run.output，或把这些检查点挪走。"
+        )
+    return found
+
+
+def restore(trainer, found: Path):
+    """把检查点里的权重、优化器与滑动平均放回去，从那一步接着练。"""
+    state = (trainer.parameters, trainer.optimizer, trainer.average.values)
+    trainer.step = trainer._saved = checkpoint.load(found, *state)
