@@ -23,6 +23,12 @@ GPU = torch.device("cuda")
 STREAMED = ("memory.offload=blocks", "memory.checkpointing=full")
 
 
+@pytest.fixture(autouse=True)
+def tiny_on_the_card(monkeypatch):
+    """微型模型平时总在 CPU 上。"""
+    monkeypatch.setenv("LORAKIT_TINY_DEVICE", "cuda")
+
+
 def fp8_card():
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("这块显卡没有 fp8 矩阵乘法")

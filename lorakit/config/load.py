@@ -1,4 +1,4 @@
-"""一份设置、三个入口：YAML、--set 和表单都走 `load_config`；各项在 config_groups.py。"""
+"""一份设置、三个入口：YAML、--set 和表单都走 `load_config`；各项在 groups.py。"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce

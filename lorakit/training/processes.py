@@ -32,7 +32,7 @@ def start(run, tracker: str, cpu: bool) -> Accelerator:
     # Qwen 最后一块的文字一侧没有输出，得不到梯度；全家族都让 DDP 自己找出这样的参数
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     with warnings.catch_warnings():
-        # 没装的记录工具，稍后 choices 会用中文说
+        # 没装的记录工具，稍后 preflight 会用中文说
         warnings.filterwarnings("ignore", "`log_with=", UserWarning)
         accelerator = Accelerator(
             cpu=cpu,
