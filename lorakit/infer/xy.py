@@ -54,7 +54,7 @@ def checkpoints(run: Path, text: str) -> Axis:
     Raises:
         WeightsError: 文件夹里没有检查点、没有要的那个、或里面没有 LoRA。
     """
-    saved = {int(path.name.split("-")[1]): path / lora.FILE for path in checkpoint.all_of(run)}
+    saved = {checkpoint.step_of(path): path / lora.FILE for path in checkpoint.all_of(run)}
     saved = {step: file for step, file in saved.items() if file.is_file()}
     wanted = (
         list(saved) if text == "all" else list(dict.fromkeys(numbers(text, "--checkpoints", int)))

@@ -118,7 +118,7 @@ class Run:
     def _go(self):
         self._halt.clear()
         found = checkpoint.latest(self.config.run.output)
-        self.board.rewind(int(found.name.split("-")[1]) if found else 0)
+        self.board.rewind(checkpoint.step_of(found) if found else 0)
         self.board.running(True)
         pool = ThreadPoolExecutor(1, thread_name_prefix="train")
         self._job = pool.submit(self._follow if self.process else self._train)

@@ -12,6 +12,7 @@ from lorakit.files import write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
 from lorakit.lora import FILE
+from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
 
 NAME = "README.md"
@@ -169,7 +170,7 @@ def snippet(run: Path, config: Config, family, prompt: str) -> str:
         *imports,
         "",
         f"base = {base}",
-        f"lora = {json.dumps(str(run / f'checkpoint-{config.train.steps}'))}",
+        f"lora = {json.dumps(str(folder_of(run, config.train.steps)))}",
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         'dtype = torch.bfloat16 if device == "cuda" else torch.float32',
     ]
