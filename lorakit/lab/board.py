@@ -10,10 +10,10 @@ from PIL import Image
 from lorakit.flow import EVAL_T
 from lorakit.lab.display import both, frame, pictured, widgets
 from lorakit.lab.picture import BLUE, GRAY, RED, chart, encode, stack, wall
+from lorakit.results.report import draw_held, smooth
 
 EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
 SHARE = 10  # 画图最多占训练时间的十分之一
-SMOOTH = 25  # 滑动平均看这么多步
 
 
 class Board:
@@ -112,13 +112,10 @@ class Board:
         if self.steps:
             losses = np.array(self.losses)
             left.plot(self.steps, losses, color=GRAY, lw=0.7, label="每一步的损失（会抖）")
-            windows = [losses[max(0, i - SMOOTH + 1) : i + 1] for i in range(len(losses))]
-            left.plot(self.steps, [w.mean() for w in windows], color=BLUE, label="滑动平均")
+            left.plot(self.steps, smooth(losses), color=BLUE, label="滑动平均")
             left.set_ylim(0, float(np.quantile(losses, 0.98)) * 1.4)  # 上面留给图例
         if self.held:
-            steps, losses = zip(*self.held, strict=True)
-            left.plot(steps, losses, "o-", color=RED, ms=4, lw=2, label="留出集（看这条）")
-            left.axhline(losses[0], color=RED, lw=1, ls=":")
+            draw_held(left, self.held, 4, "留出集（看这条）")
         left.set(xlabel="训练步数", ylabel="损失", title="学会了没有", xlim=(0, self.total))
         for (step, values), color in zip(
             self.by_t[:1] + self.by_t[1:][-1:], (GRAY, RED), strict=False
