@@ -8,15 +8,15 @@ import numpy as np
 from PIL import Image
 
 from lorakit.flow import EVAL_T
-from lorakit.lab.display import both, frame, pictured, widgets
-from lorakit.lab.picture import BLUE, GRAY, RED, chart, encode, stack, wall
+from lorakit.lab.display import Placed, both, frame, pictured, put, widgets
+from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack, wall
 from lorakit.results.report import draw_held, smooth
 
 EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
 SHARE = 10  # 画图最多占训练时间的十分之一
 
 
-class Board:
+class Board(Placed):
     """一块面板；`board.show(step)` 记下一步，另外几个 show_ 换上图。
 
     用在普通的循环里：`for step in Trainer(config): board.show(step)`。
@@ -39,10 +39,7 @@ class Board:
         buttons = w.HBox([self.stop_button, self.continue_button])
         self.box = w.VBox([self.bar, self.status, buttons, self.lines, self.shots])
         self._next = 0.0
-        self._put(self.lines, self.curves())
-
-    def _ipython_display_(self):
-        """已经摆出来了：格子末尾不用再摆一次。"""
+        put(self.lines, self.curves())
 
     def display(self):
         """摆出面板；同一份输出里带着此刻的静态图。"""
@@ -69,7 +66,7 @@ class Board:
             + (f" · 留出集 {self.held[-1][1]:.3f}" if self.held else "")
             + f" · 大约还要 {left:.0f} 秒"
         )
-        self._put(self.lines, self.curves())
+        put(self.lines, self.curves())
         now = time.monotonic()
         self._next = now + max(EVERY, SHARE * (now - start))
 
@@ -81,12 +78,12 @@ class Board:
     def show_by_t(self, step: int, losses: list[float]):
         """留出集上 8 个时间步各自的损失。"""
         self.by_t.append((step, losses))
-        self._put(self.lines, self.curves())
+        put(self.lines, self.curves())
 
     def show_samples(self, step: int, images: list[Image.Image]):
         """样张墙添一行。"""
         self.samples.append((step, images))
-        self._put(self.shots, self.samples_wall())
+        put(self.shots, self.samples_wall())
         self.shots.layout.display = ""
 
     def rewind(self, step: int):
@@ -133,10 +130,6 @@ class Board:
         rows = [images for _, images in self.samples]
         names = ["训练前" if step == 0 else f"{step} 步" for step, _ in self.samples]
         return wall(rows, names, self.names)
-
-    def _put(self, image, picture):
-        kind, content = encode(picture)
-        image.format, image.value = kind.split("/")[1], content
 
 
 def _short(prompt: str, most: int = 6) -> str:
