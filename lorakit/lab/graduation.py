@@ -6,7 +6,7 @@ from importlib import import_module
 
 from lorakit.lab import quiz
 from lorakit.lab.display import publish, table
-from lorakit.lab.exercises import BOOKS, all_exercises, passed
+from lorakit.lab.exercises.judge import BOOKS, all_exercises, passed
 
 GRADES = ((0.9, "优"), (0.75, "良"), (0.6, "及格"), (0.0, "再来一遍"))
 UNDONE = "还没有答"
