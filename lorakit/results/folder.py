@@ -35,6 +35,10 @@ class RunFolder:
                 self._check(config)
             undo.pop_all()
 
+    def __getstate__(self) -> dict:
+        """发给别的进程的只是一份说明：锁留在占住它的进程里。"""
+        return self.__dict__ | {"lock": None}
+
     def _check(self, config: Config):
         self._refuse_foreign()
         if not checkpoint.all_of(self.path):

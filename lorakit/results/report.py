@@ -16,6 +16,7 @@ from lorakit.config import Config
 from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, write_text, write_whole
 from lorakit.results import folder as run_folder
+from lorakit.results.verdict import held_by_step
 
 FONT = ASSETS / "fonts" / "NotoSansSC-subset.otf"
 RED = "#c4382c"
@@ -119,7 +120,7 @@ def draw_held(axes, held: Sequence[tuple[int, float]], size: float, label: str, 
 def draw_loss(axes, metrics: list[dict]):
     """把损失曲线画进一个 matplotlib 坐标轴；字体由调用者设好。"""
     train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
-    held = [(m["step"], m["held"]) for m in metrics if m.get("held") is not None]
+    held = list(held_by_step(metrics).items())
     if train:
         steps, losses = map(np.array, zip(*train, strict=True))
         axes.plot(steps, losses, color="#c8d0dc", lw=0.8, label="训练损失（每步换噪声，所以抖）")
