@@ -116,16 +116,13 @@ def test_another_machine_is_known_by_its_heartbeat(config):
     assert mine.lock.read()["pid"] == os.getpid()
 
 
-def test_the_heartbeat_beats_and_stops(tmp_path, monkeypatch):
+def test_the_heartbeat_beats_and_stops(tmp_path, monkeypatch, wait_for):
     monkeypatch.setattr(lock, "BEAT", 0.01)
     mine = lock.Lock(tmp_path)
     with mine.take():
         pass
     os.utime(tmp_path / lock.OWNER, (0, 0))
-    until = time.monotonic() + 10
-    while (tmp_path / lock.OWNER).stat().st_mtime < 1 and time.monotonic() < until:
-        time.sleep(0.01)
-    assert (tmp_path / lock.OWNER).stat().st_mtime > 1
+    wait_for(lambda: (tmp_path / lock.OWNER).stat().st_mtime > 1)
     mine.release()
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from lorakit import lora
 from lorakit.errors import ConfigError, LorakitError
-from lorakit.lora import tensors as lora_tensors
 from lorakit.results import checkpoint
 from lorakit.train import Trainer
 from lorakit.training.objective import Objective
@@ -132,14 +131,14 @@ def test_bad_losses_stop_at_once_and_name_step_items_and_t(config, monkeypatch, 
 
 def test_a_full_disk_keeps_what_was_saved(config, monkeypatch):
     settings = config("train.steps=6", "train.save_every=2")
-    trainer, real = Trainer(settings), lora_tensors.write_tensors
+    trainer, real = Trainer(settings), checkpoint.write_tensors
 
     def full(path, *args):
         if "checkpoint-4" in str(path):
             raise OSError(28, "No space left on device")
         real(path, *args)
 
-    monkeypatch.setattr(lora_tensors, "write_tensors", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(LorakitError, match="磁盘"):
         list(trainer)
     assert [p.name for p in settings.run.output.glob("*checkpoint*")] == ["checkpoint-2"]

@@ -52,7 +52,7 @@ def windows(monkeypatch):
     for name, fake in (("open", open_), ("fsync", fsync), ("replace", replace)):
         monkeypatch.setattr(os, name, fake)
     monkeypatch.setattr(files, "WINDOWS", True)
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
 
 
 def test_trains_saves_and_resumes(windows, config, cut_at_three):
@@ -69,7 +69,7 @@ def test_a_file_held_for_long_is_said(windows, tmp_path, monkeypatch):
         raise PermissionError(13, "Access is denied", str(new))
 
     monkeypatch.setattr(os, "replace", held)
-    with pytest.raises(checkpoint.LorakitError, match=r"写不进.*没有写的权限"):
+    with pytest.raises(files.LorakitError, match=r"写不进.*没有写的权限"):
         write_text(tmp_path / "x.txt", "x")
     assert list(tmp_path.iterdir()) == []
 
