@@ -1,6 +1,7 @@
 """共用的小装置：随包的微型模型、一份样例数据、各测试自己的缓存。"""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,19 @@ def watched(monkeypatch):
 
     for module in (explorer, mine, runner):
         monkeypatch.setattr(module, "headless", lambda: False)
+
+
+@pytest.fixture
+def wait_for():
+    """等到 true() 成立；别的线程、别的进程里的事要等一等，太久就是没有做。"""
+
+    def wait(true, seconds: float = 10):
+        until = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture

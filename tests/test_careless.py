@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import random_kandinsky5
 import random_qwen
@@ -14,12 +16,12 @@ from PIL import Image
 from lorakit import infer
 from lorakit.cli import main
 from lorakit.config import load_config, read, template
-from lorakit.errors import ConfigError, LorakitError
+from lorakit.errors import ConfigError, LorakitError, LorakitWarning
 from lorakit.families import get
 from lorakit.infer import pipeline as infer_pipeline
 from lorakit.lora.convert import named
 from lorakit.memory import loading
-from lorakit.results import checkpoint, report
+from lorakit.results import checkpoint, lock, report
 from lorakit.results import folder as run_folder
 from lorakit.tiny import samples
 from lorakit.train import Trainer
@@ -54,8 +56,7 @@ def test_a_folder_is_taken_before_the_long_preparations(config, monkeypatch, tmp
 
     def another(self):
         """假装是别的进程来看。"""
-        lock = json.loads((self.path / run_folder.LOCK).read_text("utf-8"))
-        seen.append(lock["pid"])
+        seen.append(self.lock.read()["pid"])
         raise LorakitError("编码失败")
 
     monkeypatch.setattr("lorakit.train.cache.prepare", lambda c, *_: another(made["folder"]))
@@ -71,15 +72,71 @@ def test_a_folder_is_taken_before_the_long_preparations(config, monkeypatch, tmp
     assert seen == [os.getpid()] and not chosen.run.output.exists()
 
 
-def test_the_second_of_two_runs_is_refused(config):
+HOLDS = """
+import sys
+from pathlib import Path
+from lorakit.results.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+with lock.take():
+    pass
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_second_of_two_runs_is_refused_until_the_first_is_killed(config):
     chosen = config()
-    parent = psutil.Process().parent()
-    chosen.run.output.mkdir()
-    owner = {"pid": parent.pid, "since": parent.create_time()}
-    (chosen.run.output / run_folder.LOCK).write_text(json.dumps(owner))
-    with pytest.raises(ConfigError, match=f"进程 {parent.pid} 正在"):
-        Trainer(chosen)
-    assert json.loads((chosen.run.output / run_folder.LOCK).read_text()) == owner
+    run, pipes = chosen.run.output, dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, str(run)], **pipes)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        owner = (run / lock.OWNER).read_text()
+        with pytest.raises(ConfigError, match=f"：进程 {other.pid} 正在"):
+            run_folder.RunFolder(chosen)
+        assert (run / lock.OWNER).read_text() == owner
+    finally:
+        other.kill()
+        other.wait()
+    taken = run_folder.RunFolder(chosen)  # 主人没了，不用等，也不用说
+    taken.abandon()
+    assert list(run.iterdir()) == []
+
+
+def test_another_machine_is_known_by_its_heartbeat(config):
+    """共用的盘上，系统的锁未必到得了别的机器：还有心跳就拒绝，早没了的说一声再接过来。"""
+    chosen = config()
+    owner = chosen.run.output / lock.OWNER
+    owner.parent.mkdir()
+    owner.write_text(json.dumps({"token": "x", "pid": 7, "host": "far", "boot": "other"}))
+    with pytest.raises(ConfigError, match="机器 far 上的进程 7 正在"):
+        run_folder.RunFolder(chosen)
+    os.utime(owner, (time.time() - 2 * lock.STALE,) * 2)
+    with pytest.warns(LorakitWarning, match="4 分钟没有动静，由这次接过来"):
+        mine = run_folder.RunFolder(chosen)
+    assert mine.lock.read()["pid"] == os.getpid()
+
+
+def test_the_heartbeat_beats_and_stops(tmp_path, monkeypatch, wait_for):
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    mine = lock.Lock(tmp_path)
+    with mine.take():
+        pass
+    os.utime(tmp_path / lock.OWNER, (0, 0))
+    wait_for(lambda: (tmp_path / lock.OWNER).stat().st_mtime > 1)
+    mine.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_one_process_the_later_run_has_the_folder(config):
+    """练习册里一格运行两遍：后来的占着；先来的放手、或第三个被拒绝，都不影响它。"""
+    first, second = run_folder.RunFolder(config()), run_folder.RunFolder(config())
+    first.release()
+    (first.path / "config.yaml").write_text("# 我写的")
+    with pytest.raises(ConfigError, match="不是训练写的"):
+        run_folder.RunFolder(config())
+    assert second.lock.read()["token"] == second.lock.token
+    second.release()
+    assert [path.name for path in first.path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "README.md"])

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -485,17 +484,14 @@ def test_stop_and_continue_equal_an_unbroken_run(shown, watched, config):
     assert run.board.losses == plain and run.board.stop_button.disabled
 
 
-def test_error_in_the_thread_reaches_the_reader(shown, watched, config, tmp_path):
+def test_error_in_the_thread_reaches_the_reader(shown, watched, wait_for, config, tmp_path):
     run = lab.Run(config(f"data.folder={tmp_path / 'none'}"))
     with pytest.raises(LorakitError, match=r"run\.start"):
         run.result()
     run.start()
     with pytest.raises(DataError, match="没有这个文件夹"):
         run.result()
-    deadline = time.monotonic() + 5
-    while "没有这个文件夹" not in run.board.status.value and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert "没有这个文件夹" in run.board.status.value
+    wait_for(lambda: "没有这个文件夹" in run.board.status.value)
 
 
 def test_error_headless_stops_the_cell(shown, config, tmp_path):

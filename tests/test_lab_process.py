@@ -68,15 +68,12 @@ def test_stop_saves_first_and_continue_equals_unbroken(shown, watched, config):
     assert first < last and run.board.steps == list(range(1, last + 1))
 
 
-def test_its_own_chinese_message_comes_back(shown, watched, config, tmp_path):
+def test_its_own_chinese_message_comes_back(shown, watched, wait_for, config, tmp_path):
     run = lab.Run(config(f"data.folder={tmp_path / 'none'}"), process=True).start()
     with pytest.raises(LorakitError, match="没有这个文件夹") as caught:
         run.result()
     assert "Traceback" not in str(caught.value)
-    deadline = time.monotonic() + 5
-    while "没有这个文件夹" not in run.board.status.value and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert "没有这个文件夹" in run.board.status.value
+    wait_for(lambda: "没有这个文件夹" in run.board.status.value)
 
 
 def test_killed_by_the_system_leaves_the_kernel_and_can_continue(shown, watched, config):

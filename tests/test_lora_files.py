@@ -11,7 +11,7 @@ from lorakit.cli import main
 from lorakit.errors import WeightsError
 from lorakit.hub import locate
 from lorakit.lora import audit as lora_audit
-from lorakit.lora import convert
+from lorakit.lora import convert, steps
 from lorakit.train import Trainer
 
 MODEL = ["--model", "tiny-qwen-image"]
@@ -30,6 +30,14 @@ def trained(config):
     settings = config("train.lr=1e-2", "lora.alpha=8")
     list(Trainer(settings))
     return settings.run.output
+
+
+def test_the_newest_numbered_checkpoint_is_found(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "checkpoint-11.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / lora.FILE).touch()
+    assert [steps.step_of(path) for path in steps.all_of(tmp_path)] == [9, 10]
+    assert lora.find(tmp_path) == steps.folder_of(tmp_path, 10) / lora.FILE
 
 
 def modules(shell):

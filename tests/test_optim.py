@@ -192,23 +192,6 @@ def test_a_stop_file_stops_and_saves(config):
     assert not (trainer.run / "STOP").exists()
 
 
-def test_two_runs_at_once_are_refused(config):
-    import json
-    import os
-
-    import psutil
-
-    settings = config()
-    list(Trainer(settings))
-    parent = psutil.Process(os.getppid())
-    lock = settings.run.output / run_folder.LOCK
-    lock.write_text(json.dumps({"pid": parent.pid, "since": parent.create_time()}))
-    with pytest.raises(ConfigError, match=f"进程 {parent.pid} 正在"):
-        Trainer(settings)
-    lock.write_text(json.dumps({"pid": parent.pid, "since": parent.create_time() - 99}))
-    assert Trainer(settings).step == 4  # 进程号被别人重用了，不算
-
-
 def test_dora_keeps_its_magnitudes_in_the_file(config):
     settings = config("lora.variant=dora")
     list(Trainer(settings))

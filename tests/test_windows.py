@@ -13,7 +13,7 @@ import torch
 from lorakit import files
 from lorakit.cli import main
 from lorakit.config import load_config
-from lorakit.errors import LorakitError, LorakitWarning
+from lorakit.errors import LorakitWarning
 from lorakit.families import open_family
 from lorakit.files import write_text
 from lorakit.machine import doctor
@@ -69,7 +69,7 @@ def test_a_file_held_for_long_is_said(windows, tmp_path, monkeypatch):
         raise PermissionError(13, "Access is denied", str(new))
 
     monkeypatch.setattr(os, "replace", held)
-    with pytest.raises(LorakitError, match=r"写不进.*没有写的权限"):
+    with pytest.raises(files.LorakitError, match=r"写不进.*没有写的权限"):
         write_text(tmp_path / "x.txt", "x")
     assert list(tmp_path.iterdir()) == []
 

@@ -124,11 +124,11 @@ def _report(trainer, seconds: float):
     metrics = read(run)
     judged = verdict.judge(metrics)
     print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
-    print(f"练完了：{run / f'checkpoint-{trainer.step}'}")
-    kept = [int(path.name.split("-")[1]) for path in checkpoint.all_of(run)]
+    print(f"练完了：{checkpoint.folder_of(run, trainer.step)}")
+    kept = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     best = verdict.best_of(metrics, kept)
     if best is not None and best != trainer.step:
-        print(f"留出集损失最低的检查点是 {run / f'checkpoint-{best}'}，多半比最后一个好。")
+        print(f"留出集损失最低的检查点是 {checkpoint.folder_of(run, best)}，多半比最后一个好。")
     verb = "compare" if config.lora.kind == "lora" else "generate"
     command = f'lorakit {verb} {run} --prompt "你的提示词"'
     if trainer.family.controls[0]:

@@ -174,7 +174,7 @@ def _held(run: Path) -> str:
     from lorakit.results import folder as run_folder
 
     metrics = run_folder.read(run)
-    steps = [int(path.name.split("-")[1]) for path in checkpoint.all_of(run)]
+    steps = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     held, best = verdict.held_by_step(metrics), verdict.best_of(metrics, steps)
     lines = ["检查点  留出集损失"]
     for step in steps:

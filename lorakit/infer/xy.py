@@ -16,14 +16,21 @@ from lorakit.infer.compare import set_strength
 from lorakit.infer.edit import edit
 from lorakit.results import checkpoint, report
 
+NAMES = {"strength": "强度", "step": "检查点", "seed": "种子"}
+
 
 @dataclass(frozen=True)
 class Axis:
-    """一条轴：名字（强度、种子或检查点）、各格的值、各格的标签。"""
+    """一条轴：哪一种（NAMES 里的）、各格的值、各格的标签。"""
 
-    name: str
+    kind: str
     values: tuple
     labels: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """给人看的名字。"""
+        return NAMES[self.kind]
 
 
 def numbers(text: str, option: str, kind: type) -> list:
@@ -54,7 +61,7 @@ def checkpoints(run: Path, text: str) -> Axis:
     Raises:
         WeightsError: 文件夹里没有检查点、没有要的那个、或里面没有 LoRA。
     """
-    saved = {int(path.name.split("-")[1]): path / lora.FILE for path in checkpoint.all_of(run)}
+    saved = {checkpoint.step_of(path): path / lora.FILE for path in checkpoint.all_of(run)}
     saved = {step: file for step, file in saved.items() if file.is_file()}
     wanted = (
         list(saved) if text == "all" else list(dict.fromkeys(numbers(text, "--checkpoints", int)))
@@ -65,7 +72,7 @@ def checkpoints(run: Path, text: str) -> Axis:
         what = f"没有第 {missing[0]} 步的检查点" if missing else "没有带 LoRA 的检查点"
         raise WeightsError(f"--checkpoints：“{run}”里{what}。有的是：{have}；也可以写 all。")
     files = tuple(saved[step] for step in wanted)
-    return Axis("检查点", files, tuple(f"第 {step} 步" for step in wanted))
+    return Axis("step", files, tuple(f"第 {step} 步" for step in wanted))
 
 
 def axes(run: Path, strengths: str | None, seeds: str | None, steps: str | None) -> list[Axis]:
@@ -73,12 +80,12 @@ def axes(run: Path, strengths: str | None, seeds: str | None, steps: str | None)
     found = []
     if strengths is not None:
         values = tuple(numbers(strengths, "--strengths", float))
-        found.append(Axis("强度", values, tuple(f"强度 {value:g}" for value in values)))
+        found.append(Axis("strength", values, tuple(f"强度 {value:g}" for value in values)))
     if steps is not None:
         found.append(checkpoints(run, steps))
     if seeds is not None:
         values = tuple(numbers(seeds, "--seeds", int))
-        found.append(Axis("种子", values, tuple(f"种子 {value}" for value in values)))
+        found.append(Axis("seed", values, tuple(f"种子 {value}" for value in values)))
     if len(found) > 2:
         raise ConfigError("网格只有横纵两条轴：--strengths、--seeds、--checkpoints 最多写两样。")
     return found
@@ -93,7 +100,7 @@ def xy_grid(
         control: 编辑模型的几张控制图，没有就是从文字画起。
     """
     y = y or Axis("", (None,), (" ",))
-    files = next((axis.values for axis in (x, y) if axis.name == "检查点"), ())
+    files = next((axis.values for axis in (x, y) if axis.kind == "step"), ())
     if files:
         pipe.unload_lora_weights()  # 只卸下 LoRA，底模不动
     for file in files:
@@ -104,13 +111,13 @@ def xy_grid(
             lora.put_on(pipe, file, _adapter(file))
 
     def draw(row, column) -> Image.Image:
-        chosen = {y.name: row, x.name: column}
-        strength = chosen.get("强度", 1.0)
+        chosen = {y.kind: row, x.kind: column}
+        strength = chosen.get("strength", 1.0)
         if files:
-            pipe.set_adapters([_adapter(chosen["检查点"])], [strength])
+            pipe.set_adapters([_adapter(chosen["step"])], [strength])
         else:
             set_strength(pipe, strength)
-        how = settings.model_copy(update={"seed": chosen.get("种子", settings.seed)})
+        how = settings.model_copy(update={"seed": chosen.get("seed", settings.seed)})
         if control is None:
             return infer_draw.generate(family, pipe, [prompt], how, size)[0]
         return edit(family, pipe, [prompt], [control], how, size)[0]

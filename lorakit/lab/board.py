@@ -8,15 +8,15 @@ import numpy as np
 from PIL import Image
 
 from lorakit.flow import EVAL_T
-from lorakit.lab.display import both, frame, pictured, widgets
-from lorakit.lab.picture import BLUE, GRAY, RED, chart, encode, stack, wall
+from lorakit.lab.display import Placed, both, frame, pictured, put, widgets
+from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack, wall
+from lorakit.results.report import draw_held, smooth
 
 EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
 SHARE = 10  # 画图最多占训练时间的十分之一
-SMOOTH = 25  # 滑动平均看这么多步
 
 
-class Board:
+class Board(Placed):
     """一块面板；`board.show(step)` 记下一步，另外几个 show_ 换上图。
 
     用在普通的循环里：`for step in Trainer(config): board.show(step)`。
@@ -39,10 +39,7 @@ class Board:
         buttons = w.HBox([self.stop_button, self.continue_button])
         self.box = w.VBox([self.bar, self.status, buttons, self.lines, self.shots])
         self._next = 0.0
-        self._put(self.lines, self.curves())
-
-    def _ipython_display_(self):
-        """已经摆出来了：格子末尾不用再摆一次。"""
+        put(self.lines, self.curves())
 
     def display(self):
         """摆出面板；同一份输出里带着此刻的静态图。"""
@@ -69,7 +66,7 @@ class Board:
             + (f" · 留出集 {self.held[-1][1]:.3f}" if self.held else "")
             + f" · 大约还要 {left:.0f} 秒"
         )
-        self._put(self.lines, self.curves())
+        put(self.lines, self.curves())
         now = time.monotonic()
         self._next = now + max(EVERY, SHARE * (now - start))
 
@@ -81,12 +78,12 @@ class Board:
     def show_by_t(self, step: int, losses: list[float]):
         """留出集上 8 个时间步各自的损失。"""
         self.by_t.append((step, losses))
-        self._put(self.lines, self.curves())
+        put(self.lines, self.curves())
 
     def show_samples(self, step: int, images: list[Image.Image]):
         """样张墙添一行。"""
         self.samples.append((step, images))
-        self._put(self.shots, self.samples_wall())
+        put(self.shots, self.samples_wall())
         self.shots.layout.display = ""
 
     def rewind(self, step: int):
@@ -112,13 +109,10 @@ class Board:
         if self.steps:
             losses = np.array(self.losses)
             left.plot(self.steps, losses, color=GRAY, lw=0.7, label="每一步的损失（会抖）")
-            windows = [losses[max(0, i - SMOOTH + 1) : i + 1] for i in range(len(losses))]
-            left.plot(self.steps, [w.mean() for w in windows], color=BLUE, label="滑动平均")
+            left.plot(self.steps, smooth(losses), color=BLUE, label="滑动平均")
             left.set_ylim(0, float(np.quantile(losses, 0.98)) * 1.4)  # 上面留给图例
         if self.held:
-            steps, losses = zip(*self.held, strict=True)
-            left.plot(steps, losses, "o-", color=RED, ms=4, lw=2, label="留出集（看这条）")
-            left.axhline(losses[0], color=RED, lw=1, ls=":")
+            draw_held(left, self.held, 4, "留出集（看这条）")
         left.set(xlabel="训练步数", ylabel="损失", title="学会了没有", xlim=(0, self.total))
         for (step, values), color in zip(
             self.by_t[:1] + self.by_t[1:][-1:], (GRAY, RED), strict=False
@@ -136,10 +130,6 @@ class Board:
         rows = [images for _, images in self.samples]
         names = ["训练前" if step == 0 else f"{step} 步" for step, _ in self.samples]
         return wall(rows, names, self.names)
-
-    def _put(self, image, picture):
-        kind, content = encode(picture)
-        image.format, image.value = kind.split("/")[1], content
 
 
 def _short(prompt: str, most: int = 6) -> str:

@@ -4,6 +4,7 @@ import base64
 import inspect
 import os
 import textwrap
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def frame(**options):
     return w.Image(layout=w.Layout(align_self="flex-start", max_width="100%"), **options)
 
 
+def put(image, picture: Picture):
+    """给放图的控件换一张图。"""
+    kind, content = encode(picture)
+    image.format, image.value = kind.split("/")[1], content
+
+
+class Placed:
+    """自己已经摆出来的东西：格子末尾不用再摆一次。"""
+
+    def _ipython_display_(self): ...
+
+
 def publish(bundle: dict):
     """把一份多格式的输出交给前端，由它挑自己会画的。"""
     from IPython.display import display
@@ -60,6 +73,13 @@ def show(picture: Picture, *more: Picture):
         if not isinstance(one, (Image.Image, Figure)) and not hasattr(one, "detach"):
             raise LorakitError(f"show 只会摆图：得到 {type(one).__name__}，应为图、张量或图表。")
         publish(pictured(one))
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """一行行 HTML -> 靠左的表格；JupyterLab 的默认靠右。"""
+    left = 'style="text-align:left"'
+    lines = ("".join(f"<td {left}>{cell}</td>" for cell in row) for row in rows)
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def both(widget, static: dict):

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from lorakit.errors import LorakitError
-from lorakit.lab.display import both, frame, headless, pictured, widgets
+from lorakit.lab.display import Placed, both, frame, headless, pictured, put, widgets
 from lorakit.lab.picture import encode
 
 SLOW = 0.03  # 秒；画一次比这久，就等松开滑块再画
@@ -85,7 +85,7 @@ def explore(draw: Callable, **controls: Control):
     return panel
 
 
-class Explorer:
+class Explorer(Placed):
     """一组控件、一张图、一行话；只改控件的属性，所以在哪种前端里都一样。"""
 
     def __init__(self, draw: Callable, controls: dict[str, Control]):
@@ -100,11 +100,8 @@ class Explorer:
             if slow and hasattr(box, "continuous_update"):
                 box.continuous_update = False
             box.observe(self._redraw, names="value")
-        self._put(self.picture)
+        put(self.image, self.picture)
         self.box = w.VBox([*self.boxes.values(), self.image, self.message])
-
-    def _ipython_display_(self):
-        """已经摆出来了：格子末尾不用再摆一次。"""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -123,13 +120,9 @@ class Explorer:
     def display(self):
         both(self.box, pictured(self.picture))
 
-    def _put(self, picture):
-        kind, content = encode(picture)
-        self.image.format, self.image.value = kind.split("/")[1], content
-
     def _redraw(self, change):
         # 回调里的错误前端看不见：放到线程里跑，再把错误写在图下面
-        job = _hands.submit(lambda: self._put(self.draw(**self.values)))
+        job = _hands.submit(lambda: put(self.image, self.draw(**self.values)))
         error = job.exception()
         said = f"这一组值画不出来：{type(error).__name__}：{error}" if error else ""
         self.message.value = f'<span style="color:#c4382c">{escape(said)}</span>'

@@ -10,9 +10,7 @@ from lorakit.config import Config, fields, load_config
 from lorakit.config.explain import Field
 from lorakit.config.read import syntax
 from lorakit.errors import ConfigError
-from lorakit.lab.display import both, widgets
-
-LEFT = 'style="text-align:left"'  # JupyterLab 的表格默认靠右
+from lorakit.lab.display import Placed, both, table, widgets
 
 
 def form(config: Config | None = None, groups: tuple[str, ...] = ()) -> "Form":
@@ -22,7 +20,7 @@ def form(config: Config | None = None, groups: tuple[str, ...] = ()) -> "Form":
     return made
 
 
-class Form:
+class Form(Placed):
     """一份设置的表单；写错时 config 保持上一份对的，message 说哪里要改。"""
 
     def __init__(self, config: Config, groups: tuple[str, ...] = ()):
@@ -49,9 +47,6 @@ class Form:
             accordion.set_title(i, title)
         self.box = w.VBox([accordion, self.message])
 
-    def _ipython_display_(self):
-        """已经摆出来了：格子末尾不用再摆一次。"""
-
     def set(self, name: str, value: str) -> str:
         """像在表单里那样填一项，返回要改的话（没有问题是空的）。"""
         self.inputs[name].value = value
@@ -77,12 +72,8 @@ class Form:
     def display(self):
         rows = [(f.name, self._text(f.name), f.sentence) for f in self.fields.values()]
         lines = [f"{name} = {value}　{said}" for name, value, said in rows]
-        cells = "".join(
-            f"<tr><td {LEFT}><code>{name}</code></td><td {LEFT}>{escape(value)}</td>"
-            f"<td {LEFT}>{escape(said)}</td></tr>"
-            for name, value, said in rows
-        )
-        both(self.box, {"text/html": f"<table>{cells}</table>", "text/plain": "\n".join(lines)})
+        page = table((f"<code>{n}</code>", escape(v), escape(said)) for n, v, said in rows)
+        both(self.box, {"text/html": page, "text/plain": "\n".join(lines)})
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys(name.split(".")[0] for name in self.fields))

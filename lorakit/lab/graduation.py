@@ -5,8 +5,8 @@ from html import escape
 from importlib import import_module
 
 from lorakit.lab import quiz
-from lorakit.lab.display import publish
-from lorakit.lab.exercises import BOOKS, all_exercises, passed
+from lorakit.lab.display import publish, table
+from lorakit.lab.exercises.judge import BOOKS, all_exercises, passed
 
 GRADES = ((0.9, "优"), (0.75, "良"), (0.6, "及格"), (0.0, "再来一遍"))
 UNDONE = "还没有答"
@@ -36,12 +36,8 @@ def report_card(marks: Mapping[str, float]):
     todo = ["后测"] * (after is None) + [f"练习（{_left()}）"] * (done < len(known))
     tail = f"还差：{'、'.join(todo)}。补上再运行这一格。" if todo else "都做完了，祝贺毕业。"
     lines = [f"{name}：{value}" for name, value in rows.items()]
-    cells = "".join(
-        f'<tr><td style="text-align:left">{escape(name)}</td>'
-        f'<td style="text-align:left"><b>{escape(value)}</b></td></tr>'
-        for name, value in rows.items()
-    )
-    page = f"<table>{cells}</table><p>{tail}</p>"
+    marked = table((escape(name), f"<b>{escape(value)}</b>") for name, value in rows.items())
+    page = f"{marked}<p>{tail}</p>"
     publish({"text/html": page, "text/plain": "\n".join([*lines, tail])})
 
 
@@ -49,10 +45,8 @@ def _left() -> str:
     """还没通过的练习，按本数：01 差 2 道，03 差 1 道。"""
     done, missing = set(passed()), []
     for book in BOOKS:
-        names = [
-            exercise.name for exercise in import_module(f"lorakit.lab.exercises.{book}").EXERCISES
-        ]
-        count = len([name for name in names if name not in done])
+        exercises = import_module(f"lorakit.lab.exercises.{book}").EXERCISES
+        count = len([one for one in exercises if one.name not in done])
         missing += [f"{book[-2:]} 差 {count} 道"] if count else []
     return "，".join(missing)
 

@@ -8,9 +8,8 @@ from PIL import Image
 from lorakit.data.crops import fit
 from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
-from lorakit.lab.display import both, frame, headless, widgets
+from lorakit.lab.display import both, frame, headless, put, widgets
 from lorakit.lab.notes import notes
-from lorakit.lab.picture import encode
 from lorakit.results.report import save_image
 from lorakit.tiny.world import Scene, Thing, render
 
@@ -62,8 +61,8 @@ def upload():
             return
         finally:
             file.unlink()
-        kind, shown.value = encode(picture)
-        shown.format, shown.layout.display = kind.split("/")[1], ""
+        put(shown, picture)
+        shown.layout.display = ""
         said.value = "记住了。从 my_picture() 那一格起重新运行，就用你的图。"
 
     button.observe(take, names="value")

@@ -11,21 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from lorakit.results.report import FONT, GAP, grid
+from lorakit.families import pixels
+from lorakit.results.report import FONT, GAP, chinese, grid
 
 BLUE, RED, GRAY, GREEN, ORANGE = "#3f6fb5", "#c4382c", "#9aa4b2", "#3c8c5a", "#d98a1f"
 Picture = Image.Image | Figure | torch.Tensor
 SAME = 8  # 指纹差这么多位以内，还是同一张图
 
 
-def _style() -> dict:
-    """图表的字体与线条；思源黑体子集里没有的符号由 DejaVu Sans 补。"""
-    font_manager.fontManager.addfont(FONT)
-    name = font_manager.FontProperties(fname=FONT).get_name()
-    return {
-        "font.family": [name, "DejaVu Sans"],
+# 图例、注释等是画到一半才造出来的，那时也要用中文字体：所以全局设好，读者自己的图表也有中文
+rcParams.update(
+    chinese()
+    | {
         "font.size": 10.5,
-        "axes.unicode_minus": False,  # 子集里没有 U+2212
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 11.5,
@@ -34,10 +32,7 @@ def _style() -> dict:
         "legend.fontsize": 9.5,
         "savefig.facecolor": "white",
     }
-
-
-# 图例、注释等是画到一半才造出来的，那时也要用中文字体：所以全局设好，读者自己的图表也有中文
-rcParams.update(_style())
+)
 
 
 def chart(columns: int = 1, height: float = 2.7, width: float = 7.4, **options):
@@ -60,16 +55,15 @@ def missing(text: str, fallback: bool = True) -> set[str]:
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """PIL 图 -> (1, 3, H, W)，取值 [-1, 1]：模型看到的样子。"""
-    array = np.asarray(image.convert("RGB"), np.float32)  # (H, W, 3)，0 到 255
-    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1)[None]
+    return pixels.to_pixels(image.convert("RGB"))
 
 
 def to_image(x: torch.Tensor) -> Image.Image:
     """(1, 3, H, W)、(3, H, W) 或 (H, W)，取值 [-1, 1] -> PIL 图；超出的截到边上。"""
-    x = x.detach().float().cpu()
-    x = x[0] if x.dim() == 4 else x
-    x = x.permute(1, 2, 0) if x.dim() == 3 else x
-    return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
+    x = x.detach()
+    if x.dim() == 2:  # 一层的灰度图
+        return pixels.to_image(x.expand(3, *x.shape)).convert("L")
+    return pixels.to_image(x[0] if x.dim() == 4 else x)
 
 
 def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 88):

@@ -24,7 +24,6 @@ from lorakit.train import Step
 
 POLL = 0.5  # 秒；隔多久看一眼它写了什么
 TAIL = 2000  # 出错时最多引用它最后说的这么多字
-REMINDER = "提醒："
 INTERRUPTED = 130  # 被打断但已经存好
 
 
@@ -53,7 +52,8 @@ class Process:
             since = time.time_ns()
             with log.open("wb") as out:
                 self.worker = subprocess.Popen(
-                    [sys.executable, "-m", "lorakit", "train", str(file)],
+                    # 不要它的提醒：说出来的就只有出错的那句话
+                    [sys.executable, "-W", "ignore", "-m", "lorakit", "train", str(file)],
                     stdout=subprocess.DEVNULL,
                     stderr=out,
                     start_new_session=True,  # 按中断键时由 STOP 来停，免得它没存好就没了
@@ -80,7 +80,7 @@ class Process:
                 "再按“继续”从最后的检查点接着练。"
             )
         lines = [line.split("\r")[-1] for line in said.splitlines()]
-        kept = [line for line in lines if line.strip() and not line.startswith(REMINDER)]
+        kept = [line for line in lines if line.strip()]
         raise LorakitError(
             "\n".join(kept)[-TAIL:] or f"训练进程出错了（退出码 {code}），什么也没有说。"
         )

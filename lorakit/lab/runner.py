@@ -14,7 +14,7 @@ from lorakit.errors import LorakitError
 from lorakit.families import open_family
 from lorakit.hub.bundled import tiny_models
 from lorakit.lab.board import Board
-from lorakit.lab.display import headless
+from lorakit.lab.display import Placed, headless
 from lorakit.lab.notes import JOBS
 from lorakit.lab.process import Process
 from lorakit.results import checkpoint
@@ -22,7 +22,7 @@ from lorakit.results import folder as run_folder
 from lorakit.train import Trainer
 
 
-class Run:
+class Run(Placed):
     """一次训练：start 开始并摆出面板，stop 停下（先存好），go_on 继续，result 等它练完。
 
     没人看时（测试、自动运行）start 会一直练到完。后台线程从不打印。
@@ -58,9 +58,6 @@ class Run:
             finally:
                 self.board.display()
         return self
-
-    def _ipython_display_(self):
-        """已经摆出来了：格子末尾不用再摆一次。"""
 
     @property
     def running(self) -> bool:
@@ -118,7 +115,7 @@ class Run:
     def _go(self):
         self._halt.clear()
         found = checkpoint.latest(self.config.run.output)
-        self.board.rewind(int(found.name.split("-")[1]) if found else 0)
+        self.board.rewind(checkpoint.step_of(found) if found else 0)
         self.board.running(True)
         pool = ThreadPoolExecutor(1, thread_name_prefix="train")
         self._job = pool.submit(self._follow if self.process else self._train)

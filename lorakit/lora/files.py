@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lorakit.errors import WeightsError
-from lorakit.lora import lokr
+from lorakit.lora import lokr, steps
 from lorakit.lora.attach import ADAPTER, scale
 from lorakit.lora.tensors import write_tensors
 
@@ -47,11 +47,8 @@ def find(path: Path) -> Path:
     """LoRA 文件、检查点或整个运行文件夹 -> 那个 safetensors 文件。"""
     path = Path(path)
     if path.is_dir():
-        numbered = sorted(
-            path.glob(f"checkpoint-*/{FILE}"), key=lambda p: int(p.parent.name.split("-")[-1])
-        )
-        choices = [path / FILE, *reversed(numbered)]
-        found = next((p for p in choices if p.is_file()), None)
+        choices = [path, *reversed(steps.all_of(path))]
+        found = next((p / FILE for p in choices if (p / FILE).is_file()), None)
         if found is None:
             raise WeightsError(
                 f"文件夹“{path}”里没有 {FILE}。请给出 LoRA 文件，或一次训练的结果文件夹。"

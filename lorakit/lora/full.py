@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lorakit.errors import WeightsError
+from lorakit.lora.steps import all_of
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.loading import WEIGHTS
 
@@ -55,14 +56,10 @@ def files_of(weights: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.T
 
 def find(path: Path) -> Path | None:
     """检查点或整个运行文件夹 -> 里面的 transformer 文件夹；不是全量微调的结果就是 None。"""
-    numbered = sorted(
-        Path(path).glob(f"checkpoint-*/{FOLDER}/config.json"),
-        key=lambda p: int(p.parent.parent.name.split("-")[-1]),
-        reverse=True,
-    )
-    choices = [Path(path) / FOLDER / "config.json", *numbered]
+    homes = [Path(path), *reversed(all_of(Path(path)))]
     # 底模自己也有 transformer 文件夹，但它旁边还有 model_index.json
-    return next((p.parent for p in choices if p.is_file() and _ours(p.parent.parent)), None)
+    ours = (p / FOLDER for p in homes if _ours(p))
+    return next((p for p in ours if (p / "config.json").is_file()), None)
 
 
 def _ours(folder: Path) -> bool:

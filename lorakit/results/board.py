@@ -7,28 +7,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lorakit.files import write_whole
 from lorakit.flow import EVAL_T
 from lorakit.results import folder as run_folder
-from lorakit.results.report import FONT, draw_loss, grid
+from lorakit.results.report import RED, draw_loss, figure_to, grid
 from lorakit.results.verdict import judge
 
 SHOTS = 8  # 最多放几张样张
 WIDTH, DPI = 12, 100  # 英寸、每英寸几个像素
-GRAY, BLUE, RED = "#9aa5b1", "#5078b4", "#c4382c"
+GRAY, BLUE = "#9aa5b1", "#5078b4"
 
 
 def plot(run: Path) -> Path:
     """把 run 里的记录、检查点与样张画成 board.png，返回它的路径。"""
-    from matplotlib import font_manager, rc_context
-    from matplotlib.figure import Figure
-
-    font_manager.fontManager.addfont(FONT)
-    name = font_manager.FontProperties(fname=FONT).get_name()
     metrics, shots = run_folder.read(run), _samples(run)
-    with rc_context({"font.family": [name, "DejaVu Sans"], "axes.unicode_minus": False}):
-        tall = 0 if shots is None else min(1, WIDTH / (shots.width / DPI)) * shots.height / DPI
-        figure = Figure(figsize=(WIDTH, 7.6 + tall), dpi=DPI, layout="constrained")
+    tall = 0 if shots is None else min(1, WIDTH / (shots.width / DPI)) * shots.height / DPI
+    with figure_to(run / "board.png", figsize=(WIDTH, 7.6 + tall), dpi=DPI) as figure:
         rows = [3.5, 3.5, tall] if tall else [1, 1]
         spaces = figure.add_gridspec(len(rows), 2, height_ratios=rows)
         axes = [figure.add_subplot(spaces[i // 2, i % 2]) for i in range(4)]
@@ -43,7 +36,7 @@ def plot(run: Path) -> Path:
         verdict = judge(metrics)
         said = verdict.sentence.rstrip("。").replace("。", "。\n", 1)
         figure.suptitle(f"{verdict.word}：{said}。", fontsize=14, wrap=True)
-        return write_whole(run / "board.png", lambda to: figure.savefig(to, format="png"))
+    return run / "board.png"
 
 
 def _by_t(axes, metrics):

@@ -12,7 +12,9 @@ from lorakit.files import write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
 from lorakit.lora import FILE
+from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
+from lorakit.results.verdict import held_by_step
 
 NAME = "README.md"
 TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，前两个它认得
@@ -125,7 +127,7 @@ def front(config: Config, family, named, first: str) -> str:
 
 def learned(run: Path) -> str:
     """留出集说了什么。"""
-    held = [m["held"] for m in run_folder.read(run) if m.get("held") is not None]
+    held = list(held_by_step(run_folder.read(run)).values())
     return f"留出集损失从 {held[0]:.4f} 到 {held[-1]:.4f}。" if len(held) > 1 else "没有留出集。"
 
 
@@ -169,7 +171,7 @@ def snippet(run: Path, config: Config, family, prompt: str) -> str:
         *imports,
         "",
         f"base = {base}",
-        f"lora = {json.dumps(str(run / f'checkpoint-{config.train.steps}'))}",
+        f"lora = {json.dumps(str(folder_of(run, config.train.steps)))}",
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         'dtype = torch.bfloat16 if device == "cuda" else torch.float32',
     ]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 from lorakit.errors import WeightsError
 from lorakit.files import write_whole
+from lorakit.lora.steps import all_of, folder_of, step_of
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.sharded import Tensors, shared_like
 
@@ -93,8 +93,8 @@ def save(
         whole = {"step": step, "files": digests, **facts}
         (folder / STATE / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
-    path = write_whole(run / f"checkpoint-{step}", write)
-    older = [one for one in all_of(run) if _number(one) <= step]  # 后面的是坏的，续练时跳过了
+    path = write_whole(folder_of(run, step), write)
+    older = [one for one in all_of(run) if step_of(one) <= step]  # 后面的是坏的，续练时跳过了
     for old in older[:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # 有人正看着它就删不掉，下次再删
     return path
@@ -106,18 +106,6 @@ def facts_of(path: Path) -> dict:
         return json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
-
-
-def all_of(run: Path) -> list[Path]:
-    """run 里的检查点，从旧到新。"""
-    found = [
-        path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
-    ]
-    return sorted(found, key=_number)
-
-
-def _number(path: Path) -> int:
-    return int(path.name.split("-")[1])
 
 
 def latest(run: Path) -> Path | None:

@@ -1,17 +1,16 @@
 """运行文件夹与记录：config.yaml 认领它，metrics.jsonl 一行一步。"""
 
 import json
-import os
 import shutil
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
-
-import psutil
 
 from lorakit.config import Config, differences, load_config
 from lorakit.errors import ConfigError, LorakitWarning
 from lorakit.files import write_text
 from lorakit.results import checkpoint
+from lorakit.results.lock import Lock
 
 # 续训时可以改的设置：它们不影响已经练过的那些步
 CHANGEABLE = (
@@ -20,11 +19,8 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
-LOCK = ".running"  # 谁在用这个文件夹：进程号与它的启动时刻（进程号会被重新使用）
-
-
 class RunFolder:
-    """一次训练的结果文件夹：先核对（能写、不是另一份设置的结果），马上占住，一切就绪才 `claim`。"""
+    """一次训练的结果文件夹：先占住、核对（能写、不是另一份设置的结果），一切就绪才 `claim`。"""
 
     def __init__(self, config: Config, processes: int = 1):
         """processes 是这次有几个进程。"""
@@ -32,29 +28,28 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.known = self.path / "config.yaml"
         self.new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self._refuse_second_run()
+        self.lock = Lock(self.path)
+        with ExitStack() as undo:
+            undo.callback(self.abandon)
+            with self.lock.take():  # 编码、下载可能要几个小时，不能等到开练才占
+                self._check(config)
+            undo.pop_all()
+
+    def __getstate__(self) -> dict:
+        """发给别的进程的只是一份说明：锁留在占住它的进程里。"""
+        return self.__dict__ | {"lock": None}
+
+    def _check(self, config: Config):
         self._refuse_foreign()
         if not checkpoint.all_of(self.path):
-            self._try_writing()
-        elif config.run.resume == "never":
+            return
+        if config.run.resume == "never":
             raise ConfigError(
                 f"run.output：“{self.path}”里已经有检查点，而 run.resume 是 never。"
                 "换一个 run.output，或改回 auto 接着练。"
             )
-        elif self.known.is_file():
+        if self.known.is_file():
             self._compare(load_config(self.known), config)
-        self._lock()
-
-    def _lock(self):
-        """从现在起这个文件夹归这个进程：编码、下载可能要几个小时，不能等到开练才占。"""
-        me = json.dumps({"pid": os.getpid(), "since": psutil.Process().create_time()})
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with (self.path / LOCK).open("x", encoding="utf-8") as file:
-                file.write(me)
-        except FileExistsError:
-            self._refuse_second_run()  # 同时来的两个，只有一个占得到
-            write_text(self.path / LOCK, me)  # 旧锁的主人已经不在，或就是自己
 
     def _refuse_foreign(self):
         """文件夹里有不是训练写的同名文件，就拒绝：不能盖掉别人写的东西。"""
@@ -64,32 +59,6 @@ class RunFolder:
                 f"run.output：“{self.path}”里已经有 {'、'.join(theirs)}，不是训练写的，怕盖掉它。"
                 "请换一个新的文件夹名。"
             )
-
-    def _refuse_second_run(self):
-        """另一个还活着的进程正在用这个文件夹，就拒绝：两份记录混在一起，谁也分不开。"""
-        owner = self._owner()
-        if owner not in (None, os.getpid()):
-            raise ConfigError(
-                f"run.output：进程 {owner} 正在“{self.path}”里训练。等它结束，"
-                f"或建一个空文件 {self.path / 'STOP'} 让它停下，或换一个 run.output。"
-            )
-
-    def _owner(self) -> int | None:
-        """正在用这个文件夹的进程；没有锁、锁坏了、那个进程已经不在，都是 None。"""
-        try:
-            owner = json.loads((self.path / LOCK).read_text(encoding="utf-8"))
-            alive = psutil.Process(owner["pid"]).create_time() == owner["since"]
-        except (OSError, ValueError, KeyError, psutil.Error):
-            return None
-        return owner["pid"] if alive else None
-
-    def _try_writing(self):
-        """真写一次再擦掉：等练完才发现写不进就晚了。"""
-        try:
-            write_text(self.path / ".try", "").unlink()
-        finally:
-            for folder in (folder for folder in self.new if folder.exists()):
-                folder.rmdir()
 
     def claim(self, config: Config, step: int):
         """写下设置；检查点之后的记录作废，免得同一步记两次，从头练就清空。"""
@@ -102,8 +71,7 @@ class RunFolder:
 
     def release(self):
         """练完或停下：别的进程可以接着用这个文件夹了。"""
-        if self._owner() == os.getpid():
-            (self.path / LOCK).unlink(missing_ok=True)
+        self.lock.release()
 
     def abandon(self):
         """没练成：放开文件夹；它本来没有、现在还空着，就一起删掉。"""

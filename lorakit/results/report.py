@@ -3,7 +3,8 @@
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,8 +16,10 @@ from lorakit.config import Config
 from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, write_text, write_whole
 from lorakit.results import folder as run_folder
+from lorakit.results.verdict import held_by_step
 
 FONT = ASSETS / "fonts" / "NotoSansSC-subset.otf"
+RED = "#c4382c"
 GAP = 6  # 像素；对照图里格子之间的空
 
 
@@ -73,39 +76,62 @@ def picture_kind(path: Path) -> str:
     return kind
 
 
-def plot_loss(run: Path) -> Path:
-    """画 loss.png：训练损失（细）、滑动平均（粗）、留出集损失与底模的参考线。"""
-    from matplotlib import font_manager, rc_context
-    from matplotlib.figure import Figure
+@lru_cache
+def chinese() -> dict:
+    """matplotlib 的设置：随包的中文字体；子集里没有的符号由 DejaVu Sans 补，U+2212 就不用。"""
+    from matplotlib import font_manager
 
     font_manager.fontManager.addfont(FONT)
     name = font_manager.FontProperties(fname=FONT).get_name()
-    with rc_context({"font.family": [name, "DejaVu Sans"], "axes.unicode_minus": False}):
-        figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    return {"font.family": [name, "DejaVu Sans"], "axes.unicode_minus": False}
+
+
+@contextmanager
+def figure_to(path: Path, **size) -> Iterator:
+    """一张空的图表，中文已经设好；画完（离开 with）写进 path。"""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(chinese()):
+        figure = Figure(**size, layout="constrained")
+        yield figure
+        write_whole(path, lambda to: figure.savefig(to, format="png"))
+
+
+def plot_loss(run: Path) -> Path:
+    """画 loss.png：训练损失（细）、滑动平均（粗）、留出集损失与底模的参考线。"""
+    with figure_to(run / "loss.png", figsize=(8, 4.2), dpi=110) as figure:
         draw_loss(figure.add_subplot(), run_folder.read(run))
-        return write_whole(run / "loss.png", lambda to: figure.savefig(to, format="png"))
+    return run / "loss.png"
+
+
+def smooth(losses: np.ndarray, window: int = 25) -> np.ndarray:
+    """滑动平均：每一步与它前面的，一共 window 步。"""
+    return np.array([losses[max(0, i - window + 1) : i + 1].mean() for i in range(len(losses))])
+
+
+def draw_held(axes, held: Sequence[tuple[int, float]], size: float, label: str, base=None):
+    """留出集的线 [(步数, 损失)]，与第一次检验的参考线（base 是它的名字）。"""
+    steps, losses = zip(*held, strict=True)
+    axes.plot(steps, losses, "o-", color=RED, lw=2, ms=size, label=label)
+    axes.axhline(losses[0], color=RED, lw=1, ls=":", label=base)
 
 
 def draw_loss(axes, metrics: list[dict]):
     """把损失曲线画进一个 matplotlib 坐标轴；字体由调用者设好。"""
     train = [(m["step"], m["loss"]) for m in metrics if m.get("loss") is not None]
-    held = [(m["step"], m["held"]) for m in metrics if m.get("held") is not None]
+    held = list(held_by_step(metrics).items())
     if train:
         steps, losses = map(np.array, zip(*train, strict=True))
         axes.plot(steps, losses, color="#c8d0dc", lw=0.8, label="训练损失（每步换噪声，所以抖）")
-        smooth = np.array([losses[max(0, i - 24) : i + 1].mean() for i in range(len(losses))])
-        axes.plot(steps, smooth, color="#5078b4", lw=1.6, label="训练损失的滑动平均")
+        axes.plot(steps, smooth(losses), color="#5078b4", lw=1.6, label="训练损失的滑动平均")
         shown = [*np.quantile(losses, [0.01, 0.98]), *(loss for _, loss in held)]
         axes.set_ylim(max(0, min(shown) * 0.8), max(shown) * 1.15)
     if held:
-        steps, losses = zip(*held, strict=True)
-        axes.plot(
-            steps, losses, "o-", color="#c4382c", lw=2, ms=5, label="留出集损失（固定噪声，看这条）"
-        )
-        axes.axhline(losses[0], color="#c4382c", lw=1, ls=":", label="没有 LoRA 时的留出集损失")
+        draw_held(axes, held, 5, "留出集损失（固定噪声，看这条）", "没有 LoRA 时的留出集损失")
         best = min(held, key=lambda pair: pair[1])
-        if best[0] not in (steps[0], steps[-1]):
-            star = dict(color="#c4382c", ms=14, mec="white", zorder=3)
+        if best not in (held[0], held[-1]):
+            star = dict(color=RED, ms=14, mec="white", zorder=3)
             axes.plot(*best, "*", **star, label=f"留出集损失最低：第 {best[0]} 步")
     axes.set_xlabel("步数")
     axes.set_ylabel("损失")

@@ -8,7 +8,7 @@ from lorakit import infer
 from lorakit.config import Config, load_config
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
-from lorakit.results import card, report
+from lorakit.results import card, report, verdict
 from lorakit.results import folder as run_folder
 from lorakit.tiny import samples
 from lorakit.tiny.lessons import lesson
@@ -91,7 +91,7 @@ def run(
         if on_step:
             on_step(step, config.train.steps)
     seconds = time.time() - start
-    held = [m["held"] for m in run_folder.read(config.run.output) if m.get("held") is not None]
+    held = verdict.held_by_step(run_folder.read(config.run.output)).values()
     after = draw()
     rows = chosen.rows(before, after)
     sheet = report.grid(list(rows.values()), list(rows), chosen.columns)

@@ -112,10 +112,7 @@ class CharacterLesson:
 
     def rows(self, before, after) -> dict[str, list]:
         """前四列带触发词，后四列不带。"""
-        return {
-            "训练前": [*before[:4], *before[12:16]],
-            "训练后": [*after[:4], *after[12:16]],
-        }
+        return {"训练前": [*before[:4], *before[12:16]], "训练后": [*after[:4], *after[12:16]]}
 
 
 @dataclass(frozen=True)

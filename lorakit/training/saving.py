@@ -14,7 +14,7 @@ from lorakit.training import processes
 def save(trainer) -> Path:
     """把 trainer 当前这一步存成检查点（已经存过就不重复）；几个进程要一起调用。"""
     run, step, config = trainer.run, trainer.step, trainer.config
-    target = run / f"checkpoint-{step}"
+    target = checkpoint.folder_of(run, step)
     if trainer._saved == step:
         return target
     live, average = trainer.parameters, trainer.average.values

@@ -7,20 +7,13 @@ import torch
 
 from lorakit import flow
 from lorakit.config import Config
-from lorakit.files import write_whole
-from lorakit.results.report import FONT
+from lorakit.results.report import figure_to
 
 
 def plot_density(config: Config, family, path: Path) -> Path:
     """画训练时抽的 t 与推理时走过的 t 各有多密：差得远，画的时候就用着没怎么练过的。"""
-    from matplotlib import font_manager, rc_context
-    from matplotlib.figure import Figure
-
-    font_manager.fontManager.addfont(FONT)
-    name = font_manager.FontProperties(fname=FONT).get_name()
     train, draw = train_times(config, family).numpy(), draw_times(config, family)
-    with rc_context({"font.family": [name, "DejaVu Sans"], "axes.unicode_minus": False}):
-        figure = Figure(figsize=(7, 3.6), dpi=110, layout="constrained")
+    with figure_to(path, figsize=(7, 3.6), dpi=110) as figure:
         axes, edges = figure.add_subplot(), np.linspace(0, 1, 11)
         axes.hist(
             train, edges, density=True, color="#5078b4", label=f"训练，平均 {train.mean():.2f}"
@@ -31,7 +24,7 @@ def plot_density(config: Config, family, path: Path) -> Path:
             xlabel="t（0 是原图，1 是纯噪声）", ylabel="密度", title="练的和用的是不是同样的 t"
         )
         axes.legend(fontsize=9)
-        return write_whole(path, lambda to: figure.savefig(to, format="png"))
+    return path
 
 
 def train_times(config: Config, family, count: int = 4001) -> torch.Tensor:

@@ -82,11 +82,7 @@ VELOCITY = Exercise(
         ),
     ),
     "速度处处一样，所以知道了它，一步就能跳回原图。",
-    (
-        "一秒钟从 x0 走到 noise，速度是多少？",
-        "速度 = 终点 - 起点。",
-        "noise - x0",
-    ),
+    ("一秒钟从 x0 走到 noise，速度是多少？", "速度 = 终点 - 起点。", "noise - x0"),
     "def answer(x0, noise):\n    return noise - x0",
 )
 

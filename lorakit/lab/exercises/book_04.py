@@ -31,10 +31,7 @@ PACK = Exercise(
         (lambda f: torch.is_tensor(f(X)), "要返回一个张量：一批图的词元。"),
         (lambda f: f(X).numel() == X.numel(), "数的个数变了：打包只是换个摆法，一个数也不丢。"),
         (lambda f: f(X).dim() == 3, "要三维：(几张图, 几个词元, 每个词元几个数)。"),
-        (
-            lambda f: tuple(f(X).shape) != (B, H * W, C),
-            "这是一格一个词元：还要每 2x2 格并成一个。",
-        ),
+        (lambda f: tuple(f(X).shape) != (B, H * W, C), "这是一格一个词元：还要每 2x2 格并成一个。"),
         (
             lambda f: tuple(f(X).shape) == (B, H * W // 4, 4 * C),
             "形状应为 (B, h*w/4, 4*C)：格数少到四分之一，每个词元长到四倍。",
@@ -66,14 +63,8 @@ POSITIONS = Exercise(
     "positions",
     lambda f: f(2, 3),
     (
-        (
-            lambda f: torch.as_tensor(f(2, 3)).dim() == 2,
-            "要一张表：一个词元一行，每行三个数。",
-        ),
-        (
-            lambda f: len(f(2, 3)) == 6,
-            "行数不对：rows 行、cols 列的图，有 rows * cols 个词元。",
-        ),
+        (lambda f: torch.as_tensor(f(2, 3)).dim() == 2, "要一张表：一个词元一行，每行三个数。"),
+        (lambda f: len(f(2, 3)) == 6, "行数不对：rows 行、cols 列的图，有 rows * cols 个词元。"),
         (
             lambda f: torch.as_tensor(f(2, 3)).shape[1] == 3,
             "每行要三个数：0、行号、列号。第一个数总是 0。",
@@ -154,10 +145,7 @@ TWO_GUIDANCES = Exercise(
             lambda pair: pair[0] == 1,
             "训练时不是 1：训练图是真实的图，不是“加强过”的图；只有喂 1，题目和答案才对得上。",
         ),
-        (
-            lambda pair: pair[1] > 1,
-            "画图时也用 1：这样没有加强，画面发灰、不听话。",
-        ),
+        (lambda pair: pair[1] > 1, "画图时也用 1：这样没有加强，画面发灰、不听话。"),
         (lambda pair: 2 <= pair[1] <= 5, "画图时太小或太大：FLUX 常用 2 到 5。"),
     ),
     "lorakit 的默认就是这样，两个设置是 train.guidance 和 sample.guidance。",
@@ -181,22 +169,10 @@ BEST_CELL = Exercise(
             lambda f: not isinstance(f(TABLE), float),
             "这是损失：要返回的是哪一格，也就是 (秩, 学习率)。",
         ),
-        (
-            lambda f: f(TABLE) in TABLE,
-            "要返回表里的一格：(秩, 学习率) 这样的一对。",
-        ),
-        (
-            lambda f: not math.isnan(TABLE[f(TABLE)]),
-            "挑中了练坏的那一格（nan）：它要先排除。",
-        ),
-        (
-            lambda f: TABLE[f(TABLE)] != 0.33,
-            "挑的是留出集损失最大的：越小越好。",
-        ),
-        (
-            lambda f: f(TABLE) == (16, 1e-3),
-            "要挑留出集损失最小的那一格，不一定是秩最大的。",
-        ),
+        (lambda f: f(TABLE) in TABLE, "要返回表里的一格：(秩, 学习率) 这样的一对。"),
+        (lambda f: not math.isnan(TABLE[f(TABLE)]), "挑中了练坏的那一格（nan）：它要先排除。"),
+        (lambda f: TABLE[f(TABLE)] != 0.33, "挑的是留出集损失最大的：越小越好。"),
+        (lambda f: f(TABLE) == (16, 1e-3), "要挑留出集损失最小的那一格，不一定是秩最大的。"),
         (
             lambda f: f(BROKEN_FIRST) == (4, 1e-3),
             "表的第一格是 nan 时挑错了：和 nan 比大小永远是假，min 会停在它上面，要先排除。",

@@ -6,7 +6,6 @@ VAE、文本编码器、分词器原样不动，文件与文生图底模逐字�
 """
 
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from lorakit.tiny.edits import EDITS, PHRASES, random_edit
 from lorakit.tiny.pretrain.base_qwen import encode_qwen, tokenize
 from lorakit.tiny.pretrain.clock import Clock, to_device
 from lorakit.tiny.pretrain.corpus import parallel
-from lorakit.tiny.pretrain.loop import fit, save_part
+from lorakit.tiny.pretrain.loop import fit, noised, save_part
 from lorakit.tiny.pretrain.shapes import SEEN, make_edit
 from lorakit.tiny.world import random_scene, render
 
@@ -129,12 +128,8 @@ class EditData:
         hidden = self.reader(ids, self.seen[i])
         place = torch.arange(hidden.shape[1], device=self.device)
         mask = place[None] < (length - self.reader.drop)[:, None]
-        x0 = self.mean[i].float()
-        x0 = x0 + self.std[i].float() * torch.randn(x0.shape, **pick)
-        noise = torch.randn(x0.shape, **pick)
-        t = torch.sigmoid(torch.randn(size, **pick))
-        x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * noise
-        return hidden, mask, x_t, self.control[i].float(), noise - x0, t
+        x_t, target, t = noised(self.mean[i].float(), self.std[i].float(), pick)
+        return hidden, mask, x_t, self.control[i].float(), target, t
 
 
 class EditModel(nn.Module):
@@ -181,8 +176,7 @@ def train_edit(
         save_part(transformer, out / "transformer")
 
     loss = fit(model, lambda: data.batch(batch), clock, device, 1e-3, save, "edit")
-    facts = {"steps": clock.step, "batch": batch, "pairs": size, "loss": loss}
-    return facts | {"seconds": round(time.time() - clock.start)}
+    return clock.facts(batch=batch, pairs=size, loss=loss)
 
 
 def _asked(rng: np.random.Generator, name: str, i: int):

@@ -1,6 +1,5 @@
 """tiny-flux 的训练：VAE；CLIP、T5 与 Transformer 一起学画；再把引导蒸馏进模型里。"""
 
-import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def train_vae(out: Path, device, steps: int, minutes: float, workers, size: int 
         vae.encoder.conv_out.bias[16:] = -6  # 从很小的后验噪声起步
     clock = Clock(steps, minutes)
     fit_vae(lambda x: vae.encoder(x).chunk(2, dim=1), vae.decoder, vae, data, device, clock)
-    seconds = round(time.time() - clock.start)
+    facts = clock.facts()
     vae.eval()
 
     def encode(x):
@@ -46,7 +45,7 @@ def train_vae(out: Path, device, steps: int, minutes: float, workers, size: int 
     vae.to(torch.bfloat16).save_pretrained(out / "vae")
     vae.float()
     quality = psnr(lambda x: vae.decode(encode(x)).sample, fresh)
-    return {"steps": clock.step, "seconds": seconds, "psnr_world": quality}
+    return facts | {"psnr_world": quality}
 
 
 def tokenize(pipe, texts: list[list[str]]) -> dict[str, torch.Tensor]:
@@ -170,8 +169,7 @@ def train_base(
 
     clock = Clock(steps, minutes)
     loss = fit(model, lambda: data.batch(batch), clock, device, 1e-3 if start else 1.5e-3, save)
-    facts = {"steps": clock.step, "batch": batch, "pictures": size, "loss": loss}
-    return facts | {"seconds": round(time.time() - clock.start)}
+    return clock.facts(batch=batch, pictures=size, loss=loss)
 
 
 @torch.no_grad()
@@ -244,5 +242,4 @@ def train_distill(
 
     clock = Clock(steps, minutes)
     loss = fit(model, draw, clock, device, 5e-4, save, label="distill")
-    facts = {"steps": clock.step, "batch": batch, "pictures": size, "loss": loss}
-    return facts | {"seconds": round(time.time() - clock.start)}
+    return clock.facts(batch=batch, pictures=size, loss=loss)

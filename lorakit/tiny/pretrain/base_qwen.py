@@ -1,6 +1,5 @@
 """tiny-qwen-image 底模的训练：文本编码器与 Transformer 一起，从零学 flow matching。"""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -135,5 +134,4 @@ def train_base(
 
     clock = Clock(steps, minutes)
     loss = fit(model, lambda: data.batch(batch), clock, device, 1e-3 if start else 1.5e-3, save)
-    facts = {"steps": clock.step, "batch": batch, "pictures": size, "loss": loss}
-    return facts | {"seconds": round(time.time() - clock.start)}
+    return clock.facts(batch=batch, pictures=size, loss=loss)

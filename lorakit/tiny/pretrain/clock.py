@@ -25,6 +25,10 @@ class Clock:
         fall = 0.5 * (1 + math.cos(math.pi * min(1, self.progress())))
         return peak * min(1, (self.step + 1) / warmup) * fall
 
+    def facts(self, **more) -> dict:
+        """练了几步、几秒，和别的要记下的。"""
+        return {"steps": self.step, **more, "seconds": round(time.time() - self.start)}
+
 
 def to_device(pixels: np.ndarray, device) -> torch.Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) uint8 张量。"""

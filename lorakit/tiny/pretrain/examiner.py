@@ -45,7 +45,7 @@ def train_examiner(
                 f"examiner {step} loss {loss.item():.3f} {time.time() - clock.start:.0f}s",
                 flush=True,
             )
-    seconds = round(time.time() - clock.start)
+    facts = clock.facts()
     save_file(
         {k: v.half().contiguous() for k, v in model.state_dict().items()},
         out / "examiner.safetensors",
@@ -53,7 +53,7 @@ def train_examiner(
     accuracy = _accuracy(
         model.half().float().eval(), to_device(unseen, device), torch.from_numpy(truth).to(device)
     )
-    return {"steps": clock.step, "seconds": seconds, "accuracy": accuracy}
+    return facts | {"accuracy": accuracy}
 
 
 @torch.no_grad()

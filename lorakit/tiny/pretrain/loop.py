@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lorakit import flow
 from lorakit.families.shared import pack
 from lorakit.tiny.examiner import HEADS
 from lorakit.tiny.figures import FIGURES
@@ -65,12 +66,16 @@ class Batches:
             said, nothing = table[i, k], self.empty[name][which]
             words[name] = torch.where(blank.view(-1, *[1] * (said.dim() - 1)), nothing, said)
         labels = self.labels[i, k].masked_fill(blank[:, None], -100)
-        x0 = self.mean[i].float()
-        x0 = x0 + self.std[i].float() * torch.randn(x0.shape, **pick)
-        noise = torch.randn(x0.shape, **pick)
-        t = torch.sigmoid(torch.randn(size, **pick))
-        x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * noise
-        return words, labels, x_t, noise - x0, t
+        x_t, target, t = noised(self.mean[i].float(), self.std[i].float(), pick)
+        return words, labels, x_t, target, t
+
+
+def noised(mean: torch.Tensor, std: torch.Tensor, pick: dict) -> tuple[torch.Tensor, ...]:
+    """后验的均值与标准差 (B, 词元数, 通道) -> 抽一次的 x_t、真速度、t；pick 是随机数从哪来。"""
+    x0 = mean + std * torch.randn(mean.shape, **pick)
+    noise = torch.randn(mean.shape, **pick)
+    t = torch.sigmoid(torch.randn(len(mean), **pick))
+    return flow.add_noise(x0, noise, t), flow.velocity(x0, noise), t
 
 
 @torch.no_grad()
