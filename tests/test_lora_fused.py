@@ -13,7 +13,7 @@ from torch import nn
 from lorakit import lora
 from lorakit.cli import main
 from lorakit.families.flux import Flux
-from lorakit.lora import convert
+from lorakit.lora import algebra, convert
 from lorakit.lora import fused as lora_fused
 
 TINY = "transformer_blocks.0."
@@ -97,7 +97,7 @@ def test_the_error_of_a_layer_by_hand():
     for other in ((c, d), (a, b), (a, b * (1 + 1e-5))):
         want, got = convert.delta((a, b)), convert.delta(other)
         by_hand = float((got - want).norm() / want.norm())
-        assert convert._distance((a, b), other) == pytest.approx(by_hand, rel=1e-6, abs=1e-12)
+        assert algebra.distance((a, b), other) == pytest.approx(by_hand, rel=1e-6, abs=1e-12)
 
 
 def test_fused_shapes_are_the_original_ones(tiny, tmp_path):

@@ -13,7 +13,8 @@ from torch import nn
 from lorakit.errors import WeightsError
 from lorakit.lora import files as lora_files
 from lorakit.lora import fused as lora_fused
-from lorakit.lora.convert import read, shape_of, spectrum_of
+from lorakit.lora.algebra import shape_of, spectrum_of
+from lorakit.lora.foreign import read
 
 # 文件里记着的几项 -> 给人看的名字；记着的值 -> 给人看的说法
 CARD = {"rank": "秩", "base": "底模", "family": "家族", "steps": "步数", "trigger": "触发词",

@@ -1,0 +1,103 @@
+"""一层 LoRA 的代数：ΔW、秩、奇异值；缩秩、叠加、合并进底模。A (r, 入)，B (出, r)。"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lorakit.errors import WeightsError
+from lorakit.lora import fused as lora_fused
+from lorakit.lora import lokr
+from lorakit.memory.quantize import is_quantized
+
+Pair = lora_fused.Pair  # A (r, 入), B (出, r)，缩放已折进 B
+Layers = dict[str, Pair | lokr.Product]  # 层名 -> 它的 ΔW
+
+
+def plain(path: str, layer: Pair | lokr.Product) -> Pair:
+    """一层写成普通 LoRA，ΔW 不变。
+
+    Raises:
+        WeightsError: LoKr 的这一层要的秩太大。
+    """
+    if not isinstance(layer, lokr.Product):
+        return layer
+    if layer.rank > lokr.PLAIN_RANK:
+        raise WeightsError(
+            f"{path} 是 LoKr，写成普通 LoRA 要秩 {layer.rank}，最多 {lokr.PLAIN_RANK}。"
+            "请直接用原来的文件（diffusers 和 ComfyUI 都能读），或加 --merge 合并进底模。"
+        )
+    return layer.pair()
+
+
+def delta(layer: Pair | lokr.Product) -> torch.Tensor:
+    """这一层的权重改了多少：ΔW = B A（LoKr 是 w1 ⊗ w2），(出, 入)。"""
+    if isinstance(layer, lokr.Product):
+        return layer.delta()
+    a, b = layer
+    return b.double() @ a.double()
+
+
+def distance(one: Pair, other: Pair) -> float:
+    """两个 ΔW 的相对误差；从小矩阵算，不必展开成整个权重。"""
+    (a, b), (c, d) = one, other
+    apart = torch.cat([a, c]), torch.cat([b, -d], dim=1)
+    return float(spectrum_of(apart).norm() / spectrum_of(one).norm().clamp(min=1e-30))
+
+
+def shape_of(layer: Pair | lokr.Product) -> tuple[int, int]:
+    return layer.shape if isinstance(layer, lokr.Product) else (len(layer[1]), layer[0].shape[1])
+
+
+def spectrum_of(layer: Pair | lokr.Product) -> torch.Tensor:
+    return layer.spectrum() if isinstance(layer, lokr.Product) else _core(*layer)[1]
+
+
+def _core(a: torch.Tensor, b: torch.Tensor):
+    """ΔW = B A 的奇异值分解；经两次 QR 只分解 r x r 的小矩阵。"""
+    qb, rb = torch.linalg.qr(b.double())
+    qa, ra = torch.linalg.qr(a.double().T)
+    u, s, vh = torch.linalg.svd(rb @ ra.T)
+    return qb @ u, s, vh @ qa.T
+
+
+def resize(layers: Layers, rank: int) -> tuple[Layers, float]:
+    """用奇异值分解把每层缩到 rank -> (新的层, 保住的能量，0 到 1)。"""
+    small, kept, whole = {}, 0.0, 0.0
+    for path, layer in layers.items():
+        u, s, vh = _core(*plain(path, layer))
+        root = s[:rank].sqrt()
+        small[path] = ((root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float())
+        kept, whole = kept + float(s[:rank].square().sum()), whole + float(s.square().sum())
+    return small, kept / whole if whole else 1.0
+
+
+def combine(several: Sequence[tuple[Layers, float]]) -> Layers:
+    """几个 LoRA 按份量叠成一个：A 上下接、B 左右接，秩相加，ΔW 正好是加权和。"""
+    joined: dict[str, list[Pair]] = defaultdict(list)
+    for layers, weight in several:
+        for path, layer in layers.items():
+            a, b = plain(path, layer)
+            joined[path].append((a, b * weight))
+    return {
+        path: (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1))
+        for path, pairs in joined.items()
+    }
+
+
+@torch.no_grad()
+def merge(layers: Layers, transformer: nn.Module):
+    """把 ΔW 加进底模的权重，就地修改。
+
+    Raises:
+        WeightsError: 底模量化过；加进去的 ΔW 多半比量化的一格还小，会被舍入吃掉。
+    """
+    if any(is_quantized(transformer.get_submodule(path)) for path in layers):
+        raise WeightsError(
+            "量化过的底模不能合并：ΔW 比量化的一格还小，加进去就被舍入掉了。"
+            "请用没有量化的底模合并（model.quantize=none），合并完再量化。"
+        )
+    for path, pair in layers.items():
+        weight = transformer.get_submodule(path).weight
+        weight.copy_((weight.double() + delta(pair).to(weight.device)).to(weight.dtype))
