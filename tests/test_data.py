@@ -293,7 +293,7 @@ def test_apply_trigger(caption, trigger, expected):
 def test_shape_and_size_warnings(tmp_path, monkeypatch):
     add(tmp_path, "long.png", 0, size=(400, 64))
     assert codes(data.inspect(tmp_path)[1], "warning") == ["ratio"]
-    monkeypatch.setattr("lorakit.data.inspection.LARGE", 400 * 64 - 1)
+    monkeypatch.setattr("lorakit.data.limits.LARGE", 400 * 64 - 1)
     records, report = data.inspect(tmp_path)
     assert codes(report, "warning") == ["ratio", "picture_large"] and len(records) == 1
 

@@ -120,7 +120,7 @@ def test_problems_are_grouped_and_linked(folder, tmp_path):
 def test_every_family_takes_the_multiple():
     for family in map(get, REGISTRY):
         edits = family.controls[1] > 0
-        assert family.multiple == (data_html.PAIRED if edits else data_html.MULTIPLE)
+        assert family.multiple == (limits.PAIRED if edits else limits.MULTIPLE)
 
 
 def test_command_line(folder, tmp_path, capsys):

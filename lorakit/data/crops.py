@@ -13,7 +13,6 @@ from lorakit.data.record import Record
 from lorakit.data.report import Problem, names
 from lorakit.errors import DataError
 
-MULTIPLE = 16  # 文生图家族的宽高都要是它的倍数（有测试对着每个家族核对）
 ENLARGED = 1.5  # 放大到这么多倍以上，看得出模糊
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from lorakit.config.groups import Data
 from lorakit.data.captions import stay_inside
-from lorakit.data.crops import MULTIPLE, bucket_for, buckets, crop_box
+from lorakit.data.crops import bucket_for, buckets, crop_box
 from lorakit.data.folder import key_of, walk
+from lorakit.data.limits import MULTIPLE, PAIRED
 from lorakit.data.read import in_threads, read_image
 from lorakit.data.record import Record
 from lorakit.data.report import SEVERITIES, Fault, Problem, Report, relative
@@ -24,7 +25,6 @@ from lorakit.files import write_whole
 
 SIDE = 160  # 缩略图的长边，像素
 SHOWN = 400  # 描述最多写这么多个字：有人会放进一整个日志
-PAIRED = 32  # 编辑的家族
 MEANING = {
     "error": "不改就不能训练",
     "warning": "能训练，但多半会影响效果",

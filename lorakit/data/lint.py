@@ -3,20 +3,15 @@
 教程：notebooks/02_dataset.ipynb
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorakit.data.lookalike import lookalikes
 from lorakit.data.read import CJK
+from lorakit.data.record import Record
 from lorakit.data.report import Problem, names
 from lorakit.data.trigger import has_trigger, position
-
-if TYPE_CHECKING:  # data_check 用这里的函数，真的导入就成了圈
-    from lorakit.data.record import Record
 
 FEW = 4  # 比这少的描述看不出“每句都有”
 LONG_CHINESE, LONG_ENGLISH = 400, 300  # 字、词
