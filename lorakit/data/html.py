@@ -115,7 +115,7 @@ def _page(records: Sequence[Record], report: Report, resolution: int) -> str:
 
 
 def _group(report: Report, severity: str, anchors: dict[Path, str]) -> str:
-    chosen = [p for p in report.problems if p.severity == severity]
+    chosen = report.of(severity)
     if not chosen:
         return ""
     head = f"{SEVERITIES[severity]}（{len(chosen)}）：{MEANING[severity]}"
@@ -124,10 +124,8 @@ def _group(report: Report, severity: str, anchors: dict[Path, str]) -> str:
         where = escape(relative(problem.path, report.folder)) if problem.path else ""
         if problem.path in anchors:
             where = f'<a href="#{anchors[problem.path]}">{where}</a>'
-        mend = (
-            f' <span class="mend">怎么改：{escape(problem.mend)}。</span>' if problem.mend else ""
-        )
-        colon = "：" if where else ""
+        colon, mend = "：" if where else "", escape(problem.mend)
+        mend = f' <span class="mend">怎么改：{mend}。</span>' if mend else ""
         items.append(f"<li>{where}{colon}{escape(problem.reason)}。{mend}</li>\n")
     return f'<h2 class="{severity}">{head}</h2>\n<ul>\n{"".join(items)}</ul>\n'
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorakit.data.captions import CAPTION_KEYS
 from lorakit.data import limits
+from lorakit.data.captions import CAPTION_KEYS
 from lorakit.data.read import BROKEN, ORIENTATION, TURNS, to_rgb
 from lorakit.errors import DataError, warn
 from lorakit.files import cache_root, write_whole

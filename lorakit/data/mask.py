@@ -51,10 +51,11 @@ def check_masks(records: Sequence[Record], folder: Path) -> list[Problem]:
             mend = "重新画一张和图同样大小的遮罩；不要遮罩就删掉它"
             problems.append(Problem.error("mask_shape", record.mask, reason, mend))
         elif not mask.getextrema()[1]:
-            mend = "要学的地方涂成白色；整张都不想学，就连图一起移走"
-            problems.append(
-                Problem.error("mask_black", record.mask, "遮罩全是黑的，什么也学不到", mend)
+            reason, mend = (
+                "遮罩全是黑的，什么也学不到",
+                "要学的地方涂成白色；整张都不想学，就连图一起移走",
             )
+            problems.append(Problem.error("mask_black", record.mask, reason, mend))
     if count:
         reason = f"{count} 张 {MASK} 图是遮罩，不当训练图；训练时写 data.mask=file 才用到"
         problems.append(Problem.note("masks", reason))
