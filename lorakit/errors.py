@@ -1,6 +1,8 @@
 """给用户看的错误：一句中文，说清楚出了什么事、得到了什么、应该是什么、怎么改。"""
 
 import errno
+import sys
+import warnings
 
 REASONS = {  # 系统的英文原因 -> 人话
     errno.ENOSPC: "磁盘满了",
@@ -24,6 +26,18 @@ def plain_reason(error: OSError) -> str:
 
 class LorakitWarning(UserWarning):
     """不妨碍运行、但多半不是用户想要的；命令行打印成一行“提醒”。"""
+
+
+class InspectionWarning(LorakitWarning):
+    """体检有警告；报告刚刚给人看过的，就按这个类关掉它。"""
+
+
+def warn(sentence: str, category: type[Warning] = LorakitWarning):
+    """提醒一句，指着 lorakit 之外叫到这里的那一行，中间隔了几个函数都一样。"""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "lorakit":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, category, stacklevel=level)
 
 
 class LorakitError(Exception):

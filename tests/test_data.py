@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from lorakit import data
-from lorakit.errors import DataError
+from lorakit.config.groups import Source
+from lorakit.errors import DataError, InspectionWarning
 
 GOOD = "一只红色的猫坐在窗台上"
 
@@ -127,6 +128,15 @@ def test_random_damage_never_escapes(tmp_path, kind):
             assert data.read_image(path).mode == "RGB"
         except DataError as error:
             assert "怎么改" in str(error)
+
+
+def test_a_warning_points_at_the_caller_and_has_a_type(tmp_path):
+    for i in range(4):
+        add(tmp_path, f"{i}.png", i)
+    source = Source(folder=tmp_path)
+    with pytest.warns(InspectionWarning, match="体检有 1 个警告") as told:
+        data.load_sources([source])  # 隔着一个函数
+    assert told[0].filename == __file__
 
 
 BAD_CAPTIONS = {
@@ -293,7 +303,7 @@ def test_apply_trigger(caption, trigger, expected):
 def test_shape_and_size_warnings(tmp_path, monkeypatch):
     add(tmp_path, "long.png", 0, size=(400, 64))
     assert codes(data.inspect(tmp_path)[1], "warning") == ["ratio"]
-    monkeypatch.setattr("lorakit.data.inspection.LARGE", 400 * 64 - 1)
+    monkeypatch.setattr("lorakit.data.limits.LARGE", 400 * 64 - 1)
     records, report = data.inspect(tmp_path)
     assert codes(report, "warning") == ["ratio", "picture_large"] and len(records) == 1
 

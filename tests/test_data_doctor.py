@@ -1,12 +1,17 @@
 """lorakit check：认文件夹，也认训练用的 YAML；照设置看分辨率、控制图、遮罩、长度和步数。"""
 
+import ast
 import shutil
+import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
+import lorakit
 from lorakit import cli
 from lorakit.config import load_config
 from lorakit.config.groups import Data, Source
@@ -165,11 +170,33 @@ def test_wrong_words(papercut, capsys, argv, word):
 
 
 def test_a_plain_folder_needs_no_torch(papercut):
-    import subprocess
-
     code = f"import sys; from lorakit.cli import main; main(['check', {str(papercut)!r}])"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_data_has_no_circle_and_needs_no_torch():
+    root = Path(lorakit.__file__).parent
+    for room in ("data", "cache"):
+        names = {path.stem for path in (root / room).glob("[!_]*.py")}
+        using = {name: imported(root / room / f"{name}.py", room) & names for name in names}
+        done = list(TopologicalSorter(using).static_order())  # 有圈就抛 CycleError
+        assert set(done) == names
+    code = "import sys; from importlib import import_module as get\n"
+    code += f"for name in {sorted(p.stem for p in (root / 'data').glob('*.py'))}:\n"
+    code += "    get(f'lorakit.data.{name}' if name != '__init__' else 'lorakit.data')\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def imported(path: Path, room: str) -> set[str]:
+    """同一个文件夹里它用到的模块，写在函数里的也算。"""
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            used |= {name.split(".")[2] for name in names if name.startswith(f"lorakit.{room}.")}
+    return used
 
 
 def test_framing_by_hand(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lorakit.cli import main
 from lorakit.config.groups import Data
-from lorakit.data import bucket_for, fit, inspect
+from lorakit.data import bucket_for, fit, inspect, limits
 from lorakit.data import html as data_html
 from lorakit.families import REGISTRY, get
 
@@ -120,7 +120,13 @@ def test_problems_are_grouped_and_linked(folder, tmp_path):
 def test_every_family_takes_the_multiple():
     for family in map(get, REGISTRY):
         edits = family.controls[1] > 0
-        assert family.multiple == (data_html.PAIRED if edits else data_html.MULTIPLE)
+        assert family.multiple == (limits.PAIRED if edits else limits.MULTIPLE)
+
+
+def test_pairs_take_as_many_controls_as_the_widest_family(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')
+    family = get("qwen-image-edit")(tmp_path, None, None)
+    assert family.controls[1] == limits.CONTROLS
 
 
 def test_command_line(folder, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """翻转与裁切：框在图里、比例对、由内容决定；缓存各存一份，只有训练图有；两个进程不打架。"""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,19 @@ def test_a_claimed_file_is_left_for_later(tmp_path):
         first = next(shares(paths, 3))
     assert first == [paths[0], paths[2], paths[3]]
     assert sorted(p for batch in shares(paths, 2) for p in batch) == paths
+
+
+def test_without_locks_it_goes_on(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")  # 有的网络盘
+
+    monkeypatch.setattr(store.FileLock, "acquire", refused)
+    with claim(tmp_path / "aabb") as mine:
+        assert mine
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("x")
+    with claim(tmp_path / "file" / "aabb") as mine:  # 建不了锁文件
+        assert mine
 
 
 RACE = """

@@ -1,7 +1,6 @@
 """编码缓存：图和文字只编码一次；键由内容算出，所以换了图、描述、尺寸或编码器都不会用到旧的。"""
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from lorakit.data.crops import View, bucket_for, cut, show, views
 from lorakit.data.read import read_image
 from lorakit.data.record import Record
 from lorakit.data.select import select
-from lorakit.errors import LorakitWarning
+from lorakit.errors import warn
 from lorakit.families.base import Family
 from lorakit.families.pixels import to_pixels
 from lorakit.families.shared import Cond
@@ -81,11 +80,9 @@ def _shown(data, train, held, prior) -> list[tuple[Record, View]]:
     """要编码的每张图的每种样子；留出的图与同类图只要原样。"""
     marked = [r for r in train if data.flip and SIDES.search(r.caption)]
     if marked:
-        warnings.warn(
+        warn(
             f"data.flip 会左右翻转，可是 {len(marked)} 份描述里写了左右，翻过来就说反了，"
-            f"例如“{marked[0].caption[:20]}”（{marked[0].path.name}）。关掉它，或删掉左右。",
-            LorakitWarning,
-            stacklevel=4,
+            f"例如“{marked[0].caption[:20]}”（{marked[0].path.name}）。关掉它，或删掉左右。"
         )
     several = [(record, view) for record in train for view in views(data.flip, data.crops)]
     return several + [(record, PLAIN) for record in (*held, *prior)]

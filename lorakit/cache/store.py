@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,17 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from lorakit.errors import LorakitError
 from lorakit.families.shared import Cond
 from lorakit.files import cache_root, write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows 没有；不锁也不会错，只是两个进程可能各编码一遍
-    fcntl = None
 
 WAIT = 0.05  # 秒；剩下的都被别的进程占着时，隔这么久再看
 
@@ -29,26 +24,19 @@ WAIT = 0.05  # 秒；剩下的都被别的进程占着时，隔这么久再看
 def claim(path: Path) -> Iterator[bool]:
     """占住一个缓存文件：占到了给 True，别的进程正在编码它给 False；不等。
 
-    锁文件按名字的前两个字分成 256 个，不随缓存增多；删掉锁文件会有先后的漏洞，所以留着。
+    锁文件按名字的前两个字分成 256 个，不随缓存增多；进程一死，系统就放开它的锁。
     """
-    lock = path.parent / "locks" / path.name[:2]
-    handle = None
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        yield False
-        return
-    except OSError:  # 有的网络盘不支持锁，只读的盘建不了锁：照常编码，写的时候再说清楚
-        pass
-    try:
-        yield True
-    finally:
-        if handle is not None:
-            os.close(handle)  # 关掉就放开
+    lock = FileLock(path.parent / "locks" / path.name[:2])
+    with ExitStack() as held:
+        mine = True
+        try:
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock.acquire(timeout=0))
+        except Timeout:
+            mine = False
+        except (OSError, NotImplementedError):
+            pass  # 有的网络盘不支持锁，只读的盘建不了锁：照常编码，写的时候再说清楚
+        yield mine
 
 
 def shares(paths: Sequence[Path], size: int) -> Iterator[list[Path]]:

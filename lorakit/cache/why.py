@@ -85,7 +85,7 @@ def clean(days: float) -> tuple[int, int]:
         raise LorakitError(f"--days 不能小于 0，得到 {days:g}；0 表示全部删掉。")
     top, count, size = cache_root(), 0, 0
     units = [*_files(), *top.glob(f"*/.{HEX * 16}*.tmp"), *top.glob(FILE)]
-    units += top.glob(f"datasets/{HEX * 16}")
+    units += [*top.glob(f"datasets/{HEX * 16}"), *top.glob("seen.sqlite")]  # 后者是旧版留下的
     for unit in units:
         files = [unit] if unit.is_file() else [path for path in unit.rglob("*") if path.is_file()]
         facts = [path.stat() for path in files]

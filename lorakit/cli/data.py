@@ -42,7 +42,8 @@ def _chosen(args):
 
 def check(args) -> int:
     """体检；错误都改好之前返回 1。"""
-    from lorakit.data.crops import MULTIPLE, framing
+    from lorakit.data.crops import framing
+    from lorakit.data.limits import MULTIPLE
     from lorakit.data.load import doctor, places
 
     if args.fix and args.undo:

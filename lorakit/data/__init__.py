@@ -10,20 +10,7 @@ from lorakit.data.report import Problem, Report
 from lorakit.data.trigger import apply_trigger
 
 __all__ = [
-    "Batches",
-    "Problem",
-    "Record",
-    "Report",
-    "apply_trigger",
-    "bucket_for",
-    "buckets",
-    "fit",
-    "framing",
-    "inspect",
-    "load_prior",
-    "load_records",
-    "load_sources",
-    "read_caption",
-    "read_image",
-    "split_holdout",
-]
+    "Batches", "Problem", "Record", "Report", "apply_trigger", "bucket_for", "buckets", "fit",
+    "framing", "inspect", "load_prior", "load_records", "load_sources", "read_caption",
+    "read_image", "split_holdout",
+]  # fmt: skip

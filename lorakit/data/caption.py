@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from lorakit.data import pairs
@@ -21,7 +20,6 @@ from lorakit.data.report import Fault
 from lorakit.data.trigger import apply_trigger
 from lorakit.errors import DataError, LorakitError
 from lorakit.files import write_text
-from lorakit.memory import devices
 
 LENGTHS = {"short": 40, "medium": 100, "long": 220}  # 最多写多少个词元
 LANGUAGES = ("zh", "en")
@@ -111,8 +109,7 @@ class Captioner:
                 f"{name} 只会写英文。要中文请用 --model qwen2.5-vl，或写 --language en。"
             )
         self.name, self.where, self.prompt = name, where, kind.prompts[language, length]
-        self.device, self.length = devices.pick_device(), LENGTHS[length]
-        self.dtype = devices.pick_dtype(precision, self.device)
+        self.length, self.precision = LENGTHS[length], precision
 
     @cached_property
     def model(self):
@@ -132,7 +129,10 @@ class Captioner:
     def _load(self, architecture: str):
         import transformers
 
-        where = self.where
+        from lorakit.memory import devices
+
+        self.device, where = devices.pick_device(), self.where
+        self.dtype = devices.pick_dtype(self.precision, self.device)
         if self.name == "qwen2.5-vl":
             # AutoProcessor 会连视频的部分一起载入，那要另装 torchvision；看图用不着
             self.images = transformers.AutoImageProcessor.from_pretrained(where)
@@ -142,7 +142,6 @@ class Captioner:
         model = getattr(transformers, architecture).from_pretrained(where, dtype=self.dtype)
         return model.to(self.device).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def __call__(self, image: Image.Image) -> str:
         """RGB 图 -> 一行描述（不带前缀）；什么也没写出来是空的。
 
@@ -160,12 +159,12 @@ class Captioner:
         }
         tokens = model.generate(**inputs, max_new_tokens=self.length, do_sample=False)
         asked = inputs["input_ids"]
-        if torch.equal(tokens[:, : asked.shape[1]], asked):  # 只会接着写的模型，开头是问题本身
+        if tokens[:, : asked.shape[1]].equal(asked):  # 只会接着写的模型，开头是问题本身
             tokens = tokens[:, asked.shape[1] :]
         said = self.processor.batch_decode(tokens, skip_special_tokens=True)[0]
         return " ".join(said.split())
 
-    def _qwen(self, image: Image.Image) -> dict[str, torch.Tensor]:
+    def _qwen(self, image: Image.Image) -> dict:
         """图与问题 -> 模型的输入；图占多少个词元由它的大小决定。"""
         seen = self.images(images=image, return_tensors="pt")
         count = int(seen["image_grid_thw"][0].prod()) // self.images.merge_size**2

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lorakit.data.read import INVISIBLE, one_line, read_caption, start_of
+from lorakit.data.read import EXAMPLE, INVISIBLE, one_line, read_caption, start_of
 from lorakit.data.report import Fault, Problem
 
 SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份时，先信前面的
@@ -225,8 +225,7 @@ def _caption(row: dict, path: Path, line: str) -> str | None:
         raise Fault("caption_kind", path, reason, f'写成 "{name}": "一句话"')
     caption = one_line(value.translate(INVISIBLE))
     if not caption:
-        mend = "写一句话说图里有什么，例如“一只猫坐在窗台上”"
-        raise Fault("caption_empty", path, f"{line}的描述是空的", mend)
+        raise Fault("caption_empty", path, f"{line}的描述是空的", EXAMPLE)
     return caption
 
 

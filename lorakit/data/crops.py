@@ -13,7 +13,7 @@ from lorakit.data.record import Record
 from lorakit.data.report import Problem, names
 from lorakit.errors import DataError
 
-MULTIPLE = 16  # 文生图家族的宽高都要是它的倍数（有测试对着每个家族核对）
+Box = tuple[float, float, float, float]  # 左、上、右、下，原图的像素
 ENLARGED = 1.5  # 放大到这么多倍以上，看得出模糊
 
 
@@ -45,9 +45,7 @@ def bucket_for(size: tuple[int, int], resolution: int, multiple: int) -> tuple[i
     )
 
 
-def fit(
-    image: Image.Image, size: tuple[int, int]
-) -> tuple[Image.Image, tuple[float, float, float, float]]:
+def fit(image: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Box]:
     """从中间裁出 size 的宽高比、缩放一次到 size（像素），不变形。
 
     Returns:
@@ -87,7 +85,7 @@ def framing(
     return problems
 
 
-def crop_box(source: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def crop_box(source: tuple[int, int], size: tuple[int, int]) -> Box:
     """从 source 大小的图中间裁出 size 的宽高比：最大的那个框 (左, 上, 右, 下)。"""
     width, height = source
     if width * size[1] > height * size[0]:  # 太宽，裁左右
@@ -99,7 +97,6 @@ def crop_box(source: tuple[int, int], size: tuple[int, int]) -> tuple[float, flo
 
 
 SMALLEST = 0.8  # 随机裁切的边长最小是最大框的这么多倍：再小，描述里说的东西可能就裁没了
-Box = tuple[float, float, float, float]
 
 
 class View(NamedTuple):

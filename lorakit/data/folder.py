@@ -55,10 +55,8 @@ def walk(folder: Path, skip: Path | None = None, masks: bool = True) -> Found:
         return found
 
     def closed(error: OSError):
-        reason, mend = (
-            f"打不开这个文件夹（{plain_reason(error)}）",
-            "给它读的权限（chmod u+rx），或移走",
-        )
+        reason = f"打不开这个文件夹（{plain_reason(error)}）"
+        mend = "给它读的权限（chmod u+rx），或移走"
         found.problems.append(Problem.error("permission", Path(error.filename), reason, mend))
 
     files = []

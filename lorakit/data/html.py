@@ -14,8 +14,9 @@ from PIL import Image
 
 from lorakit.config.groups import Data
 from lorakit.data.captions import stay_inside
-from lorakit.data.crops import MULTIPLE, bucket_for, buckets, crop_box
+from lorakit.data.crops import bucket_for, buckets, crop_box
 from lorakit.data.folder import key_of, walk
+from lorakit.data.limits import MULTIPLE, PAIRED
 from lorakit.data.read import in_threads, read_image
 from lorakit.data.record import Record
 from lorakit.data.report import SEVERITIES, Fault, Problem, Report, relative
@@ -24,7 +25,6 @@ from lorakit.files import write_whole
 
 SIDE = 160  # 缩略图的长边，像素
 SHOWN = 400  # 描述最多写这么多个字：有人会放进一整个日志
-PAIRED = 32  # 编辑的家族
 MEANING = {
     "error": "不改就不能训练",
     "warning": "能训练，但多半会影响效果",
@@ -115,7 +115,7 @@ def _page(records: Sequence[Record], report: Report, resolution: int) -> str:
 
 
 def _group(report: Report, severity: str, anchors: dict[Path, str]) -> str:
-    chosen = [p for p in report.problems if p.severity == severity]
+    chosen = report.of(severity)
     if not chosen:
         return ""
     head = f"{SEVERITIES[severity]}（{len(chosen)}）：{MEANING[severity]}"
@@ -124,10 +124,8 @@ def _group(report: Report, severity: str, anchors: dict[Path, str]) -> str:
         where = escape(relative(problem.path, report.folder)) if problem.path else ""
         if problem.path in anchors:
             where = f'<a href="#{anchors[problem.path]}">{where}</a>'
-        mend = (
-            f' <span class="mend">怎么改：{escape(problem.mend)}。</span>' if problem.mend else ""
-        )
-        colon = "：" if where else ""
+        colon, mend = "：" if where else "", escape(problem.mend)
+        mend = f' <span class="mend">怎么改：{mend}。</span>' if mend else ""
         items.append(f"<li>{where}{colon}{escape(problem.reason)}。{mend}</li>\n")
     return f'<h2 class="{severity}">{head}</h2>\n<ul>\n{"".join(items)}</ul>\n'
 

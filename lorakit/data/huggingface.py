@@ -6,17 +6,16 @@
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
+from lorakit.data import limits
 from lorakit.data.captions import CAPTION_KEYS
-from lorakit.data.pairs import MAX
 from lorakit.data.read import BROKEN, ORIENTATION, TURNS, to_rgb
-from lorakit.errors import DataError, LorakitWarning
-from lorakit.files import cache_root
+from lorakit.errors import DataError, warn
+from lorakit.files import cache_root, write_whole
 
 SAVED = (("dataset_info.json", "state.json"), ("dataset_dict.json",))  # save_to_disk 留下的
 # 各家常用的列名，几个都有就用最前面的
@@ -36,8 +35,6 @@ def write_dataset(rows: Iterable[Mapping], folder: str | Path) -> Path:
         DataError: 没有这些列、图不是图片、文件夹不是空的；哪一行不对会写清楚。
         LorakitError: 写不进；写到一半失败不留半个文件夹。
     """
-    from lorakit.files import write_whole  # 它要 torch；只体检时不必等它载入
-
     folder = Path(folder).expanduser()
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"文件夹“{folder}”不是空的。换一个新的文件夹名，免得混进别的图。")
@@ -69,12 +66,12 @@ def _columns(row: Mapping) -> tuple[str, str, list[str]]:
         raise DataError(f"datasets 数据里没有描述（要有一列叫 {wanted} 之一；{here}）。{mend}。")
     first = next((key for key in CONTROLS if key in row and key != target), None)
     controls = [first] if first else []
-    controls += [f"{first}_{n}" for n in range(2, MAX + 1) if f"{first}_{n}" in row]
+    controls += [f"{first}_{n}" for n in range(2, limits.CONTROLS + 1) if f"{first}_{n}" in row]
     others = [key for key in row if _is_picture(row[key]) and key not in (target, *controls)]
     if others:
         pair = f"，改之前的图用 {controls[0]}" if controls else ""
         said = f"datasets 数据里 {'、'.join(others)} 也是图，没有用到（训练图用 {target}{pair}）。"
-        warnings.warn(said, LorakitWarning, stacklevel=5)
+        warn(said)
     return target, caption, controls
 
 

@@ -18,6 +18,7 @@ from lorakit.data.captions import (
     stay_inside,
 )
 from lorakit.data.folder import IMAGE_SUFFIXES, Found, key_of, walk
+from lorakit.data.limits import MIN_SIDE, check_size
 from lorakit.data.lint import lint
 from lorakit.data.mask import check_masks
 from lorakit.data.read import RESAVE, Progress, in_threads
@@ -26,9 +27,6 @@ from lorakit.data.report import Fault, Problem, Report, names, relative
 from lorakit.data.seen import Album, Seen
 from lorakit.data.trigger import has_trigger, looks_like
 
-MIN_SIDE = 32  # 像素；再小就没有可学的细节
-LARGE = 40_000_000  # 像素；能用，但每次解码都慢
-MAX_RATIO = 4  # 桶最多到 2:1，比 4:1 还长的图会被裁掉一半以上
 LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
 )
@@ -107,7 +105,7 @@ def _with_controls(
     before = walk(control, masks=False)
     if not before.pictures and before.problems:  # 打不开，或没有这个文件夹：说一次就够
         return [], {}, before.problems
-    records, used, problems = pairs.attach(album, records, found, before, _sizes)
+    records, used, problems = pairs.attach(album, records, found, before)
     if used:
         reason = f"{len(records)} 张图配好了控制图（{relative(control, found.folder)}）"
         problems.append(Problem.note("pairs", reason))
@@ -124,7 +122,7 @@ def _examine(
     shared: set,
     folder: Path,
     progress: Progress | None,
-) -> list[tuple["Record | None", Iterable[str], list[Problem]]]:
+) -> list[tuple[Record | None, Iterable[str], list[Problem]]]:
     """逐张看图和它的描述，按次序各返回 (记录或 None, 做过的处理, 问题)。"""
     named = set(map(key_of, found.pictures))
     alone = [path for key, same in found.captions.items() if key not in named for path in same]
@@ -135,7 +133,7 @@ def _examine(
         try:
             stay_inside(path, folder)
             seen = album.see(path)
-            problems += _sizes(path, seen.size) + _empty(path, seen)
+            problems += check_size(path, seen.size) + _empty(path, seen)
         except Fault as fault:
             problems.append(fault.problem)
         if key not in shared:  # 共用的描述由 _pairing 报一次
@@ -159,23 +157,6 @@ def _empty(path: Path, seen: Seen) -> list[Problem]:
         mend = "重新下载或复制一份；本来就是灰的就不用管"
         return [Problem.warning("picture_grey", path, "下面一截是一片灰，多半没有下载完", mend)]
     return []
-
-
-def _sizes(path: Path, size: tuple[int, int]) -> list[Problem]:
-    width, height = size
-    shape, ratio = f"{width}x{height}", max(size) / min(size)
-    problems = []
-    if min(size) < MIN_SIDE:
-        reason = f"太小（{shape}），短边至少要 {MIN_SIDE} 像素"
-        mend = "换一张大的；放大小图不会多出细节"
-        problems.append(Problem.error("picture_small", path, reason, mend))
-    elif ratio > MAX_RATIO:
-        reason = f"太细长（{shape}，{ratio:.1f}:1），训练时会从中间裁掉一大半"
-        problems.append(Problem.warning("ratio", path, reason, "自己裁成几张 2:1 以内的图"))
-    if width * height > LARGE:
-        reason = f"很大（{shape}，{width * height / 1e6:.0f} 百万像素），读得慢，也不会学得更好"
-        problems.append(Problem.warning("picture_large", path, reason, "缩小到长边 4000 像素以内"))
-    return problems
 
 
 def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Problem]:

@@ -3,20 +3,15 @@
 教程：notebooks/02_dataset.ipynb
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorakit.data.lookalike import lookalikes
 from lorakit.data.read import CJK
+from lorakit.data.record import Record
 from lorakit.data.report import Problem, names
 from lorakit.data.trigger import has_trigger, position
-
-if TYPE_CHECKING:  # data_check 用这里的函数，真的导入就成了圈
-    from lorakit.data.record import Record
 
 FEW = 4  # 比这少的描述看不出“每句都有”
 LONG_CHINESE, LONG_ENGLISH = 400, 300  # 字、词
@@ -45,7 +40,8 @@ def lint(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]
     problems = lookalikes(records, folder)
     problems += _buried(records, trigger, folder)
     problems += _unchanging(records, trigger)
-    problems += _garbled(records) + _markup(records) + _hollow(records)
+    found = [say(record) for say in (_garbled, _markup, _hollow) for record in records]
+    problems += [problem for problem in found if problem]
     problems += _long(records, folder)
     return problems + _mixed(records, trigger, folder)
 
@@ -120,50 +116,44 @@ def _bare(part: str) -> str:
     return part[units[0].start() : units[-1].end()] if units else ""
 
 
-def _garbled(records: Sequence[Record]) -> list[Problem]:
+def _garbled(record: Record) -> Problem | None:
     """很短的 GBK 描述有时恰好也是合格的 UTF-8：“一只猫”会读成“һֻè”，不报错，却全是乱码。"""
-    problems = []
-    for record in records:
-        odd = [char for char in record.caption if ord(char) > 127]
-        # 乱码会东一个西一个地落在好几种文字里；真正的俄文、法文只用一种
-        if len({ord(char) >> 8 for char in odd}) < 2 or max(odd) > "\u07ff":
-            continue
-        try:
-            guess = record.caption.encode().decode("gb2312")
-        except UnicodeDecodeError:
-            continue
-        reason = f"描述像是乱码（“{record.caption[:20]}”），多半是 GBK：按它读是“{guess[:20]}”"
-        mend = "用记事本或 VS Code 按 GBK 打开，看到的字没有错，就另存为 UTF-8"
-        problems.append(Problem.warning("caption_garbled", record.path, reason, mend))
-    return problems
+    odd = [char for char in record.caption if ord(char) > 127]
+    # 乱码会东一个西一个地落在好几种文字里；真正的俄文、法文只用一种
+    if len({ord(char) >> 8 for char in odd}) < 2 or max(odd) > "\u07ff":
+        return None
+    try:
+        guess = record.caption.encode().decode("gb2312")
+    except UnicodeDecodeError:
+        return None
+    reason = f"描述像是乱码（“{record.caption[:20]}”），多半是 GBK：按它读是“{guess[:20]}”"
+    mend = "用记事本或 VS Code 按 GBK 打开，看到的字没有错，就另存为 UTF-8"
+    return Problem.warning("caption_garbled", record.path, reason, mend)
 
 
-def _markup(records: Sequence[Record]) -> list[Problem]:
+def _markup(record: Record) -> Problem | None:
     """描述里混进了富文本（.rtf）或网页的代码：文字编码器会把它们当成要画的东西。"""
-    problems = []
-    for record in records:
-        rich = record.caption.startswith("{\\rtf")
-        found = "{\\rtf" if rich else next(iter(MARKUP.findall(record.caption)), None)
-        if found:
-            kind, mend = "网页的代码", "删掉这些代码，只留说图里有什么的话"
-            if rich:
-                kind, mend = "富文本（RTF）", "用写它的程序打开，另存为纯文本（UTF-8）"
-            reason = f"描述里有{kind}“{found[:20]}”"
-            problems.append(Problem.warning("caption_markup", record.path, reason, mend))
-    return problems
+    if record.caption.startswith("{\\rtf"):
+        found, kind, mend = "{\\rtf", "富文本（RTF）", "用写它的程序打开，另存为纯文本（UTF-8）"
+    elif tag := MARKUP.search(record.caption):
+        found, kind, mend = tag.group(), "网页的代码", "删掉这些代码，只留说图里有什么的话"
+    else:
+        return None
+    reason = f"描述里有{kind}“{found[:20]}”"
+    return Problem.warning("caption_markup", record.path, reason, mend)
 
 
-def _hollow(records: Sequence[Record]) -> list[Problem]:
+def _hollow(record: Record) -> Problem | None:
     """没有说图里有什么的描述：只是文件名、网址，或夹着看图模型的客套话。"""
-    problems, mend = [], "只留说图里有什么的话，例如“一只猫坐在窗台上”"
-    for record in records:
-        chatter = CHATTER.search(record.caption)
-        if record.caption == record.path.stem:
-            problems.append(Problem.warning("caption_hollow", record.path, "描述只是文件名", mend))
-        elif chatter:
-            reason = f"描述里有不是在说图的话“{chatter.group().strip()[:20]}”"
-            problems.append(Problem.warning("caption_hollow", record.path, reason, mend))
-    return problems
+    chatter = CHATTER.search(record.caption)
+    if record.caption == record.path.stem:
+        reason = "描述只是文件名"
+    elif chatter:
+        reason = f"描述里有不是在说图的话“{chatter.group().strip()[:20]}”"
+    else:
+        return None
+    mend = "只留说图里有什么的话，例如“一只猫坐在窗台上”"
+    return Problem.warning("caption_hollow", record.path, reason, mend)
 
 
 def _long(records: Sequence[Record], folder: Path) -> list[Problem]:

@@ -4,7 +4,6 @@
 """
 
 import shlex
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from lorakit.data.read import Progress
 from lorakit.data.record import Record
 from lorakit.data.report import Report, names
 from lorakit.data.trigger import apply_trigger, has_trigger
-from lorakit.errors import DataError, LorakitWarning
+from lorakit.errors import DataError, InspectionWarning, warn
 
 
 def load_records(
@@ -36,7 +35,7 @@ def load_records(
         raise DataError(f"{report.text(('error',))}\n\n{hint}")
     if report.warnings:
         said = f"体检有 {len(report.warnings)} 个警告，例如 {report.warnings[0].reason}；"
-        warnings.warn(f"{said}看全部：{command}", LorakitWarning, stacklevel=2)
+        warn(f"{said}看全部：{command}", InspectionWarning)
     return [replace(r, caption=apply_trigger(r.caption, trigger)) for r in records]
 
 

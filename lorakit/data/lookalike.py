@@ -1,7 +1,5 @@
 """几乎一样的图：按缩小后的低频成分（感知哈希）与颜色比。"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +16,6 @@ BITS = FREQUENCIES**2 - 1  # 去掉平均亮度那一个
 MAX_BITS = 16
 MAX_COLOR = 12  # 0 到 255；只看亮度的话，同一姿势换了颜色也会被当成同一张
 BLOCK = 512  # 一次比这么多张：一万张图时约占 20 MB
-
-
-# ---- 几乎一样的图 ----
 
 
 def _cosines() -> np.ndarray:

@@ -3,21 +3,15 @@
 教程：notebooks/02_dataset.ipynb
 """
 
-from __future__ import annotations
-
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from lorakit.data.read import TURNS, open_picture, read_bytes, read_image
+from lorakit.data.record import Record
 from lorakit.data.report import Fault, Problem
-from lorakit.errors import DataError, LorakitWarning
-
-if TYPE_CHECKING:  # data_check 用这里的函数，真的导入就成了圈
-    from lorakit.data.record import Record
+from lorakit.errors import DataError, warn
 
 MASK = "_mask"
 TOLERANCE = 0.02  # 宽高比差这么多以内算同一种：缩小时取整会差一点
@@ -57,10 +51,11 @@ def check_masks(records: Sequence[Record], folder: Path) -> list[Problem]:
             mend = "重新画一张和图同样大小的遮罩；不要遮罩就删掉它"
             problems.append(Problem.error("mask_shape", record.mask, reason, mend))
         elif not mask.getextrema()[1]:
-            mend = "要学的地方涂成白色；整张都不想学，就连图一起移走"
-            problems.append(
-                Problem.error("mask_black", record.mask, "遮罩全是黑的，什么也学不到", mend)
+            reason, mend = (
+                "遮罩全是黑的，什么也学不到",
+                "要学的地方涂成白色；整张都不想学，就连图一起移走",
             )
+            problems.append(Problem.error("mask_black", record.mask, reason, mend))
     if count:
         reason = f"{count} 张 {MASK} 图是遮罩，不当训练图；训练时写 data.mask=file 才用到"
         problems.append(Problem.note("masks", reason))
@@ -87,9 +82,5 @@ def mask_files(records: Sequence[Record], kind: str) -> dict[Path, Path]:
         )
     without = [record.path.name for record in records if record.path not in masks]
     if without:
-        warnings.warn(
-            f"{len(without)} 张图没有遮罩，整张都学：{'、'.join(without[:5])}",
-            LorakitWarning,
-            stacklevel=4,
-        )
+        warn(f"{len(without)} 张图没有遮罩，整张都学：{'、'.join(without[:5])}")
     return masks

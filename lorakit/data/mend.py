@@ -1,4 +1,4 @@
-"""哪些文件可以放心地替用户改、改成什么样；只算出来，不动文件（动文件的是 data_fix）。"""
+"""哪些文件可以放心地替用户改、改成什么样；只算出来，不动文件（动文件的是 fix）。"""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 
 from lorakit.data.captions import CAPTION_KEYS, parse_json
 from lorakit.data.folder import Found, key_of
-from lorakit.data.inspection import MIN_SIDE
+from lorakit.data.limits import MIN_SIDE
 from lorakit.data.read import CJK, FORMATS, decode, guess_gbk, one_line, read_bytes
 from lorakit.data.report import Fault
 from lorakit.data.trigger import apply_trigger, has_trigger, looks_like

@@ -8,16 +8,18 @@ import difflib
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lorakit.data.captions import nfc, stay_inside
+from lorakit.data.folder import Found
+from lorakit.data.limits import CONTROLS, check_size
 from lorakit.data.read import in_threads, read_image
+from lorakit.data.record import Record
 from lorakit.data.report import Fault, Problem, names, relative
 from lorakit.data.seen import Album, Seen
 
-MAX = 3  # Qwen-Image-Edit-2509 / 2511 最多看三张
 ASPECT = 1.05  # 两张图的宽高比差过 5%，裁切后就对不齐了
 
 
@@ -30,13 +32,12 @@ def locate(folder: Path, control: str | Path | None) -> Path | None:
 
 
 def attach(
-    album: Album, records: Sequence, found, before, check_size: Callable[..., list[Problem]]
-) -> tuple[list, dict[Path, Seen], list[Problem]]:
+    album: Album, records: Sequence[Record], found: Found, before: Found
+) -> tuple[list[Record], dict[Path, Seen], list[Problem]]:
     """给每条记录配上控制图；配不上、读不出的去掉，返回 (记录, 用到的控制图, 问题)。
 
     Args:
         found, before: 走一遍目标文件夹与控制图文件夹看到的东西。
-        check_size: 函数 (路径, 尺寸) -> 问题。
     """
     matched, problems = _match(found, before)
     paths = [path for same in matched.values() for path in same]
@@ -60,13 +61,9 @@ def attach(
             continue
         controls = [results[path] for path in mine]
         problems += _compare(record, mine[0], controls, found.folder)
+        sizes, digests = zip(*((one.size, one.digest) for one in controls), strict=True)
         good.append(
-            replace(
-                record,
-                controls=tuple(mine),
-                control_sizes=tuple(one.size for one in controls),
-                control_digests=tuple(one.digest for one in controls),
-            )
+            replace(record, controls=tuple(mine), control_sizes=sizes, control_digests=digests)
         )
     used = {path: one for path, one in results.items() if isinstance(one, Seen)}
     return good, used, problems
@@ -79,7 +76,7 @@ def _key(path: Path, root: Path) -> tuple[Path, str]:
     return parent, nfc(path.stem)
 
 
-def _match(found, before) -> tuple[dict[Path, list[Path]], list[Problem]]:
+def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Problem]]:
     """目标图 -> 它的控制图（第一张同名，其余 _2、_3）。"""
     problems: list[Problem] = []
     controls = defaultdict(list)
@@ -89,7 +86,7 @@ def _match(found, before) -> tuple[dict[Path, list[Path]], list[Problem]]:
     matched, used = {}, set()
     for (parent, stem), path in targets.items():
         # 另有一张目标图就叫 名字_2 时，名字_2 是它的控制图，不是这一张的第二张
-        more = [(parent, f"{stem}_{n}") for n in range(2, MAX + 2)]
+        more = [(parent, f"{stem}_{n}") for n in range(2, CONTROLS + 2)]
         keys = [(parent, stem), *(key for key in more if key not in targets)]
         mine = []
         for key in keys:
@@ -99,9 +96,9 @@ def _match(found, before) -> tuple[dict[Path, list[Path]], list[Problem]]:
         used |= set(mine)
         if not mine:
             problems.append(_missing(path, stem, parent, controls, before.folder))
-        elif len(mine) > MAX:
-            reason = f"有 {len(mine)} 张以上的控制图，最多 {MAX} 张"
-            mend = f"留下最要紧的 {MAX} 张：{stem}、{stem}_2、{stem}_3"
+        elif len(mine) > CONTROLS:
+            reason = f"有 {len(mine)} 张以上的控制图，最多 {CONTROLS} 张"
+            mend = f"留下最要紧的 {CONTROLS} 张：{stem}、{stem}_2、{stem}_3"
             problems.append(Problem.error("control_many", path, reason, mend))
         else:
             matched[path] = [controls[key][0] for key in mine]
@@ -125,7 +122,7 @@ def _missing(path: Path, stem: str, parent: Path, controls, folder: Path) -> Pro
     return Problem.error("control_missing", path, "没有控制图，不知道是从哪张图改来的", mend)
 
 
-def _compare(record, path: Path, controls: Sequence[Seen], folder: Path) -> list[Problem]:
+def _compare(record: Record, path: Path, controls: Sequence[Seen], folder: Path) -> list[Problem]:
     """目标与第一张控制图：一模一样就没什么可学，形状不同就对不齐。"""
     problems, first = [], controls[0]
     same = first.digest == record.digest or (

@@ -47,6 +47,7 @@ TURNS = {
 }
 Progress = Callable[[str, int, int], None]  # 函数 (在做什么, 第几个, 共几个)
 AGAIN = "重新下载或复制一份；不要这张了，就连同它的 .txt 一起删掉"
+EXAMPLE = "写一句话说图里有什么，例如“一只猫坐在窗台上”"
 RESAVE = "用看图软件打开，另存为 png 或 jpg"
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))  # 看不见的字；\u200d 连着表情，留下
 CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
@@ -153,9 +154,8 @@ def open_picture(path: Path, data: bytes) -> tuple[Image.Image, object]:
 
 def _bomb(path: Path, size: str) -> Fault:
     reason = f"图太大了（{size}，上限是一亿像素），可能是解压炸弹"
-    return Fault(
-        "picture_bomb", path, reason, "确认来路可靠后用看图软件缩小到 4000 像素以内；否则删掉"
-    )
+    mend = "确认来路可靠后用看图软件缩小到 4000 像素以内；否则删掉"
+    return Fault("picture_bomb", path, reason, mend)
 
 
 def _damaged(path: Path, detail: str) -> Fault:
@@ -254,9 +254,7 @@ def read_caption(path: str | Path) -> str:
         raise _encoding(path, "多半是没有文件头的 UTF-16", "UTF-16LE")
     caption = one_line(text.translate(INVISIBLE))
     if not caption:
-        raise Fault(
-            "caption_empty", path, "描述是空的", "写一句话说图里有什么，例如“一只猫坐在窗台上”"
-        )
+        raise Fault("caption_empty", path, "描述是空的", EXAMPLE)
     return caption
 
 
@@ -264,7 +262,7 @@ def _encoding(path: Path, reason: str, encoding: str | None) -> Fault:
     mend = "用记事本或 VS Code 打开，看到的字没有错，就另存为 UTF-8"
     if encoding:
         mend = (
-            "运行 lorakit check 文件夹 --fix 替你换成 UTF-8（原件留着，--undo 能还原）；或" + mend
+            f"运行 lorakit check 文件夹 --fix 替你换成 UTF-8（原件留着，--undo 能还原）；或{mend}"
         )
         mend += f"；或在终端运行 iconv -f {encoding} -t UTF-8 '{path.name}' > 新文件"
     return Fault("caption_encoding", path, f"描述不是 UTF-8，{reason}", mend)

@@ -61,20 +61,24 @@ class Report:
     usable: int
     problems: tuple[Problem, ...]
 
+    def of(self, severity: str) -> tuple[Problem, ...]:
+        """这种轻重的问题。"""
+        return tuple(p for p in self.problems if p.severity == severity)
+
     @property
     def errors(self) -> tuple[Problem, ...]:
         """不改就不能训练的问题。"""
-        return tuple(p for p in self.problems if p.severity == "error")
+        return self.of("error")
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
         """能训练，但多半会影响效果的问题。"""
-        return tuple(p for p in self.problems if p.severity == "warning")
+        return self.of("warning")
 
     @property
     def notes(self) -> tuple[Problem, ...]:
         """自动处理好的事，只是告诉你。"""
-        return tuple(p for p in self.problems if p.severity == "note")
+        return self.of("note")
 
     def plus(self, problems: Sequence[Problem]) -> Report:
         """再加上几个问题的报告。"""
@@ -86,29 +90,20 @@ class Report:
         Args:
             severities: 只写这几种轻重；总数那一行总是全的。
         """
-        lines = [f"{self.folder}：共 {self.total} 张图，可用 {self.usable} 张；{self._counts()}"]
+        counts = "，".join(f"{name} {len(self.of(key))} 个" for key, name in SEVERITIES.items())
+        counts = counts if self.problems else "没有发现问题"
+        lines = [f"{self.folder}：共 {self.total} 张图，可用 {self.usable} 张；{counts}。"]
         for severity in severities:
-            chosen = [p for p in self.problems if p.severity == severity]
+            chosen = self.of(severity)
             if not chosen:
                 continue
             lines += ["", f"{SEVERITIES[severity]}（{len(chosen)}）"]
             for code in dict.fromkeys(p.code for p in chosen):
                 same = [p for p in chosen if p.code == code]
                 lines += [f"  · {p.line(self.folder)}" for p in same[:LISTED]]
-                if len(same) > LISTED:
-                    lines.append(
-                        f"  …… 同样的问题还有 {len(same) - LISTED} 个（共 {len(same)} 个）"
-                    )
+                if (left := len(same) - LISTED) > 0:
+                    lines.append(f"  …… 同样的问题还有 {left} 个（共 {len(same)} 个）")
         return "\n".join(lines)
-
-    def _counts(self) -> str:
-        if not self.problems:
-            return "没有发现问题。"
-        sizes = (len(self.errors), len(self.warnings), len(self.notes))
-        return (
-            "，".join(f"{name} {n} 个" for name, n in zip(SEVERITIES.values(), sizes, strict=True))
-            + "。"
-        )
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -1,6 +1,5 @@
 """照设置挑好要训练的记录：训练的、留出的、同类的，各用哪张遮罩；不能练的，编码之前就说。"""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from lorakit.data.batches import split_holdout
 from lorakit.data.load import load_prior, load_sources
 from lorakit.data.mask import mask_files
 from lorakit.data.record import Record
-from lorakit.errors import ConfigError, DataError, LorakitWarning
+from lorakit.errors import ConfigError, DataError, warn
 
 
 class Selection(NamedTuple):
@@ -26,7 +25,7 @@ def select(config, family) -> Selection:
     """按设置读数据、留出检验集、对上底模的要求。
 
     Args:
-        family: 底模的家族，或只要它的类（还没有下载时）。
+        family: 底模的家族；只看它的 name、multiple、controls。
 
     Raises:
         LorakitError: 数据有错误，或设置与数据、底模对不上。
@@ -53,9 +52,7 @@ def fit_controls(family, records: Sequence[Record], where: str = "") -> list[Rec
     least, most = family.controls
     if not most:
         if any(record.controls for record in records):
-            warnings.warn(
-                f"{where}{family.name} 不看控制图，它们没有起作用。", LorakitWarning, stacklevel=3
-            )
+            warn(f"{where}{family.name} 不看控制图，它们没有起作用。")
         return [replace(r, controls=(), control_sizes=(), control_digests=()) for r in records]
     for record in records:
         count = len(record.controls)

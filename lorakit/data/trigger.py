@@ -1,7 +1,5 @@
 """触发词：描述里有没有、是不是写成了长得像的字、没有就加上。"""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -7,12 +7,12 @@ import os
 import warnings
 from importlib import import_module
 
-from lorakit.errors import LorakitWarning
+from lorakit.errors import InspectionWarning
 
 # 没装 torchvision 时 transformers 每次都要说一遍，和练习册无关；它一载入就读这个，所以要早
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # 练习册常故意拿有毛病的数据做对照，毛病在正文里讲；体检的提醒就不每次打在格子下面了
-warnings.filterwarnings("ignore", "体检有", LorakitWarning)
+warnings.simplefilter("ignore", InspectionWarning)
 
 _PUBLIC = {
     "Board": "board",
