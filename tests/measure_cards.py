@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lorakit.cli.main import COMMANDS
 from lorakit.cli.options import parser
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
@@ -28,7 +29,7 @@ def measure(line: str, first: bool) -> tuple[dict, str]:
     Raises:
         LorakitError: 放不下，或设置合不来。
     """
-    args = parser().parse_args(["bench", *shlex.split(line)])
+    args = parser(COMMANDS).parse_args(["bench", *shlex.split(line)])
     ways = ["ours", *([args.baseline] if args.baseline else [])]
     config = load_config(args.config, args.set)
     report = bench.run(config, ways, args.steps, args.warm, args.tier, args.trace)

@@ -1,8 +1,12 @@
 """命令行：主要的活能干完；坏输入各有一句中文、退出码 1、什么也不留下。"""
 
+import subprocess
+import sys
+
 import pytest
 
 from lorakit.cli import main
+from lorakit.cli.main import COMMANDS
 
 
 def run(capsys, *argv) -> tuple[int, str]:
@@ -198,14 +202,45 @@ def test_usage_errors_are_chinese(capsys):
         assert "用法" in said and "命令写错了" in said
 
 
-@pytest.mark.parametrize(
-    "name", ["demo", "sample-data", "init", "check", "cache", "train", "generate", "compare"]
-)
+@pytest.mark.parametrize("name", [one.name for one in COMMANDS])
 def test_help_has_an_example(capsys, name):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     said = capsys.readouterr().out
     assert stopped.value.code == 0 and "例子：lorakit " + name in said and "show this" not in said
+
+
+NO_TORCH = """import sys
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        assert name != "torch", "载入了 torch"
+sys.meta_path.insert(0, Refused())
+from lorakit.cli import main
+sys.exit(main(sys.argv[1:]))"""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        *([one.name, "--help"] for one in COMMANDS),
+        ["init", "qwen-image"],
+        *(["sample-data", name, "new"] for name in ("inkwash", "ohwx-cat", "edit-hat")),
+        ["check", "pics", "--trigger", "剪纸风格", "--resolution", "64"],
+        ["check", "pics", "--html", "page.html"],
+        ["check", "pics", "--fix"],
+        ["check", "pics", "--undo"],
+    ],
+    ids=lambda argv: " ".join(argv),
+)
+def test_these_start_without_torch(argv, folder, tmp_path):
+    if "--fix" in argv or "--undo" in argv:
+        spoil(folder, "GBK")
+    if "--undo" in argv:
+        assert main(["check", str(folder), "--fix"]) == 0
+    command = [sys.executable, "-c", NO_TORCH, *argv]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == ("--undo" in argv, "")  # 撤销了，错误也回来了
 
 
 def test_sample_data_refuses_a_full_folder(capsys, tmp_path):

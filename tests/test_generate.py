@@ -185,19 +185,15 @@ def test_opening_again_starts_clean(trained, family):
 
 def test_base_by_its_name_on_the_hub(monkeypatch):
     """底模在站上的名字：有预设就用预设的；没有就看 LoRA 里记的家族。"""
-    from types import SimpleNamespace
+    from lorakit.cli.draw import choose_base
 
-    from lorakit.cli import draw as cli_draw
-
-    args = SimpleNamespace(source=None, base="Qwen/Qwen-Image", lora=None, set=[])
-    cli_draw._choose_base(args)
-    assert load_config(args.source).model.path == "Qwen/Qwen-Image"
+    source, _ = choose_base(None, "Qwen/Qwen-Image", None)
+    assert load_config(source).model.path == "Qwen/Qwen-Image"
     monkeypatch.setattr(lora, "read", lambda path: ({}, {"family": "flux"}))
-    args = SimpleNamespace(source=None, base="someone/FLUX.1-dev", lora="x", set=["sample.seed=3"])
-    cli_draw._choose_base(args)
-    chosen = load_config(args.source, args.set)
+    source, sets = choose_base(None, "someone/FLUX.1-dev", "x")
+    chosen = load_config(source, [*sets, "sample.seed=3"])
     assert (chosen.model.family, chosen.model.path) == ("flux", "someone/FLUX.1-dev")
-    assert args.source == "flux-dev"
+    assert source == "flux-dev"
     assert chosen.sample.seed == 3
 
 

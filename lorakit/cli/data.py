@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
-from lorakit.cli.progress import say_encoding
+from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option
+from lorakit.cli.progress import encoding
 from lorakit.errors import LorakitError
+
+_CAPTIONERS = "qwen2.5-vl（会中文）、florence-2（最快）、blip-2，或存着这种模型的本地文件夹"
 
 
 def _is_yaml(path: Path) -> bool:
@@ -40,8 +43,26 @@ def _chosen(args):
     return config.model_copy(update={"data": data}) if config else None, data
 
 
+@command(
+    "lorakit check my-data --html report.html",
+    option("source", help="图片文件夹，或训练用的 YAML 文件（它写的每个文件夹都看）"),
+    option("--trigger", metavar="词", help="触发词；给了就检查每句描述里有没有它"),
+    option(
+        "--control",
+        type=Path,
+        metavar="文件夹",
+        help="编辑数据：控制图的文件夹；images 旁的 control 不用写",
+    ),
+    option("--config", metavar="YAML", help="或预设名：照它的分辨率、底模再看这个文件夹合不合适"),
+    SET,
+    option("--fix", action="store_true", help="替你做安全的修改，原件都留着"),
+    option("--undo", action="store_true", help="撤销最近一次 --fix，一字节不差"),
+    option("--html", type=Path, metavar="文件", help="另写一份带缩略图的网页报告"),
+    option("--resolution", type=int, metavar="边长", help="训练分辨率：看各图裁掉多少"),
+)
 def check(args) -> int:
-    """体检；错误都改好之前返回 1。"""
+    """体检数据：哪张图、哪句描述有问题，怎么修。"""
+    from lorakit.data import html as data_html
     from lorakit.data.crops import framing
     from lorakit.data.limits import MULTIPLE
     from lorakit.data.load import doctor, places
@@ -55,9 +76,9 @@ def check(args) -> int:
         from lorakit.training import forecast
 
         family = forecast.open_light(config)
-        results = forecast.examine(config, family, say_encoding)
+        results = forecast.examine(config, family, encoding())
     else:
-        results = doctor(data, say_encoding)
+        results = doctor(data, encoding())
         if args.resolution is not None:
             side = args.resolution
             results = [
@@ -67,17 +88,15 @@ def check(args) -> int:
     for number, (records, report) in enumerate(results):
         print("\n" * bool(number) + report.text())
         if args.html:
-            from lorakit.data import html as data_html  # 它要 torch；不写网页就不必等它载入
-
             page = args.html.with_stem(f"{args.html.stem}-{number + 1}") if number else args.html
             shown = data.resolution if config or args.resolution is not None else None
             print(f"网页写好了：{data_html.write(page, records, report, shown)}")
     if any(report.errors for _, report in results):
         print("\n错误改好之前不能训练；警告看一眼，觉得没事就不用管。")
-        return 1
+        return WRONG_INPUT
     if config:
         print(f"\n照这份设置：{forecast.forecast(config, family)}")
-    return 0
+    return DONE
 
 
 def _mend(places, undo: bool):
@@ -99,8 +118,17 @@ def _mend(places, undo: bool):
             print(f"{folder} 没有改过，不用撤销。")
 
 
+@command(
+    "lorakit caption my-data --model qwen2.5-vl --prefix 'ohwx 猫'",
+    option("folder", type=Path, help="图片文件夹，或写着 data.folder 的 YAML 文件"),
+    option("--model", default="qwen2.5-vl", help=_CAPTIONERS),
+    option("--prefix", metavar="话", help="写在每句最前面，例如触发词；YAML 里写了就不用写"),
+    option("--language", help="zh 或 en；不写就用模型最拿手的"),
+    option("--length", default="medium", help="short、medium（默认）或 long"),
+    option("--overwrite", action="store_true", help="已经有 .txt 的也重写"),
+)
 def caption(args) -> int:
-    """替还没有描述的图各写一份；YAML 就是它写的每个文件夹，触发词写在最前面。"""
+    """用看图说话的模型替图片写描述；写一张存一张，断了再运行就接着写。"""
     from lorakit.config import load_config
     from lorakit.data.caption import Captioner, caption_folder
     from lorakit.data.load import places
@@ -114,23 +142,31 @@ def caption(args) -> int:
     failed = 0
     for folder, trigger in todo:
         prefix = trigger if args.prefix is None else args.prefix
-        done = caption_folder(folder, captioner, prefix, args.overwrite, say_encoding)
+        done = caption_folder(folder, captioner, prefix, args.overwrite, encoding())
         print(f"{folder}：{done.text()}")
         failed += len(done.failed)
         if done.written:
             print("模型会看错：打开读一遍，改掉说错的。")
-    return 1 if failed else 0
+    return WRONG_INPUT if failed else DONE
 
 
+@command(
+    "lorakit cache why my-data/01_cat.png",
+    option("action", choices=("build", "why", "clean"), help="build、why 或 clean"),
+    option("what", type=Path, nargs="?", help="why：哪张图；build：YAML 或图片文件夹"),
+    option("--config", default="tiny-qwen-image", help="YAML 文件或预设名"),
+    option("--days", type=float, default=0.0, help="clean：只删这么多天没用过的"),
+    SET,
+)
 def cache(args) -> int:
-    """先编码好、说清楚一张图会不会重编、清理。"""
+    """编码缓存：build 先编码好，why 看一张图会不会重编，clean 清理。"""
     from lorakit import cache
     from lorakit.cache import why as cache_why
     from lorakit.config import load_config
     from lorakit.families import open_family
     from lorakit.files import cache_root
 
-    source, overrides = args.config, args.set
+    source, sets = args.config, args.set
     if args.action == "why" and args.what is None:
         raise LorakitError("要看哪张图？例如 lorakit cache why my-data/01_cat.png")
     if args.action == "clean" and args.what:
@@ -140,18 +176,17 @@ def cache(args) -> int:
             source = args.what
         else:
             # 写成带引号的：名字里有冒号、方括号也不会被当成 YAML 的写法
-            overrides = [*overrides, f"data.folder={json.dumps(str(args.what))}"]
+            sets = [*sets, f"data.folder={json.dumps(str(args.what))}"]
     if args.action == "clean":
         count, size = cache_why.clean(args.days)
         print(f"删掉了 {count} 个缓存文件，腾出 {size / 1e6:.1f} MB（{cache_root()}）。")
-        return 0
-    config = load_config(source, overrides)
+        return DONE
+    config = load_config(source, sets)
     family = open_family(config)
     if args.action == "why":
         print(cache_why.why(config, family, args.what))
-        return 0
-    dataset = cache.prepare(config, family, say_encoding)
-    print(
-        f"都编码好了：训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张（{cache_root()}）。"
-    )
-    return 0
+        return DONE
+    dataset = cache.prepare(config, family, encoding())
+    count, held = len(dataset.train), len(dataset.held)
+    print(f"都编码好了：训练 {count} 张，留出 {held} 张（{cache_root()}）。")
+    return DONE

@@ -4,25 +4,31 @@ import logging
 import warnings
 from pathlib import Path
 
-from lorakit.cli.options import DONE
+from lorakit.cli.options import DONE, SET, command, option, settings
 from lorakit.errors import LorakitError, LorakitWarning
 
+_SOURCE = "一次训练的结果文件夹，或 YAML 文件、预设名"
+_PROMPT = option("--prompt", action="append", required=True, help="提示词，可以写多次")
+_LORA = option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的")
+_QUANTIZE = option(
+    "--quantization",
+    choices=("none", "fp8", "int8", "nf4", "fp8-matmul"),
+    help="量化底模，省显存（同 --set model.quantize=）",
+)
 
-def _open(args, need_lora: bool):
+
+def _open(args, source: str, sets: list[str], need_lora: bool = False):
     """结果文件夹、YAML 或预设 -> (设置, 家族, LoRA 在哪)。"""
-    from lorakit.config import load_config
     from lorakit.families import open_family
 
     # 提示词太长，stock 管线用英文提醒；我们自己说
     logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
-    source = Path(args.source)
-    inside = source / "config.yaml"
-    weights = args.lora or (source if inside.is_file() else None)
+    inside = Path(source, "config.yaml")
+    weights = args.lora or (Path(source) if inside.is_file() else None)
     if need_lora and weights is None:
         raise LorakitError("没有 LoRA 可比较：请给一次训练的结果文件夹，或用 --lora 指定文件。")
-    path = inside if inside.is_file() else (source if source.is_file() else args.source)
     more = [f"model.quantize={args.quantization}"] if args.quantization else []
-    config = load_config(path, [*args.set, *more])
+    config = settings(inside if inside.is_file() else source, [*sets, *more])
     return config, open_family(config), weights
 
 
@@ -35,45 +41,69 @@ def _say_long(family, prompts):
             warnings.warn(said, LorakitWarning, stacklevel=2)
 
 
-def _choose_base(args):
-    """第一个词、--model_name、--lora_weights 怎么写都行：都变成 _open 认得的 source。"""
+def choose_base(source: str | None, base: str | None, weights: Path | None):
+    """第一个词、--model_name、--lora_weights 怎么写都行 -> (读哪份设置, 要先改的几项)。"""
     from lorakit import lora
     from lorakit.config import load_config, preset_for, presets
     from lorakit.hub.bundled import tiny_models
 
-    if args.source and args.base:
-        raise LorakitError(f"“{args.source}”和 --model_name {args.base} 只能写一个。")
-    args.source = args.source or args.base
-    if args.source is None and args.lora and (args.lora / "config.yaml").is_file():
-        args.source = str(args.lora)  # 结果文件夹里记着底模
-    elif args.source is None and args.lora:
-        args.source = args.base = lora.read(args.lora)[1].get("base")  # 我们写的文件也记着
-    if args.source is None:
+    if source and base:
+        raise LorakitError(f"“{source}”和 --model_name {base} 只能写一个。")
+    source = source or base
+    if source is None and weights:
+        if (weights / "config.yaml").is_file():
+            return str(weights), []  # 结果文件夹里记着底模
+        source = base = lora.read(weights)[1].get("base")  # 我们写的文件也记着
+    if source is None:
         raise LorakitError(
             "用哪个模型画？写上一次训练的结果文件夹，或 --model_name 底模、--lora_weights 文件。"
         )
-    known = args.source in presets() or (Path(args.source) / "config.yaml").is_file()
-    if not args.base or known or Path(args.base).is_file():
-        return
-    if preset_for(args.base):
-        return
-    if "/" in args.base or Path(args.base).is_dir():  # 没有预设的底模：家族看 LoRA 里记着的
-        family = (lora.read(args.lora)[1] if args.lora else {}).get("family", "qwen-image")
-        models = {name: load_config(name).model for name in presets()}
-        near = [n for n, m in models.items() if m.family == family and m.path not in tiny_models()]
-        args.source = near[0] if near else "qwen-image"
-        args.set = [f"model.family={family}", f"model.path={args.base}", *args.set]
+    known = source in presets() or (Path(source) / "config.yaml").is_file()
+    if not base or known or Path(base).is_file() or preset_for(base):
+        return source, []
+    if "/" not in base and not Path(base).is_dir():
+        return source, []
+    # 没有预设的底模：家族看 LoRA 里记着的
+    family = (lora.read(weights)[1] if weights else {}).get("family", "qwen-image")
+    models = {name: load_config(name).model for name in presets()}
+    near = [n for n, m in models.items() if m.family == family and m.path not in tiny_models()]
+    sets = [f"model.family={family}", f"model.path={base}"]
+    return near[0] if near else "qwen-image", sets
 
 
+@command(
+    "lorakit generate runs/mine --prompt 剪纸风格，一只猫 --out cat.png",
+    option("source", nargs="?", help=_SOURCE),
+    # 下划线的名字是别处的脚本常用的，意思相同
+    option(
+        "--model_name",
+        "--model",
+        dest="base",
+        metavar="底模",
+        help="代替第一个词；也可以写底模在站上的名字或本地文件夹，例如 Qwen/Qwen-Image",
+    ),
+    _PROMPT,
+    option("--negative_prompt", "--negative", default="", help="不要画什么；引导大于 1 才起作用"),
+    option("--lora", "--lora_weights", type=Path, help="LoRA 文件或文件夹；不写就用结果里最新的"),
+    option("--width", type=int, help="图的宽（像素）；不写就和训练时一样"),
+    option("--height", type=int, help="图的高（像素）"),
+    option("--steps", "--num_inference_steps", metavar="数", help="步数（同 sample.steps）"),
+    option("--guidance", "--true_cfg_scale", metavar="数", help="引导强度（同 sample.guidance）"),
+    option("--seed", metavar="数", help="随机种子（同 sample.seed）"),
+    _QUANTIZE,
+    SET,
+    option("--out", "--output_image", type=Path, default=Path("generate.png"), help="图存到哪里"),
+)
 def generate(args) -> int:
+    """用训练好的 LoRA 画图。"""
     from lorakit import infer
     from lorakit.results import report
 
     given = {name: getattr(args, name) for name in ("steps", "guidance", "seed")}
-    args.set = [*args.set, *(f"sample.{k}={v}" for k, v in given.items() if v is not None)]
+    told = [f"sample.{name}={value}" for name, value in given.items() if value is not None]
     report.picture_kind(args.out)  # 画完才说存不了，就白等了
-    _choose_base(args)
-    config, family, weights = _open(args, need_lora=False)
+    source, sets = choose_base(args.source, args.base, args.lora)
+    config, family, weights = _open(args, source, [*sets, *args.set, *told])
     side = config.sample.size or config.data.resolution
     size = tuple(side if edge is None else edge for edge in (args.width, args.height))
     infer.check_size(family, size)
@@ -87,14 +117,31 @@ def generate(args) -> int:
     return DONE
 
 
+@command(
+    'lorakit edit cat.png "给它戴上一顶红帽子" --model runs/mine --out hat.png',
+    option("image", type=Path, help="要改的图"),
+    option("prompt", help="怎么改，一句话"),
+    option(
+        "--model",
+        dest="source",
+        default="tiny-qwen-image-edit",
+        help=f"{_SOURCE}（tiny-qwen-image-edit）",
+    ),
+    option("--also", type=Path, action="append", default=[], help="再看一张图，可写两次（2509）"),
+    _LORA,
+    _QUANTIZE,
+    SET,
+    option("--out", type=Path, default=Path("edit.png"), help="图存到哪里"),
+)
 def edit(args) -> int:
+    """照一句话改一张图。"""
     from lorakit import infer
     from lorakit.data.read import read_image
     from lorakit.results import report
 
     report.picture_kind(args.out)
     pictures = [read_image(path) for path in (args.image, *args.also)]
-    config, family, weights = _open(args, need_lora=False)
+    config, family, weights = _open(args, args.source, args.set)
     how = (config.sample.guidance, [args.prompt], [pictures])
     pipe = infer.open_for(family, weights, *how)
     _say_long(family, [args.prompt])
@@ -104,7 +151,21 @@ def edit(args) -> int:
     return DONE
 
 
+@command(
+    "lorakit compare runs/mine --prompt 剪纸风格，一只猫 --out both.png",
+    option("source", help=_SOURCE),
+    _PROMPT,
+    _LORA,
+    _QUANTIZE,
+    SET,
+    option("--image", type=Path, action="append", help="编辑模型：要改的图，可写多次"),
+    option("--strengths", metavar="0,0.5,1", help="网格：LoRA 的几个强度"),
+    option("--seeds", metavar="0,1,2", help="网格：几个种子"),
+    option("--checkpoints", metavar="all", help="网格：all 或几个步数；三样任选两样"),
+    option("--out", type=Path, default=Path("compare.png"), help="图存到哪里"),
+)
 def compare(args) -> int:
+    """同样的提示词和种子，比较有没有 LoRA。"""
     from lorakit import infer
     from lorakit.data.read import read_image
     from lorakit.infer import xy
@@ -114,7 +175,7 @@ def compare(args) -> int:
     axes = xy.axes(Path(args.source), args.strengths, args.seeds, args.checkpoints)
     if axes and len(args.prompt) > 1:
         raise LorakitError(f"网格一次只画一句提示词，得到 {len(args.prompt)} 句。")
-    config, family, weights = _open(args, need_lora=True)
+    config, family, weights = _open(args, args.source, args.set, need_lora=True)
     side = config.sample.size or config.data.resolution
     control = args.image and [read_image(path) for path in args.image]
     controls = control and [control] * len(args.prompt)
@@ -123,9 +184,7 @@ def compare(args) -> int:
     if axes:
         drawing = (family, pipe, args.prompt[0], config.sample, (side, side))
         sheet = xy.xy_grid(*drawing, *axes, control=control)
-        named = "，".join(
-            f"{way}是{axis.name}" for way, axis in zip(("横", "纵"), axes, strict=False)
-        )
+        named = "，".join(f"{way}是{axis.name}" for way, axis in zip("横纵", axes, strict=False))
         print(f"画好了：{report.save_image(sheet, args.out)}（{named}）")
         return DONE
     rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)

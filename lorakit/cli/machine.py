@@ -3,36 +3,51 @@
 import sys
 from pathlib import Path
 
-
-def _load(args):
-    from lorakit.config import load_config
-
-    source = Path(args.config) if Path(args.config).is_file() else args.config
-    return load_config(source, args.set)
+from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, settings
 
 
+@command(
+    "lorakit doctor qwen-image-24gb",
+    option("config", nargs="?", help="YAML 文件或预设名；不写就只看机器"),
+    option("--tier", type=float, metavar="GB", help="当作有一块这么大的显卡"),
+    option("--offline", action="store_true", help="不试着连模型站"),
+    SET,
+)
 def doctor(args) -> int:
-    """三色的清单；有一项红的就返回 1。"""
+    """开练前的体检：机器行不行，设置放不放得下、要下载多少、要多久。"""
     from lorakit.machine import doctor as checks
 
-    config = _load(args) if args.config else None
+    config = settings(args.config, args.set) if args.config else None
     found = checks.examine(config, args.tier, online=not args.offline)
     for check in found:
         print(check.text(colour=sys.stdout.isatty()))
     bad = sum(check.level == checks.BAD for check in found)
     print(f"有 {bad} 项不行（红）。" if bad else "可以练。")
-    return 1 if bad else 0
+    return WRONG_INPUT if bad else DONE
 
 
+@command(
+    "lorakit bench qwen-image-24gb --tier 24 --baseline seed",
+    option("config", nargs="?", help="YAML 文件或预设名；不写就用 Qwen-Image"),
+    option("--baseline", choices=("seed",), help="seed：再测每步现编码的常见写法"),
+    option("--plain", action="store_true", help="再测只用 diffusers + PEFT 的循环"),
+    option("--tier", type=float, metavar="GB", help="只许用这么多显存，假装是小一点的卡"),
+    option("--steps", type=int, default=10, help="计时的步数（10）"),
+    option("--warm", type=int, default=3, help="先走几步热身，不计时（3）"),
+    option("--trace", action="store_true", help="计时之后再走一步，看时间花在哪"),
+    option("--out", type=Path, default=Path("bench.json"), help="结果存到哪里"),
+    SET,
+)
 def bench(args) -> int:
-    """测几种走法，打印一张表，另存 JSON。"""
+    """测速：真模型的尺寸、随机的权重，不用下载就知道练一步要多久、占多少显存。"""
     import torch
 
     from lorakit.machine import bench as speed
 
-    args.config = args.config or ("qwen-image" if torch.cuda.is_available() else "tiny-qwen-image")
+    source = args.config or ("qwen-image" if torch.cuda.is_available() else "tiny-qwen-image")
     ways = ["ours", *([args.baseline] if args.baseline else []), *(["plain"] if args.plain else [])]
-    report = speed.run(_load(args), ways, args.steps, args.warm, args.tier, args.trace)
+    config = settings(source, args.set)
+    report = speed.run(config, ways, args.steps, args.warm, args.tier, args.trace)
     print(report.text())
     print(f"也写在：{report.save(args.out)}")
-    return 1 if report.rows[0].error else 0
+    return WRONG_INPUT if report.rows[0].error else DONE

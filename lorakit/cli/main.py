@@ -5,40 +5,21 @@ import sys
 import warnings
 from io import TextIOWrapper
 
-from lorakit.cli.data import cache, caption, check
-from lorakit.cli.draw import compare, edit, generate
-from lorakit.cli.machine import bench, doctor
+from lorakit.cli import data, draw, machine, start, train, weights
 from lorakit.cli.options import DONE, INTERRUPTED, WRONG_INPUT, parser
 from lorakit.cli.progress import first_speaks
-from lorakit.cli.start import demo, init, sample_data
-from lorakit.cli.train import train
-from lorakit.cli.weights import audit, export, push
 from lorakit.errors import LorakitError, LorakitWarning
 
 FULL = (
     "显存不够了；已经存好的检查点都在。别的程序占着显卡就先关掉它；再不够，换小一档的预设"
     "（lorakit doctor 预设 会说放不放得下），或加 --set model.quantize=fp8。"
 )
-
-
-# 名字都在 cli_options.COMMANDS 里写明
-_RUN = {
-    "demo": demo,
-    "sample-data": sample_data,
-    "init": init,
-    "check": check,
-    "caption": caption,
-    "cache": cache,
-    "train": train,
-    "generate": generate,
-    "edit": edit,
-    "compare": compare,
-    "export": export,
-    "audit": audit,
-    "push": push,
-    "doctor": doctor,
-    "bench": bench,
-}
+# 照 --help 里的次序
+COMMANDS = (
+    start.demo, start.sample_data, start.init, data.check, data.caption, data.cache, train.train,
+    draw.generate, draw.edit, draw.compare, weights.export, weights.audit, weights.push,
+    machine.doctor, machine.bench,
+)  # fmt: skip
 
 
 def _remind(message, category, filename, lineno, file=None, line=None):
@@ -53,13 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         # Windows 上接到文件里是 GBK，没有“✔”：写成问号，别停下
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    args = parser().parse_args(argv)
+    args = parser(COMMANDS).parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # 它用英文提醒的事与学的人无关
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _remind
             with first_speaks():
-                return _RUN[args.command](args)
+                return args.run(args)
     except LorakitError as error:
         if args.debug:
             raise

@@ -17,19 +17,21 @@ def first_speaks():
         yield
 
 
-_bars: dict = {}  # 在做什么 -> 它的进度条
-
-
-def say_encoding(what: str, done: int, total: int):
+def encoding():
     """看图、编码、写描述的进度条；一秒之内做完的不显示。"""
     from tqdm import tqdm
 
-    if what not in _bars:
-        form = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt}，还要 {remaining}"
-        _bars[what] = tqdm(total=total, desc=what, bar_format=form, delay=1, file=sys.stderr)
-    _bars[what].update(done - _bars[what].n)
-    if done == total:
-        _bars.pop(what).close()
+    bars = {}  # 在做什么 -> 它的进度条
+    form = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt}，还要 {remaining}"
+
+    def show(what: str, done: int, total: int):
+        if what not in bars:
+            bars[what] = tqdm(total=total, desc=what, bar_format=form, delay=1, file=sys.stderr)
+        bars[what].update(done - bars[what].n)
+        if done == total:
+            bars.pop(what).close()
+
+    return show
 
 
 @contextmanager

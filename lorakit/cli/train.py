@@ -1,25 +1,27 @@
 """命令 train：训练、途中出样张、练完写报告；几个进程时都走这里，只有 0 号写文件、说话。"""
 
 import statistics
-from pathlib import Path
 
-from lorakit.cli.options import DONE, INTERRUPTED
-from lorakit.cli.progress import bar, interrupt, say_encoding
+from lorakit.cli.options import DONE, INTERRUPTED, SET, command, option, settings
+from lorakit.cli.progress import bar, encoding, interrupt
 from lorakit.errors import LorakitError
 
 STARTING = 10  # 编译、挑内核、录图都在头几步里
 
 
+@command(
+    "lorakit train tiny-qwen-image --set data.folder=my-data --set run.output=runs/mine",
+    option("config", help="YAML 文件或预设名"),
+    SET,
+)
 def train(args) -> int:
-    """训练；被叫停时存好、说怎样接着练，返回 130。"""
-    from lorakit.config import load_config
+    """训练一个 LoRA；断了再运行同一条命令就接着练。"""
     from lorakit.results import track
     from lorakit.train import Trainer
     from lorakit.training import processes
 
-    source = Path(args.config) if Path(args.config).is_file() else args.config
-    config = load_config(source, args.set)
-    trainer = Trainer(config, progress=say_encoding)
+    config = settings(args.config, args.set)
+    trainer = Trainer(config, progress=encoding())
     print(trainer.plan().text())
     print(trainer.describe())
     if trainer.compiled:

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, settings
 from lorakit.errors import ConfigError, LorakitError
 
 MOST = 100.0  # 份量再大就是写错了
+_FILE = (
+    option("file", type=Path, help="LoRA 文件，或一次训练的结果文件夹"),
+    option("--model", help="底模：预设名或 YAML 文件；不写就用文件里记着的"),
+)
 
 
 def _family(args, file: Path):
@@ -15,10 +20,9 @@ def _family(args, file: Path):
 
     inside = next((p / "config.yaml" for p in (file, *file.parents[:2]) if p.is_dir()), None)
     if args.model:
-        source = Path(args.model)
-        config = load_config(source if source.is_file() else args.model)
+        config = settings(args.model)
     elif inside is not None and inside.is_file():
-        config = load_config(inside)
+        config = settings(inside)
     else:
         card = lora.read(file)[1]
         if "family" not in card or "base" not in card:
@@ -64,11 +68,30 @@ def _workflow(args) -> int:
     print("3. 把工作流文件拖进 ComfyUI 的网页，点运行。")
     if "tiny" in base:
         print(f"提醒：它是给微型模型 {base} 练的，ComfyUI 里没有这个模型；换真模型练出来的才能用。")
-    return 0
+    return DONE
 
 
+@command(
+    "lorakit export runs/mine --to kohya --out mine-kohya.safetensors",
+    *_FILE,
+    option("--to", choices=("diffusers", "comfyui", "kohya"), help="写成谁的写法（diffusers）"),
+    option("--out", type=Path, help="写到哪里；--merge 时是文件夹"),
+    option(
+        "--workflow",
+        type=Path,
+        metavar="文件",
+        help="写 ComfyUI 工作流：x.json 拖进网页用，x.api.json 给程序用",
+    ),
+    option("--family", help="工作流给哪个家族：不写就用文件里记着的"),
+    option("--prompt", help="工作流里的提示词；没有触发词会自动加上"),
+    SET,
+    option("--also", type=Path, action="append", default=[], help="再叠一个 LoRA，可多次"),
+    option("--weight", type=float, action="append", help="每个 LoRA 的份量，按次序写"),
+    option("--rank", type=int, help="缩到这个秩"),
+    option("--merge", action="store_true", help="合并进底模，写出 transformer 文件夹"),
+)
 def export(args) -> int:
-    """转换写法；可以先叠几个、缩秩，也可以直接合并进底模；另可写一份 ComfyUI 工作流。"""
+    """把 LoRA 换成别家的写法，或叠加、缩秩、合并进底模。"""
     if args.out is None and args.workflow is None:
         raise LorakitError("写到哪里？加上 --out 文件名，或 --workflow 工作流.json。")
     if args.workflow and args.merge:
@@ -78,7 +101,7 @@ def export(args) -> int:
     _refuse_idle(args)
     if args.out is not None:
         _convert(args)
-    return _workflow(args) if args.workflow else 0
+    return _workflow(args) if args.workflow else DONE
 
 
 def _refuse_idle(args):
@@ -140,8 +163,9 @@ def _convert(args):
     print(f"写好了：{made}（{style}，{len(layers)} 层；重读核对过，每层的 ΔW 都没有变）")
 
 
+@command("lorakit audit runs/mine", *_FILE)
 def audit(args) -> int:
-    """体检一个 LoRA 文件：多少层放得上、改了多少、有没有坏数。"""
+    """体检一个 LoRA 文件：对不对得上底模、改了多少、有没有坏数。"""
     from lorakit import lora
     from lorakit.lora import audit as lora_audit
     from lorakit.lora import fused as lora_fused
@@ -152,20 +176,28 @@ def audit(args) -> int:
     shell = family.skeleton()
     result = lora_audit.audit(file, shell, lora_fused.slots(family.original, shell))
     print(result.text())
-    return 0 if result.good else 1
+    return DONE if result.good else WRONG_INPUT
 
 
+@command(
+    "lorakit push runs/mine --to modelscope --repo zhangsan/papercut-lora",
+    option("source", type=Path, help="一次训练的结果文件夹，或一个 LoRA 文件"),
+    option("--to", choices=("modelscope", "huggingface"), required=True, help="哪个站"),
+    option("--repo", required=True, metavar="用户名/模型名", help="仓库的名字"),
+    option("--public", action="store_true", help="公开；不写就是私有的"),
+    option("--yes", action="store_true", help="真的上传"),
+)
 def push(args) -> int:
-    """列出要上传的；写了 --yes 才真的上传。"""
+    """把 LoRA 连同模型卡、样张发布到模型站；不写 --yes 只预演。"""
     from lorakit.results import publish
 
     wanted = publish.plan(args.source, args.to, args.repo, not args.public)
     print(wanted.text())
     if not args.yes:
         print("\n这只是预演，什么也没有上传。看过没问题，再加上 --yes。")
-        return 0
+        return DONE
     print(f"\n传好了：{publish.upload(wanted)}")
-    return 0
+    return DONE
 
 
 def _held(run: Path) -> str:
