@@ -127,8 +127,7 @@ class Trainer:
         able = compiling.can_replay(self.accelerator.device, self.accelerator.num_processes)
         if self.config.memory.compile != "graphs" or not (self.compiled and able):
             return None
-        streamer = getattr(self.transformer, "streamer", None)
-        return Graphs(self.objective, self.recompute, self._divisor(), streamer)
+        return Graphs(self.objective, self.recompute, self._divisor(), self.family.streamer)
 
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""

@@ -124,7 +124,7 @@ def test_replayed_graphs_train_the_same(config, extra):
         losses[-1] += [next(steps).loss for _ in range(3)]
         if extra == STREAMED:  # 像检验过一样：格子里换成了别的块
             for number in range(3):
-                trainer.transformer.streamer.need(number)
+                trainer.family.streamer.need(number)
         losses[-1] += [step.loss for step in steps]
         ends.append(trainer.parameters)
     assert trainer.graphs.made and len(trainer.graphs.seen) > 1

@@ -26,6 +26,7 @@ class Flux(KLVae, Family):
     name = "flux"
     pipeline_class = "FluxPipeline"
     licences: ClassVar = {"tiny-flux": "apache-2.0", "": "flux-1-dev-non-commercial-license"}
+    workflows: ClassVar = {"": "flux"}
     multiple = 16
     embedded_guidance = True
     said_as: ClassVar = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
@@ -92,17 +93,13 @@ class Flux(KLVae, Family):
     def _guided(self) -> bool:
         return self.config_of("transformer").get("guidance_embeds", False)
 
-    def _load_text(self):
+    def _load_text(self, device):
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        place = {"dtype": self.dtype, "device_map": {"": self.home}}
-        clip = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", **place)
-        t5 = T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place)
-        for encoder in (clip, t5):
-            encoder.eval().requires_grad_(False)
-        tokenizer = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        tokenizer_2 = T5TokenizerFast.from_pretrained(self.folder, subfolder="tokenizer_2")
-        return clip, tokenizer, t5, tokenizer_2
+        clip = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+        t5 = T5TokenizerFast.from_pretrained(self.folder, subfolder="tokenizer_2")
+        encoder_2 = self._encoder(T5EncoderModel, device, "text_encoder_2")
+        return self._encoder(CLIPTextModel, device), clip, encoder_2, t5
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

@@ -20,6 +20,7 @@ class QwenImageEdit(QwenImage):
     name = "qwen-image-edit"
     multiple = 32
     controls = (1, 1)
+    workflows: ClassVar = {"2509": "qwen-image-edit-2509", "": "qwen-image-edit"}
     text_parts: ClassVar = ("text_encoder", "tokenizer", "processor")
     full_size: ClassVar = {
         **QwenImage.full_size,
@@ -27,8 +28,8 @@ class QwenImageEdit(QwenImage):
     }
     distilled: ClassVar = {"Lightning": "Qwen/Qwen-Image-Edit"}
 
-    def __init__(self, folder, device, dtype):
-        super().__init__(folder, device, dtype)
+    def __init__(self, folder, *place, **how):
+        super().__init__(folder, *place, **how)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         self.pipeline_class = index["_class_name"]
         if self.pipeline_class not in ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"):
@@ -40,12 +41,12 @@ class QwenImageEdit(QwenImage):
         if self.plus:
             self.controls = (1, 3)
 
-    def _load_text(self):
+    def _load_text(self, device):
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
             Qwen2VLImageProcessorPil,
         )
 
-        encoder, tokenizer = super()._load_text()
+        encoder, tokenizer = super()._load_text(device)
         images = Qwen2VLImageProcessorPil.from_pretrained(self.folder, subfolder="processor")
         return encoder, tokenizer, PictureProcessor(images, tokenizer)
 

@@ -6,8 +6,9 @@ import torch
 
 from lorakit import lora
 from lorakit.infer.checks import check_pictures
+from lorakit.infer.prompts import remember
 from lorakit.lora import full
-from lorakit.memory.devices import free_memory
+from lorakit.memory import devices
 
 TILE = 512  # VAE 分片解码时一片的边长，像素
 DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
@@ -22,10 +23,7 @@ def open_pipeline(family, weights: Path | None = None, text="load"):
     whole = full.find(weights) if weights is not None else None
     if whole is not None:
         full.check_fits(whole, family)
-    wanted = whole or family.folder / "transformer"
-    if family.transformer_folder != wanted:  # 上次打开的是另一份
-        family.transformer_folder = wanted
-        family.release("transformer")
+    family.use_transformer(whole)
     transformer = family.untouched()
     pipe = family.pipeline(transformer, text=text)
     pipe.set_progress_bar_config(disable=True)
@@ -53,14 +51,6 @@ def scarce(family) -> bool:
     return family.device.type == "cuda"
 
 
-def remember(family, guidance: float, prompts, controls=None, negative: str = ""):
-    """编码好 prompts（编辑还有每句的控制图 controls）与引导用的负面提示词，见 Family.remember。"""
-    family.remember(prompts, controls)
-    if guidance > 1 and not family.embedded_guidance:
-        blank = negative if negative.strip() else family.blank
-        family.remember([blank] * len(prompts), controls)
-
-
 def fit_vae(family, pixels: int):
     """解码很占显存：一张张来；一张也放不下，就一小片一小片地来，接缝处稍有不同。"""
     if not scarce(family):
@@ -68,7 +58,7 @@ def fit_vae(family, pixels: int):
     vae = family.load("vae")
     torch.cuda.empty_cache()
     vae.enable_slicing()
-    tight = free_memory(family.device) < DECODING * pixels
+    tight = devices.free_memory(family.device) < DECODING * pixels
     (vae.enable_tiling if tight else vae.disable_tiling)()
     if hasattr(vae, "tile_latent_min_size"):  # 原来的一片和训练时的图一样大：1024² 就不分了
         vae.tile_sample_min_size = TILE

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lorakit.memory.devices import free_memory
+from lorakit.memory import devices
 
 SHREDS = 0.15  # 留着的中间结果越多，切碎了用不上的显存越多：Qwen-Image-Edit 1024² 留 33 GiB、碎 5.3
 
@@ -55,7 +55,7 @@ class Recompute:
 
     def _free(self) -> int:
         if self.most is None:
-            return free_memory(self.device)
+            return devices.free_memory(self.device)
         return self.most - torch.cuda.memory_allocated(self.device)
 
     def _again(self, block: nn.Module, args: tuple):
