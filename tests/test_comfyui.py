@@ -102,11 +102,8 @@ def test_the_shift_is_the_pipelines(size):
     from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
     mu = calculate_shift((size // 16) ** 2, 256, 8192, 0.5, 0.9)
-    for name, want in {
-        "qwen-image": math.exp(mu),
-        "qwen-image-edit-2509": math.exp(mu),
-        "z-image": 3,
-    }.items():
+    wanted = {"qwen-image": math.exp(mu), "qwen-image-edit-2509": math.exp(mu), "z-image": 3}
+    for name, want in wanted.items():
         shift = workflow_of(name)[1].full_shift(size)
         nodes = comfyui.fill(name, comfyui.Fill("a", "b", 20, 4, size, 0, shift))
         (written,) = [n["inputs"] for n in nodes.values() if n["class_type"] == SHIFTED]

@@ -17,7 +17,7 @@ TINY_DEVICE = "LORAKIT_TINY_DEVICE"  # 环境变量：随包的微型模型用�
 
 def device_for(path: str) -> torch.device:
     """底模放在哪里：随包的微型模型小得用不着显卡，总在 CPU 上，每个数在哪台机器上都一样。"""
-    if path in tiny_models() and os.environ.get(TINY_DEVICE, "cpu") == "cpu":
+    if path in tiny_models() and (os.environ.get(TINY_DEVICE) or "cpu") == "cpu":
         return torch.device("cpu")
     return devices.pick_device()
 
