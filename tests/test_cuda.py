@@ -14,7 +14,7 @@ from lorakit.config import load_config
 from lorakit.errors import LorakitWarning
 from lorakit.families import REGISTRY, get, open_family
 from lorakit.machine import bench
-from lorakit.memory import apply, attention, compiling, devices, quantize
+from lorakit.memory import apply, attention, devices, quantize
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 

@@ -12,7 +12,7 @@
 """
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ from lorakit.families.parts import Parts
 from lorakit.families.shared import Cond
 
 
-class Family(Parts):
+class Family(Parts, ABC):
     """一个模型家族；`folder` 是 diffusers 布局的文件夹。
 
     Args:

@@ -77,7 +77,10 @@ class Flux(KLVae, Family):
     }
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
-    text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    text_parts: ClassVar = {
+        "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
+        "text_encoder_2": "T5EncoderModel", "tokenizer_2": "T5TokenizerFast",
+    }  # fmt: skip
     caption_tokenizer = "tokenizer_2"  # CLIP 只给一个总的向量，内容都从 T5 来
 
     @property
@@ -92,14 +95,6 @@ class Flux(KLVae, Family):
     @cached_property
     def _guided(self) -> bool:
         return self.config_of("transformer").get("guidance_embeds", False)
-
-    def _load_text(self, device):
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-        clip = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        t5 = T5TokenizerFast.from_pretrained(self.folder, subfolder="tokenizer_2")
-        encoder_2 = self._encoder(T5EncoderModel, device, "text_encoder_2")
-        return self._encoder(CLIPTextModel, device), clip, encoder_2, t5
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

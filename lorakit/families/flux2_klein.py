@@ -27,6 +27,7 @@ class Flux2Klein(Family):
 
     name = "flux2-klein"
     pipeline_class = "Flux2KleinPipeline"
+    text_parts: ClassVar = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
     multiple = 16
     masks_text = False
@@ -58,12 +59,6 @@ class Flux2Klein(Family):
         index = self.folder / "model_index.json"
         if index.is_file() and json.loads(index.read_text("utf-8")).get("is_distilled"):
             raise distilled_error(path, " 或 ".join(self.distilled.values()))
-
-    def _load_text(self, device):
-        from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
-
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        return self._encoder(Qwen3ForCausalLM, device), tokenizer
 
     def _scales(self, vae) -> tuple[torch.Tensor, torch.Tensor]:
         std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()

@@ -32,7 +32,11 @@ class Kandinsky5(KLVae, Family):
         "all-linear": rf"(text|visual)_transformer_blocks\.\d+\.{LINEAR}",
     }
     distilled: ClassVar = {"distilled": BASE, "nocfg": BASE}
-    text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    # 官方文件夹里是 Qwen2VLProcessor，它还要 torchvision 处理视频；只编码文字，有分词器就够
+    text_parts: ClassVar = {
+        "text_encoder": "Qwen2_5_VLForConditionalGeneration", "tokenizer": "Qwen2Tokenizer",
+        "text_encoder_2": "CLIPTextModel", "tokenizer_2": "CLIPTokenizer",
+    }  # fmt: skip
     said_as: ClassVar = {"text": "prompt_embeds_qwen", "pooled": "prompt_embeds_clip"}
 
     full_size: ClassVar = {
@@ -46,16 +50,6 @@ class Kandinsky5(KLVae, Family):
         "text_encoder_2": CLIP_L,
         "scheduler": {"shift": 5.0},
     }  # fmt: skip
-
-    def _load_text(self, device):
-        from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer
-        from transformers import Qwen2_5_VLForConditionalGeneration as QwenVL
-
-        # 官方文件夹里是 Qwen2VLProcessor，它还要 torchvision 处理视频；只编码文字，有分词器就够
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        tokenizer_2 = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer_2")
-        clip = self._encoder(CLIPTextModel, device, "text_encoder_2")
-        return self._encoder(QwenVL, device), tokenizer, clip, tokenizer_2
 
     def _load_transformer(self):
         model = real_tokens_only(super()._load_transformer())

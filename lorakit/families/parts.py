@@ -3,7 +3,6 @@
 import copy
 import gc
 import json
-from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -31,7 +30,7 @@ def _progress_bars(shown: bool):
             (module.enable_progress_bar if enabled else module.disable_progress_bar)()
 
 
-class Parts(ABC):
+class Parts:
     """diffusers 布局的文件夹 `folder` 里的各部分：用到才载入，只载一次。
 
     Args:
@@ -40,8 +39,7 @@ class Parts(ABC):
         random_weights: 不读 Transformer 的权重、现造随机的，只为测速度与显存。
     """
 
-    # 决定文字条件的文件夹，次序与 _load_text 的结果相同
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    text_parts: ClassVar[dict[str, str]]  # 决定文字条件的文件夹 -> transformers 里的类
     caption_tokenizer: str = "tokenizer"  # 管着描述长短的那个分词器的文件夹
 
     def __init__(
@@ -102,8 +100,7 @@ class Parts(ABC):
             self.fetch(part)
             size = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
             with _progress_bars(size > 1 << 30):  # 小模型一眨眼就好，进度条只是噪音
-                make = {"vae": self._load_vae, "transformer": self._load_transformer}
-                self.parts[part] = make.get(part, self._load_encoders)()
+                self.parts[part] = getattr(self, f"_load_{part}")()
         return self.parts[part]
 
     def _load_vae(self) -> nn.Module:
@@ -112,22 +109,23 @@ class Parts(ABC):
         )
         return vae.to(self.device).eval().requires_grad_(False)
 
-    @abstractmethod
-    def _load_text(self, device: torch.device) -> tuple:
-        """text_parts 的各部分，文本编码器（见 `_encoder`）载到 device 上。"""
+    def _load_text(self) -> tuple:
+        """text_parts 的各部分；显卡放不下的文本编码器先载到内存，用到哪块搬哪块。"""
+        import transformers
 
-    def _encoder(self, cls: type, device: torch.device, part: str = "text_encoder") -> nn.Module:
-        """transformers 的一个文本编码器，冻住。"""
-        where = {"subfolder": part, "dtype": self.dtype, "device_map": {"": device}}
-        return cls.from_pretrained(self.folder, **where).eval().requires_grad_(False)
-
-    def _load_encoders(self) -> tuple:
-        if not self._tight():
-            return self._load_text(self.device)
-        made = self._load_text(torch.device("cpu"))  # 先载到内存，用到哪块搬哪块
-        for encoder in (one for one in made if isinstance(one, nn.Module)):
-            streaming.stream(encoder, self.device)
-        return made
+        tight, made = self._tight(), []
+        where = {"dtype": self.dtype, "device_map": {"": "cpu" if tight else self.device}}
+        for part, name in self.text_parts.items():
+            cls = getattr(transformers, name)
+            encodes = issubclass(cls, nn.Module)  # 其余是分词器、图片处理器
+            made.append(
+                cls.from_pretrained(self.folder, subfolder=part, **(where if encodes else {}))
+            )
+            if encodes:
+                made[-1].eval().requires_grad_(False)
+                if tight:
+                    streaming.stream(made[-1], self.device)
+        return tuple(made)
 
     def _tight(self) -> bool:
         """文本编码器要不要随用随搬：设置要求，或剩下的显存放不下它。"""

@@ -24,6 +24,10 @@ class QwenImage(Family):
     workflows: ClassVar = {"": "qwen-image"}
     multiple = 16
     pipeline_class = "QwenImagePipeline"
+    text_parts: ClassVar = {
+        "text_encoder": "Qwen2_5_VLForConditionalGeneration",
+        "tokenizer": "Qwen2Tokenizer",
+    }
     caption_limit = 1024
     blank = " "  # 官方示例用一个空格
     full_size: ClassVar = {
@@ -48,12 +52,6 @@ class QwenImage(Family):
         fuse_rope()
         keep_mask()
         return super()._load_transformer()
-
-    def _load_text(self, device):
-        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        return self._encoder(Qwen2_5_VLForConditionalGeneration, device), tokenizer
 
     def _scales(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.load("vae").config

@@ -21,7 +21,7 @@ class QwenImageEdit(QwenImage):
     multiple = 32
     controls = (1, 1)
     workflows: ClassVar = {"2509": "qwen-image-edit-2509", "": "qwen-image-edit"}
-    text_parts: ClassVar = ("text_encoder", "tokenizer", "processor")
+    text_parts: ClassVar = {**QwenImage.text_parts, "processor": "Qwen2VLImageProcessorPil"}
     full_size: ClassVar = {
         **QwenImage.full_size,
         "model_index": {"_class_name": "QwenImageEditPipeline"},
@@ -41,13 +41,8 @@ class QwenImageEdit(QwenImage):
         if self.plus:
             self.controls = (1, 3)
 
-    def _load_text(self, device):
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-            Qwen2VLImageProcessorPil,
-        )
-
-        encoder, tokenizer = super()._load_text(device)
-        images = Qwen2VLImageProcessorPil.from_pretrained(self.folder, subfolder="processor")
+    def _load_text(self):
+        encoder, tokenizer, images = super()._load_text()
         return encoder, tokenizer, PictureProcessor(images, tokenizer)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ class ZImage(KLVae, Family):
 
     name = "z-image"
     pipeline_class = "ZImagePipeline"
+    text_parts: ClassVar = {"text_encoder": "Qwen3Model", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"": "apache-2.0"}
     workflows: ClassVar = {"": "z-image"}
     multiple = 16
@@ -38,12 +39,6 @@ class ZImage(KLVae, Family):
         },
         "scheduler": {"shift": 3.0},
     }  # fmt: skip
-
-    def _load_text(self, device):
-        from transformers import Qwen2Tokenizer, Qwen3Model
-
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        return self._encoder(Qwen3Model, device), tokenizer
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
