@@ -36,6 +36,7 @@ def _workflow(args) -> int:
     """写一份填好的 ComfyUI 工作流，说清楚文件放在哪里。"""
     from lorakit import lora
     from lorakit.config import load_config
+    from lorakit.families.registry import workflow_of
     from lorakit.lora import comfyui, convert
 
     file = lora.find(args.file)
@@ -46,7 +47,8 @@ def _workflow(args) -> int:
             f"“{file}”里没有写是给哪个家族的。请用 --family 写一个：{'、'.join(comfyui.names())}。"
         )
     base = card.get("base", "")
-    name = comfyui.choose(family, base)
+    name, cls = workflow_of(family, base)
+    comfyui.refuse_unknown(name)
     sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(name).items()]
     sample = load_config(None, [*sets, *args.set]).sample
     trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
@@ -57,7 +59,8 @@ def _workflow(args) -> int:
     if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
         called = f"{folder.resolve().name}.safetensors"
     plain = {key: getattr(sample, key) for key in ("steps", "guidance", "size", "seed")}
-    nodes = comfyui.fill(name, comfyui.Fill(called, prompt, **plain))
+    filled = comfyui.Fill(called, prompt, **plain, shift=cls.full_shift(sample.size))
+    nodes = comfyui.fill(name, filled)
     print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{name}，提示词：{prompt}）")
     mine = convert.named(args.out) if args.out else file
     print(f"1. 把 {mine} 复制成 ComfyUI/models/loras/{called}")
@@ -151,8 +154,7 @@ def _convert(args):
         print(f"缩到秩 {args.rank}，保住了 {kept:.1%} 的能量（ΔW 的平方和）。")
     if args.merge:
         # 训练时底模可以量化、放在内存里；合并总是进原来精度的权重
-        family.quantize, family.offload = "none", "none"
-        transformer = family.load("transformer")
+        transformer = family.again(quantize="none", offload="none").load("transformer")
         convert.merge(layers, transformer)
         merged = full.files_of(transformer.state_dict())
         print(f"合并好了：{full.save(args.out, family, merged.items())}")

@@ -5,7 +5,6 @@
 """
 
 import json
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ class Fill:
     guidance: float
     size: int
     seed: int
+    shift: float  # 真模型在这个尺寸上的时间偏移；自己会算的工作流用不上
 
 
 def names() -> list[str]:
@@ -40,18 +40,12 @@ def signatures() -> dict[str, dict]:
     return json.loads((FOLDER / "nodes.json").read_text("utf-8"))["nodes"]
 
 
-def choose(family: str, base: str = "") -> str:
-    """家族与底模 -> 工作流的名字。
-
-    Raises:
-        LorakitError: 这个家族没有现成的工作流。
-    """
-    name = f"{family}-2509" if family == "qwen-image-edit" and "2509" in base else family
+def refuse_unknown(name: str):
+    """没有现成的这一份，就说有哪些。"""
     if name not in names():
         raise LorakitError(
-            f"没有“{family}”的 ComfyUI 工作流。可选：{'、'.join(names())}；用 --family 写其中一个。"
+            f"没有“{name}”的 ComfyUI 工作流。可选：{'、'.join(names())}；用 --family 写其中一个。"
         )
-    return name
 
 
 def template(name: str) -> dict[str, dict]:
@@ -81,21 +75,14 @@ def fill(name: str, values: Fill) -> dict[str, dict]:
         "FluxGuidance": {"guidance": values.guidance},
         "EmptySD3LatentImage": square,
         "ModelSamplingFlux": square,
+        "ModelSamplingAuraFlow": {"shift": round(values.shift, 2)},
         "ImageScaleToTotalPixels": {"megapixels": round((values.size / 1024) ** 2, 2)},
     }
-    if name.startswith("qwen"):
-        changes["ModelSamplingAuraFlow"] = {"shift": round(_qwen_shift(values.size), 2)}
     for node in nodes.values():
         node["inputs"] |= changes.get(node["class_type"], {})
         if node["_meta"]["title"] == "提示词":
             node["inputs"]["text" if "text" in node["inputs"] else "prompt"] = values.prompt
     return nodes
-
-
-def _qwen_shift(size: int) -> float:
-    """Qwen-Image 的动态时间偏移，与它自带的调度器相同：词元越多，偏移越大。"""
-    tokens = (size // 16) ** 2
-    return math.exp(0.5 + (0.9 - 0.5) * (tokens - 256) / (8192 - 256))
 
 
 def files(nodes: dict[str, dict]) -> list[str]:
