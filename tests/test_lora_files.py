@@ -134,13 +134,6 @@ def test_another_base_is_refused(trained, tmp_path, capsys):
     assert "与这个底模对不上" in capsys.readouterr().err
 
 
-def test_dora_is_refused_with_a_reason(config, tmp_path, capsys):
-    settings = config("lora.variant=dora")
-    list(Trainer(settings))
-    assert main(["export", str(settings.run.output), "--out", str(tmp_path / "x")]) == 1
-    assert "DoRA" in capsys.readouterr().err
-
-
 def pair(rank, seed=0, out=6, wide=5):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(rank, wide, generator=g), torch.randn(out, rank, generator=g)
