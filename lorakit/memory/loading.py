@@ -18,8 +18,9 @@ Read = Callable[[str, nn.Parameter], torch.Tensor]  # (参数名, 它在骨架�
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """重复的那些块 {名字: 模块}，按书写顺序；块外的（进出口、时间）很小，又最怕误差，一律不动。"""
-    # diffusers 与 transformers 各有各的记法
-    names = set(getattr(model, "_repeated_blocks", None) or model._no_split_modules or ())
+    for way in ("_repeated_blocks", "_no_split_modules"):  # diffusers、transformers 的记法
+        if names := set(getattr(model, way, None) or ()):
+            break
     return {name: m for name, m in model.named_modules() if type(m).__name__ in names}
 
 
