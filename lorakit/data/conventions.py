@@ -1,5 +1,6 @@
 """别的训练器摆文件夹的习惯：遮罩叫什么、放哪里，同类图放在一起，文件夹名里写着次数。"""
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -86,7 +87,9 @@ def masks_beside(folder: Path) -> list[Problem]:
 
 
 def _yaml(path: Path) -> str:
-    return inline(str(path))
+    """写在 [{folder: …}] 里也不会读错的路径。"""
+    text = str(path)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(",[]{}") else inline(text)
 
 
 def _counted_folder(path: Path, folder: Path) -> tuple[Path, str] | None:

@@ -30,6 +30,7 @@ LARGEST = 200_000_000  # 字节；再大的不是描述表
 FILES = ("file_name", "image_path", "image", "image_file", "img_path", "img", "file", "filename",
          "filepath", "file_path", "path", "key")  # fmt: skip
 CAPTIONS = (*CAPTION_KEYS, "description", "instruction", "edit_prompt")
+PICTURE = re.compile(r"\.(jpe?g|png|webp|bmp)$", re.IGNORECASE)
 CONTROL = re.compile(r"(control|source|conditioning)_?(path|image|img|file)?s?(_path)?(_\d+)?")
 
 
@@ -105,7 +106,7 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             before = [value for key, value in row.items() if CONTROL.fullmatch(str(key))]
             if any(before):
                 controls[picture] = before[0]
-    if found or missing:
+    if found or any(PICTURE.search(name) for name, _ in missing):
         read.used.add(path)
         read.problems += _told(path, found, missing)
     if controls and control is None:
