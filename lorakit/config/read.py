@@ -2,6 +2,7 @@
 
 import codecs
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,24 @@ def decoded(raw: bytes) -> str:
         return raw.decode("gb18030")
 
 
-def parse_file(path: Path, problems: list[str]) -> dict:
+def wide_colons(text: str, known: Iterable[str] = ()) -> list[str]:
+    """写成中文冒号的行，各一句：第几行、写了什么。
+
+    Args:
+        known: 认得的设置名；不给就凡是英文名字后面跟着中文冒号的都算。
+    """
+    words = {part for name in known for part in name.split(".")}
+    said = []
+    for number, line in enumerate(text.split("\n"), 1):
+        hit = re.match(r"\s*(?:- *)?([A-Za-z_][\w.]*)\s*：", line)
+        if hit and (not words or hit[1] in words):
+            shown = quoted(line.strip())
+            mend = "“：”是中文的冒号，冒号要用英文的“:”，后面空一格"
+            said.append(f"第 {number} 行写错了：得到 {shown}，{mend}。")
+    return said
+
+
+def parse_file(path: Path, problems: list[str], known: Iterable[str] = ()) -> dict:
     """读一个 YAML 文件；读不了就说原因和改法。"""
     text = ""
     try:
@@ -64,14 +82,17 @@ def parse_file(path: Path, problems: list[str]) -> dict:
     except OSError:
         why = "打不开：请检查这个文件的读取权限。"
     except (yaml.YAMLError, RecursionError) as error:
-        why = syntax(error, text)
+        why = "".join(wide_colons(text)) or syntax(error, text)
     else:
         if isinstance(tree, dict):
+            problems += wide_colons(text, known) if known else []
             return tree
         mend = (
             "最外层要写成“名字: 值”，例如先写 train:，下一行缩进写 lr: 1e-4（英文冒号，后面空一格）"
         )
         why = f"的内容不对：得到 {quoted(tree)}，{mend}。"
+        if isinstance(tree, str) and (wide := wide_colons(text)):
+            why = "".join(wide)
         if tree is None:
             why = "是空的：可以运行 lorakit init qwen-image 得到一份带说明的，或者直接用预设名。"
     raise ConfigError(f"设置文件 {path} {why}")

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from lorakit import hub
-from lorakit.errors import ConfigError
+from lorakit.config.foreign import PIPELINES, declared
+from lorakit.errors import ConfigError, warn
 from lorakit.families.registry import REGISTRY, get
 from lorakit.hub.bundled import bundled, tiny_models
 from lorakit.memory import devices, quantize
@@ -71,9 +72,23 @@ def _refuse_other_family(cls: type, folder: Path, path: str):
     )
 
 
+def _refuse_other_pipeline(cls: type, folder: Path, path: str):
+    """底模的 model_index.json 说自己是哪一种管线，就是哪一家：编辑与文生图的网络是同一种。"""
+    said = declared(folder)
+    owner = PIPELINES.get(said)
+    if owner and owner != cls.name:
+        raise ConfigError(
+            f"model.path：“{path}”的 model_index.json 说它是 {said}，是 {owner} 家族的，"
+            f"不是 {cls.name}。请写 model.family={owner}，或换一个 model.path。"
+        )
+    if said and not owner:
+        warn(f"“{path}”的 model_index.json 说它是 {said}，这里没有它；当作 {cls.name} 来练。")
+
+
 def _configured(cls: type, folder: Path, config, device=None, dtype=None, **how):
     device = device or device_for(config.model.path)
     _refuse_other_family(cls, folder, config.model.path)
+    _refuse_other_pipeline(cls, folder, config.model.path)
     how |= {"quantize": config.model.quantize, "offload": config.memory.offload}
     dtype = dtype or devices.pick_dtype(config.model.precision, device)
     return cls(folder, device, dtype, guidance=config.train.guidance, **how)

@@ -2,21 +2,14 @@
 
 import json
 import shutil
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
-from lorakit.config import Config, differences, load_config
-from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.config import Config
+from lorakit.errors import ConfigError
 from lorakit.files import write_text
-from lorakit.results import checkpoint
+from lorakit.results import checkpoint, sameness
 from lorakit.results.lock import Lock
-
-# 续训时可以改的设置：它们不影响已经练过的那些步
-CHANGEABLE = (
-    "train.steps", "train.save_every", "train.keep", "sample.", "eval.every", "memory.", "run.",
-    "model.source",
-)  # fmt: skip
 
 
 class RunFolder:
@@ -48,8 +41,7 @@ class RunFolder:
                 f"run.output：“{self.path}”里已经有检查点，而 run.resume 是 never。"
                 "换一个 run.output，或改回 auto 接着练。"
             )
-        if self.known.is_file():
-            self._compare(load_config(self.known), config)
+        sameness.settings(self.path, config, self.processes)
 
     def _refuse_foreign(self):
         """文件夹里有不是训练写的同名文件，就拒绝：不能盖掉别人写的东西。"""
@@ -87,36 +79,6 @@ class RunFolder:
             return False
         stop.unlink()
         return True
-
-    def _compare(self, old: Config, new: Config):
-        changed = {
-            name: pair
-            for name, pair in differences(old, new).items()
-            if not name.startswith(CHANGEABLE)
-        }
-        before, now = self._views(old), new.train.grad_accum * self.processes
-        if before == now:  # 进程少了、累积多了，一步看的图还是那些
-            changed.pop("train.grad_accum", None)
-        if changed:
-            listed = "".join(f"\n  - {n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items())
-            raise ConfigError(
-                f"run.output：“{self.path}”里是另一份设置的结果：{listed}\n"
-                "换一个 run.output，或改回原来的设置接着练。"
-            )
-        if before != now:
-            same = f"，要一样就把 train.grad_accum 改成 {before // self.processes}"
-            warnings.warn(
-                f"进程数变了：一步原来看 {before} 批，现在 {now} 批。接得上，但取图的次序、"
-                f"噪声和每步的图数都和没断过不同{'' if before % self.processes else same}。",
-                LorakitWarning,
-                stacklevel=2,
-            )
-
-    def _views(self, old: Config) -> int:
-        """上次一步看几批：累积乘进程数；以前的检查点没有记进程数，当作没变。"""
-        last = checkpoint.all_of(self.path)[-1]
-        count = checkpoint.facts_of(last).get("processes") or self.processes
-        return old.train.grad_accum * count
 
     def append(self, facts: dict):
         with self.metrics.open("a", encoding="utf-8") as file:

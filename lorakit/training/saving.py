@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lorakit import lora
+from lorakit.cache.keys import fingerprint
 from lorakit.errors import LorakitError
 from lorakit.lora import full
 from lorakit.memory.sharded import Tensors
-from lorakit.results import checkpoint
+from lorakit.results import checkpoint, sameness
 from lorakit.training import processes
 
 
@@ -20,6 +21,7 @@ def save(trainer) -> Path:
     live, average = trainer.parameters, trainer.average.values
     files, plain = checkpoint.snapshot(live, trainer.optimizer, average)
     facts = {"optimizer": plain, "processes": trainer.accelerator.num_processes}
+    facts[sameness.KEY] = trainer.trained_on
     whole = trainer.transformer.state_dict() if config.lora.kind == "full" else live
     exported = full.files_of({**whole, **average})  # LoRA 自成一个文件，用不着这些名字
 
@@ -49,6 +51,14 @@ def _export(trainer, folder: Path, files: Iterable[tuple[str, Tensors]]):
     else:
         values = {name: value for _, part in files for name, value in part.items()}
         lora.save(folder, trainer.transformer, config.lora, facts, values)
+
+
+def trained_on(trainer) -> dict:
+    """这一次照什么设置、用哪些图、在哪份底模上练；接着练时拿来比。"""
+    family = trainer.family
+    folders = {part: family.folder / part for part in ("transformer", "vae", *family.text_parts)}
+    base = {part: fingerprint(home) for part, home in folders.items() if home.is_dir()}
+    return sameness.facts(trainer.config, trainer.dataset, base)
 
 
 def newest(run: Path) -> Path | None:

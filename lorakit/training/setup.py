@@ -13,7 +13,7 @@ from lorakit.families.open import device_for
 from lorakit.infer import remember_preview
 from lorakit.lora import full
 from lorakit.memory import apply, compiling
-from lorakit.results import track
+from lorakit.results import sameness, track
 from lorakit.results.folder import RunFolder
 from lorakit.training import optim, preflight, processes, saving
 from lorakit.training.graphs import Graphs
@@ -64,7 +64,10 @@ class Prepared:
         self.graphs = self._graphs()
         self.step, self._stop, self._saved, self._held = 0, False, None, None
         found = processes.by_first(accelerator, lambda: saving.newest(self.run))
+        self.trained_on = processes.by_first(accelerator, lambda: saving.trained_on(self))
         if found:
+            given = (found, self.trained_on, self.dataset)
+            processes.by_first(accelerator, lambda: sameness.content(*given))
             processes.together(accelerator, lambda: saving.restore(self, found))
         processes.by_first(accelerator, lambda: self.record.claim(config, self.step))
         track.start(accelerator, config)
