@@ -37,6 +37,9 @@ NOTES = {  # 处理的代号 -> 报告里的话
     "animation": "是动图，只用第一帧",
     "rotated": "按 EXIF 里记的方向转正了",
     "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",
+    "color": "带着别的颜色配置（Display P3、Adobe RGB 之类），换成了 sRGB，和看图软件里一样",
+    "profile": "带的颜色配置坏了，或和图对不上，没有用它，当作 sRGB",
+    "several": "是一个文件里存了几张（HEIC 连拍），只用主图",
     "sixteen": "是 16 位图，按比例换成了 8 位",
 }
 
@@ -148,7 +151,11 @@ def _examine(
 
 
 def _empty(path: Path, seen: Seen) -> list[Problem]:
-    """解得开、却没有（或只有一半）画面。"""
+    """解得开、却没有（或只有一半）画面，或颜色没有一定的换法。"""
+    if "hdr" in seen.did:
+        mend = "在相机、手机或修图软件里导出成 sRGB 的 jpg 再用"
+        reason = "是 HDR 图（PQ 或 HLG 曲线），这里不会压成普通的亮度，看上去会发灰"
+        return [Problem.warning("picture_hdr", path, reason, mend)]
     if seen.blank:
         clear = "整张都是透明的" if "alpha" in seen.did else "整张只有一种颜色"
         mend = "多半是导出时少选了图层，重新导出；不要就移走"
