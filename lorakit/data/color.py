@@ -11,7 +11,7 @@ import struct
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms
 
 NEAR = 2  # 换算前后最多差这么多（0 到 255），就算本来是 sRGB：各家写的 sRGB 配置有一点出入
 D50 = (0.9642, 1.0, 0.8249)
@@ -85,11 +85,14 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, fr
         return image.convert("RGB"), frozenset()
     if image.mode == "L" and profile[16:20] != b"GRAY":
         image = image.convert("RGB")
-    way = _way(profile, image.mode)
+    way, plain = _way(profile, image.mode), image.convert("RGB")
     if way is None or way.same:
-        return image.convert("RGB"), frozenset(() if way else ("profile",))
-    # CMYK 换颜色是另一句话，由读的人说
-    return way(image), frozenset(() if image.mode == "CMYK" else ("color",))
+        return plain, frozenset(() if way else ("profile",))
+    picture = way(image)
+    if image.mode == "CMYK":  # 换了颜色是另一句话，由读的人说
+        return picture, frozenset()
+    changed = ImageChops.difference(picture, plain).getbbox()  # 黑白两色的换了也一样
+    return picture, frozenset(("color",) if changed else ())
 
 
 class _Way:

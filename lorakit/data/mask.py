@@ -16,6 +16,7 @@ from lorakit.errors import DataError, warn
 
 MASK = "_mask"
 FAINT = 8  # 离全黑、全白这么近，眼睛分不出来；JPEG 存的黑和白也差几级
+VIVID = 48  # 最亮与最暗的通道差这么多，看得出是彩色
 SIDEWAYS = (5, 6, 7, 8)  # 转正以后宽高对调的几种方向
 TOLERANCE = 0.02  # 宽高比差这么多以内算同一种：缩小时取整会差一点
 
@@ -111,13 +112,13 @@ def _meaning(path: Path, image: Image.Image, mask: Image.Image) -> list[Problem]
     if low > 255 - FAINT:
         reason, mend = "遮罩全是白的，和没有遮罩一样", "不要学的地方涂成黑色；不要遮罩就删掉它"
         return [Problem.warning("mask_white", path, reason, mend)]
-    if high < 128:
-        reason = f"遮罩太暗，最亮处也只有 {high}/255，要学的地方几乎学不到"
-        return [Problem.warning("mask_dark", path, reason, f"{paint}（255）")]
     if _colorful(image):
         reason = "遮罩是彩色的，按亮度换成了灰度：红色只算 30%，蓝色只算 11%"
         mend = f"{paint}，不学的涂成黑色；放错了图就换成遮罩"
         return [Problem.warning("mask_color", path, reason, mend)]
+    if high < 128:
+        reason = f"遮罩太暗，最亮处也只有 {high}/255，要学的地方几乎学不到"
+        return [Problem.warning("mask_dark", path, reason, f"{paint}（255）")]
     return []
 
 
@@ -130,7 +131,7 @@ def _colorful(image: Image.Image) -> bool:
     strong = ImageChops.multiply(hue[1], hue[2])  # 鲜艳而且亮
     strong = strong if alpha is None else ImageChops.multiply(strong, alpha)
     counts = strong.histogram()
-    return sum(counts[96:]) > sum(counts) / 200
+    return sum(counts[VIVID:]) > sum(counts) / 200
 
 
 def mask_files(records: Sequence[Record], kind: str) -> dict[Path, Path]:

@@ -99,8 +99,6 @@ def decode(path: Path, data: bytes) -> tuple[Image.Image, frozenset[str]]:
     处理的代号：alpha、animation、several、rotated、cmyk、sixteen、color、profile（见 to_rgb）；
     hdr 是没有换的 HDR，grey 是看着像只下载了一半。
     """
-    if not data:
-        raise Fault("picture_empty", path, "文件是空的（0 字节）", AGAIN)
     image, orientation = open_picture(path, data)
     did = set()
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO 的第二帧只是缩略图
@@ -158,6 +156,8 @@ def peek(path: Path) -> tuple[tuple[int, int], int | None]:
 
 def open_picture(path: Path, data: bytes, whole: bool = True) -> tuple[Image.Image, int | None]:
     """解码（whole 是 False 就只看文件头），返回 (图, EXIF 方向)；没有写方向是 None。"""
+    if not data:
+        raise Fault("picture_empty", path, "文件是空的（0 字节）", AGAIN)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 大小自己检查；EXIF 里的小毛病不影响像素
