@@ -17,6 +17,7 @@ from lorakit.data import html, inspect, read_image, seen
 from lorakit.data import read as data_read
 from lorakit.data.color import to_rgb
 from lorakit.data.fix import fix, undo
+from lorakit.data.huggingface import write_dataset
 from lorakit.lab import mine
 
 PATCH = (200, 80, 60)
@@ -370,3 +371,24 @@ def test_only_pictures_that_changed_are_encoded_again(wide, config, family, monk
     assert (by_name[0]["a.png"].mean - by_name[1]["a.png"].mean).abs().max() > 0.01
     encode()
     assert counts == {}
+
+
+def test_rows_of_a_dataset_keep_their_colour(tmp_path):
+    def opened(kind: str, mode: str = "RGB", **options) -> Image.Image:
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64), PATCH).convert(mode).save(file, kind, **options)
+        return Image.open(file)
+
+    linear = Image.new("RGB", (64, 64), PATCH)
+    linear.save(tmp_path / "x.png")
+    with_chunks(tmp_path / "x.png", (b"gAMA", struct.pack(">I", 100000)))
+    p3 = icc(P3)
+    pictures = [opened("PNG", icc_profile=p3), opened("PNG", "RGBA", icc_profile=p3),
+                opened("HEIF", quality=-1, chroma=444, color_primaries=12),
+                Image.open(tmp_path / "x.png"), opened("TIFF", icc_profile=p3)]  # fmt: skip
+    rows = [{"image": one, "text": f"第 {i} 张"} for i, one in enumerate(pictures)]
+    write_dataset(rows, tmp_path / "made")
+    got = [read_image(path).getpixel((9, 9)) for path in sorted((tmp_path / "made").glob("*.png"))]
+    curve = converted(np.eye(3), lambda v: v / 255)
+    want = [RED, RED, converted(FROM_P3), curve, RED]
+    assert np.abs(np.subtract(got, want)).max() <= 3

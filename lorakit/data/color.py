@@ -33,6 +33,8 @@ PRIMARIES = {
 }
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 HDR = (16, 18)  # PQ、HLG
+# 解 EXIF 时会抛的
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error)
 INTEROP, INDEX = 0xA005, 1  # EXIF 里相机写“R03”（Adobe RGB）的地方
 
 
@@ -120,7 +122,7 @@ class _Way:
         return np.abs(before - after).max() <= NEAR
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _way(profile: bytes, mode: str) -> _Way | None:
     """没有就是 None：配置坏了、和图的模式对不上，或这台机器的 Pillow 没带 littlecms。"""
     try:
@@ -129,8 +131,19 @@ def _way(profile: bytes, mode: str) -> _Way | None:
         return None
 
 
-def profile_of(image: Image.Image, data: bytes) -> tuple[bytes | None, bool]:
-    """(文件说的颜色，写成一份 ICC；没说就是 None, 是不是 HDR)。HDR 没有一定的换法，不换。"""
+def profile_of(image: Image.Image, data: bytes = b"") -> tuple[bytes | None, bool]:
+    """(文件说的颜色，写成一份 ICC；没说就是 None, 是不是 HDR)。HDR 没有一定的换法，不换。
+
+    Args:
+        data: 文件的全部字节；没有就少看两种（PNG 的 cICP、AVIF 的 nclx）。
+    """
+    try:
+        return _profile_of(image, data)
+    except UNREADABLE:  # 写着颜色的那一段坏了，像素是好的
+        return image.info.get("icc_profile"), False
+
+
+def _profile_of(image: Image.Image, data: bytes) -> tuple[bytes | None, bool]:
     icc, codes = image.info.get("icc_profile"), _codes(image, data)
     if codes and (image.format == "PNG" or not icc):
         primaries, transfer = codes

@@ -90,6 +90,13 @@ def inspect(
         if did[name]:
             reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
             problems.append(Problem.note(name, reason))
+    if did["hdr"]:
+        reason = (
+            f"{len(did['hdr'])} 张图是 HDR（PQ 或 HLG 曲线），这里不会压成普通亮度，看上去发灰"
+        )
+        mend = "在相机、手机或修图软件里导出成 sRGB 的 jpg 再用"
+        where = f"{reason}：{names(did['hdr'], folder)}"
+        problems.append(Problem.warning("picture_hdr", None, where, mend))
     if not found.pictures and not any(p.severity == "error" for p in found.problems):
         reason = f"文件夹里没有图片（只认 {'、'.join(s[1:] for s in IMAGE_SUFFIXES)}）"
         mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"
@@ -151,11 +158,7 @@ def _examine(
 
 
 def _empty(path: Path, seen: Seen) -> list[Problem]:
-    """解得开、却没有（或只有一半）画面，或颜色没有一定的换法。"""
-    if "hdr" in seen.did:
-        mend = "在相机、手机或修图软件里导出成 sRGB 的 jpg 再用"
-        reason = "是 HDR 图（PQ 或 HLG 曲线），这里不会压成普通的亮度，看上去会发灰"
-        return [Problem.warning("picture_hdr", path, reason, mend)]
+    """解得开、却没有（或只有一半）画面。"""
     if seen.blank:
         clear = "整张都是透明的" if "alpha" in seen.did else "整张只有一种颜色"
         mend = "多半是导出时少选了图层，重新导出；不要就移走"

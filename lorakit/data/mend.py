@@ -79,7 +79,7 @@ def _picture(path: Path) -> Change | None:
     why = [WHY[name] for name in sorted(did) if name in WHY]
     if mode not in PLAIN and not why:
         why = ["去掉透明，合成在白底上" if "alpha" in did else f"从 {mode} 模式换成 RGB"]
-    if not why or did & {"animation", "several"}:  # 动图只用第一帧，重存会丢掉别的帧
+    if not why or did & {"animation", "several", "hdr"}:  # 动图只用第一帧，重存会丢掉别的帧
         return None
     if path.suffix.lower() not in SAVE:  # HEIC、AVIF：这里读得对，重存一遍只会变差
         return None

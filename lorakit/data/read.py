@@ -107,10 +107,7 @@ def decode(path: Path, data: bytes) -> tuple[Image.Image, frozenset[str]]:
         did.add("sixteen")
     if image.mode == "CMYK":
         did.add("cmyk")
-    try:
-        profile, hdr = profile_of(image, data)
-    except BROKEN:  # 写着颜色的那一段 EXIF 坏了，像素是好的
-        profile, hdr = image.info.get("icc_profile"), False
+    profile, hdr = profile_of(image, data)
     picture, treated = to_rgb(image, profile)
     did |= treated | ({"hdr"} if hdr else set())
     if image.format in ("JPEG", "MPO") and _grey_below(picture):
