@@ -9,7 +9,8 @@ from lorakit.data.conventions import in_mask_folder, mask_targets
 from lorakit.data.report import Problem, relative
 from lorakit.errors import plain_reason
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # 大小写都行
+# 大小写都行
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".hif", ".avif")
 
 
 @dataclass

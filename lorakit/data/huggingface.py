@@ -13,7 +13,8 @@ from PIL import Image
 
 from lorakit.data import limits
 from lorakit.data.captions import CAPTION_KEYS
-from lorakit.data.read import BROKEN, ORIENTATION, TURNS, to_rgb
+from lorakit.data.color import profile_of, to_rgb
+from lorakit.data.read import BROKEN, ORIENTATION, TURNS
 from lorakit.errors import DataError, warn
 from lorakit.files import cache_root, write_whole
 
@@ -104,17 +105,18 @@ def _write_picture(picture: object, path: Path, number: int, column: str):
         try:
             picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
             picture.load()
-        except (*BROKEN, AttributeError) as error:
+        except (*BROKEN, AttributeError, Image.DecompressionBombError) as error:
             raise DataError(f"{where}的图解不开（{error}）。换掉它，或删掉这一行。") from error
     if not isinstance(picture, Image.Image):
         kind = "空的" if picture is None else f"“{str(picture)[:30]}”"
         mend = "用 cast_column 转成 Image，或删掉这一行"
         raise DataError(f"{where}要是图片，得到{kind}。{mend}。")
     turn = TURNS.get(picture.getexif().get(ORIENTATION))
+    profile, _ = profile_of(picture)
     if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):  # PNG 存不下的
-        picture = to_rgb(picture)[0]
+        picture, profile = to_rgb(picture, profile)[0], None
     # PNG 里不留 EXIF：转正过的图再带着方向，读的时候会又转一次
-    (picture if turn is None else picture.transpose(turn)).save(path, exif=b"")
+    (picture if turn is None else picture.transpose(turn)).save(path, exif=b"", icc_profile=profile)
 
 
 def unpacked(folder: str | Path) -> Path:

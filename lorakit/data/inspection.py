@@ -39,6 +39,9 @@ NOTES = {  # 处理的代号 -> 报告里的话
     "animation": "是动图，只用第一帧",
     "rotated": "按 EXIF 里记的方向转正了",
     "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",
+    "color": "带着别的颜色配置（Display P3、Adobe RGB 之类），换成了 sRGB，和看图软件里一样",
+    "profile": "带的颜色配置坏了，或和图对不上，没有用它，当作 sRGB",
+    "several": "是一个文件里存了几张（HEIC 连拍），只用主图",
     "sixteen": "是 16 位图，按比例换成了 8 位",
 }
 
@@ -97,6 +100,11 @@ def inspect(
         if did[name]:
             reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
             problems.append(Problem.note(name, reason))
+    if did["hdr"]:
+        reason = f"{len(did['hdr'])} 张图是 HDR（PQ 或 HLG 曲线），这里不会压成普通亮度，看上去发灰"
+        mend = "在相机、手机或修图软件里导出成 sRGB 的 jpg 再用"
+        where = f"{reason}：{names(did['hdr'], folder)}"
+        problems.append(Problem.warning("picture_hdr", None, where, mend))
     if not found.pictures and not any(p.severity == "error" for p in found.problems):
         reason = f"文件夹里没有图片（只认 {'、'.join(s[1:] for s in IMAGE_SUFFIXES)}）"
         mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"

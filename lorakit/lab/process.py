@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lorakit.config import Config
+from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.lab.board import Board
@@ -113,7 +113,7 @@ class _Seen:
             files = [self.folder / "samples" / f"{step}_{i}.png" for i in range(self.prompts)]
             if all(map(self._fresh, files)):
                 self.shown.add(step)
-                self.board.show_samples(step, [Image.open(f).convert("RGB") for f in files])
+                self.board.show_samples(step, [read_image(f) for f in files])
 
     def _fresh(self, file: Path) -> bool:
         return file.is_file() and file.stat().st_mtime_ns >= self.since
