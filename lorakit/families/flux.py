@@ -74,6 +74,7 @@ class Flux(KLVae, Family):
         "vector_in.in_layer": (f"{TIME}text_embedder.linear_1",),
         "vector_in.out_layer": (f"{TIME}text_embedder.linear_2",),
         "final_layer.linear": ("proj_out",),
+        "final_layer.adaLN_modulation.1": ("norm_out.linear", "norm_out.linear"),
     }
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
