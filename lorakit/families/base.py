@@ -68,8 +68,19 @@ class Family(ABC):
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
     output: str = "images"  # stock 管线把画好的图叫什么
-    # 原作者给层起的名字 -> diffusers 里是哪一层，或按次序并成它的哪几层；{} 是块号
+    # 原作者给层起的名字 -> diffusers 里是哪一层，或按次序并成它的哪几层；{} 是块号，
+    # 同一层写两遍：它的前后两半（scale 与 shift）在原作者那里对调
     original: ClassVar[dict[str, tuple[str, ...]]] = {}
+    kohya_original: bool = False  # kohya 一系用不用 original 的名字；不用就是 diffusers 的
+    comfyui_prefix: str = "diffusion_model."  # ComfyUI 认 diffusers 的层名，前面要加什么
+    # 每种写法谁能读（写出的每个名字都照 tests/reader_names.py 核对）；第二句是还要知道的
+    read_by: ClassVar[dict[str, tuple[str, ...]]] = {
+        "diffusers": ("diffusers", "ComfyUI"),
+        "comfyui": ("ComfyUI", "diffusers"),
+        "kohya": ("musubi", "ComfyUI", "diffusers"),
+    }
+    # 别的软件怎么叫这个底模：路径里的字样 -> (modelspec.architecture, ss_base_model_version)
+    called: ClassVar[dict[str, tuple[str, str]]]
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.folder, self.device, self.dtype = folder, device, dtype

@@ -24,6 +24,7 @@ class Flux(KLVae, Family):
     """
 
     name = "flux"
+    called: ClassVar = {"": ("flux-1-dev", "flux1")}
     pipeline_class = "FluxPipeline"
     licences: ClassVar = {"tiny-flux": "apache-2.0", "": "flux-1-dev-non-commercial-license"}
     multiple = 16
@@ -46,6 +47,13 @@ class Flux(KLVae, Family):
         "attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0|{TEXT})|{SINGLE}",
         "image-attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0)|{SINGLE}",
         "all-linear": r"(single_)?transformer_blocks\..*",
+    }
+    kohya_original = True
+    comfyui_prefix = "transformer."  # 并起来再补零，文件大一倍半；ComfyUI 拆开的也认
+    read_by: ClassVar = {
+        "diffusers": ("diffusers", "ComfyUI", "DiffSynth"),
+        "comfyui": ("ComfyUI", "diffusers", "DiffSynth"),
+        "kohya": ("sd-scripts", "ComfyUI", "diffusers", "DiffSynth"),
     }
     original: ClassVar = {
         "double_blocks.{}.img_attn.qkv": tuple(f"{DOUBLE}attn.to_{x}" for x in "qkv"),
@@ -73,6 +81,7 @@ class Flux(KLVae, Family):
         "vector_in.in_layer": (f"{TIME}text_embedder.linear_1",),
         "vector_in.out_layer": (f"{TIME}text_embedder.linear_2",),
         "final_layer.linear": ("proj_out",),
+        "final_layer.adaLN_modulation.1": ("norm_out.linear", "norm_out.linear"),
     }
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}

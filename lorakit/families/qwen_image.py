@@ -19,6 +19,12 @@ class QwenImage(Family):
     """Qwen/Qwen-Image（20 B）与同结构的微型模型；时间参数是 t，输出就是 v，没有内嵌引导。"""
 
     name = "qwen-image"
+    called: ClassVar = {"": ("Qwen-Image", "qwen_image")}
+    read_by: ClassVar = {
+        "diffusers": ("diffusers", "ComfyUI"),
+        "comfyui": ("ComfyUI", "diffusers", "DiffSynth"),
+        "kohya": ("musubi", "ComfyUI", "diffusers"),
+    }
     licences: ClassVar = {"": "apache-2.0"}
     multiple = 16
     pipeline_class = "QwenImagePipeline"

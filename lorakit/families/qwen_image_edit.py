@@ -18,6 +18,11 @@ class QwenImageEdit(QwenImage):
     """Qwen/Qwen-Image-Edit，以及能看一到三张控制图的 2509 / 2511（QwenImageEditPlusPipeline）。"""
 
     name = "qwen-image-edit"
+    called: ClassVar = {
+        "2509": ("Qwen-Image-Edit-Plus", "qwen_image_edit"),
+        "2511": ("Qwen-Image-Edit-2511", "qwen_image_edit"),
+        "": ("Qwen-Image-Edit", "qwen_image_edit"),
+    }
     multiple = 32
     controls = (1, 1)
     text_parts: ClassVar = ("text_encoder", "tokenizer", "processor")

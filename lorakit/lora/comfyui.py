@@ -6,6 +6,7 @@
 
 import json
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,37 @@ WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "FILE"}  # 其余的类型都是�
 
 
 @dataclass(frozen=True)
+class Choice:
+    """哪个工作流；unet 是底模文件，空的就用工作流里写着的。"""
+
+    name: str
+    unet: str = ""
+
+
+LOADER = (
+    "LoRA 文件本身 ComfyUI 能读：放进 models/loras，"
+    "在你{}的工作流里，载入底模之后接一个“LoRA 加载器（仅模型）”节点。"
+)
+_YEAR = re.compile(r"(?:image|edit)[-_ ]?(\d{4}|\d\.\d)(?!\d)")
+EDITION = {  # 底模的名字里哪几个字说的是另一版
+    "qwen-image": _YEAR,
+    "qwen-image-edit": _YEAR,
+    "flux": re.compile(r"(krea|kontext|fill|canny|depth|schnell)"),
+    "z-image": re.compile(r"(turbo|omni|edit)"),
+}
+# 同一家族的各版底模，文件不同；名字照 ComfyUI 自带模板（Comfy-Org 的仓库）里的，2026-11
+EDITIONS = {
+    ("qwen-image", "2512"): Choice("qwen-image", "qwen_image_2512_fp8_e4m3fn.safetensors"),
+    ("qwen-image-edit", "2509"): Choice("qwen-image-edit-2509"),
+    # 它的参考图用另一个时刻：ComfyUI 从这个文件里的记号知道，节点与 2509 的相同
+    ("qwen-image-edit", "2511"): Choice(
+        "qwen-image-edit-2509", "qwen_image_edit_2511_bf16.safetensors"
+    ),
+    ("flux", "krea"): Choice("flux", "flux1-krea-dev.safetensors"),
+}
+
+
+@dataclass(frozen=True)
 class Fill:
     """要填进工作流的东西；steps、guidance、size、seed 与 sample 组同义。"""
 
@@ -28,6 +60,7 @@ class Fill:
     guidance: float
     size: int
     seed: int
+    unet: str = ""  # 底模文件；空的就不改
 
 
 def names() -> list[str]:
@@ -40,18 +73,24 @@ def signatures() -> dict[str, dict]:
     return json.loads((FOLDER / "nodes.json").read_text("utf-8"))["nodes"]
 
 
-def choose(family: str, base: str = "") -> str:
-    """家族与底模 -> 工作流的名字。
+def choose(family: str, base: str = "") -> Choice:
+    """家族与底模 -> 用哪个工作流、载入哪个底模文件。
 
     Raises:
-        LorakitError: 这个家族没有现成的工作流。
+        LorakitError: 这个家族、这一版底模没有现成的工作流。
     """
-    name = f"{family}-2509" if family == "qwen-image-edit" and "2509" in base else family
-    if name not in names():
+    if family not in names():
+        raise LorakitError(f"没有“{family}”的 ComfyUI 工作流。{LOADER.format('画它')}")
+    edition = EDITION[family].search(base.lower())
+    if edition is None:
+        return Choice(family)
+    known = {word: choice for (name, word), choice in EDITIONS.items() if name == family}
+    if edition[1] not in known:
         raise LorakitError(
-            f"没有“{family}”的 ComfyUI 工作流。可选：{'、'.join(names())}；用 --family 写其中一个。"
+            f"没有“{base}”的 ComfyUI 工作流，现成的 {family} 工作流载入的是别的一版底模。"
+            f"{LOADER.format('画这一版')}"
         )
-    return name
+    return known[edition[1]]
 
 
 def template(name: str) -> dict[str, dict]:
@@ -83,6 +122,8 @@ def fill(name: str, values: Fill) -> dict[str, dict]:
         "ModelSamplingFlux": square,
         "ImageScaleToTotalPixels": {"megapixels": round((values.size / 1024) ** 2, 2)},
     }
+    if values.unet:
+        changes["UNETLoader"] = {"unet_name": values.unet}
     if name.startswith("qwen"):
         changes["ModelSamplingAuraFlow"] = {"shift": round(_qwen_shift(values.size), 2)}
     for node in nodes.values():

@@ -2,6 +2,7 @@
 
 并：几个 A 上下接、几个 B 排成对角的块，秩相加；缺的那一层（没有练）补零。
 拆：B 按行切开，各自只留用得上的那几列（与 A 的那几行），所以并了再拆还是原来的秩。
+对调：同一层写了两遍的，前后两半（scale 与 shift）在原作者那里次序相反；只换 B 的行。
 """
 
 import re
@@ -23,7 +24,9 @@ def slots(original: Mapping[str, tuple[str, ...]], transformer: nn.Module) -> Sl
         for path in wide:
             if match := first.fullmatch(path):
                 paths = [part.format(*match.groups()) for part in parts]
-                found[name.format(*match.groups())] = tuple((p, wide[p]) for p in paths)
+                found[name.format(*match.groups())] = tuple(
+                    (p, wide[p] // paths.count(p)) for p in paths
+                )
     return found
 
 
@@ -35,6 +38,9 @@ def join(layers: Mapping[str, Pair], places: Slots) -> dict[str, Pair]:
         used |= {path for path, _ in parts}
         if all(pair is None for pair in pairs):
             continue
+        if _swapped(parts):
+            joined[name] = _swap(*pairs[0])
+            continue
         columns = [
             torch.zeros(wide, 0) if pair is None else pair[1]
             for pair, (_, wide) in zip(pairs, parts, strict=True)
@@ -44,10 +50,20 @@ def join(layers: Mapping[str, Pair], places: Slots) -> dict[str, Pair]:
     return joined | {path: pair for path, pair in layers.items() if path not in used}
 
 
+def _swapped(parts: tuple[tuple[str, int], ...]) -> bool:
+    return len(parts) == 2 and parts[0] == parts[1]
+
+
+def _swap(a: torch.Tensor, b: torch.Tensor) -> Pair:
+    return a, b.roll(len(b) // 2, 0)
+
+
 def split(a: torch.Tensor, b: torch.Tensor, parts: tuple[tuple[str, int], ...]) -> dict[str, Pair]:
     """原作者的一层 -> diffusers 的几层；补的零（这一层没有练）不留。"""
     if len(b) != sum(wide for _, wide in parts):  # 形状不对：整个交给第一层，体检会指出来
         return {parts[0][0]: (a, b)}
+    if _swapped(parts):
+        return {parts[0][0]: _swap(a, b)}
     rows = dict(zip([path for path, _ in parts], b.split([w for _, w in parts]), strict=True))
     kept = {path: row.any(dim=0) for path, row in rows.items()}
     if not b.any():  # 刚挂上、还没练：每层都是零，都留着
