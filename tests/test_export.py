@@ -112,6 +112,8 @@ def test_the_last_layer_swaps_scale_and_shift():
     scale, shift = b.chunk(2)
     theirs = joined["final_layer.adaLN_modulation.1"]
     assert torch.equal(theirs[1], torch.cat([shift, scale]))
+    assert fused.is_swapped("norm_out.linear", places)
+    assert not fused.is_swapped("proj_out", places)
     back = fused.split(*theirs, places["final_layer.adaLN_modulation.1"])["norm_out.linear"]
     assert torch.equal(back[1], b)
 

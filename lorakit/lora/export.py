@@ -91,7 +91,10 @@ def spell(
         if form == "kohya":
             tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))  # 等于秩：乘 1
         elif _is_dora(layer) and form == "comfyui":
-            tensors[f"{stem}.dora_scale"] = dora_scale(layer, weight(path))
+            scale = dora_scale(layer, weight(path))
+            # 前后两半对调的层：ComfyUI 只对调 BA，长度照它自己的次序
+            swapped = lora_fused.is_swapped(path, names.places)
+            tensors[f"{stem}.dora_scale"] = scale.roll(len(scale) // 2, 0) if swapped else scale
         elif _is_dora(layer):
             tensors[f"{stem}.lora_magnitude_vector"] = layer.magnitude.float().flatten()
     return tensors
