@@ -121,8 +121,8 @@ def blank(tmp_path_factory):
         key = (name, *overrides)
         if key not in done:
             config = load_config(name, overrides)
-            family = open_blank(config, tmp_path_factory.mktemp("blank"), torch.device("meta"))
-            family.dtype = torch.bfloat16
+            place = (tmp_path_factory.mktemp("blank"), torch.device("meta"), torch.bfloat16)
+            family = open_blank(config, *place)
             done[key] = config, family, estimate.measure(family, config)
         return done[key]
 

@@ -59,7 +59,8 @@ def test_a_folder_is_taken_before_the_long_preparations(config, monkeypatch, tmp
         seen.append(self.lock.read()["pid"])
         raise LorakitError("编码失败")
 
-    monkeypatch.setattr("lorakit.train.cache.prepare", lambda c, *_: another(made["folder"]))
+    prepare = "lorakit.training.setup.cache.prepare"
+    monkeypatch.setattr(prepare, lambda c, *_: another(made["folder"]))
     made, real = {}, run_folder.RunFolder.__init__
 
     def init(self, *rest):

@@ -7,11 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from lorakit import lora
+from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.families import open_family
 from lorakit.lora import full
 from lorakit.memory import apply
+from lorakit.train import Trainer
 from lorakit.training import preflight
 from lorakit.training.objective import Objective
 
@@ -87,3 +89,18 @@ def test_every_combination_trains_or_says_why(first_step, quantize, trained):
         assert F.cosine_similarity(grads, wanted, dim=0) > LEAST[quantize], how
     never = quantize != "none" and trained in ("dora", "full")
     assert bool(allowed) != (never or (quantize, trained) == ("nf4", "lokr"))
+
+
+def test_the_table_of_clashes_can_be_read_by_people(capsys):
+    assert main(["doctor", "--rules"]) == 0
+    said = capsys.readouterr().out
+    for rule in preflight.RULES:
+        assert f"{rule.field} × {rule.meets}" in said
+    assert "{" not in said and "〈model.quantize〉" in said
+
+
+def test_several_clashes_are_said_at_once_and_before_anything_is_loaded(tmp_path):
+    wrong = ["model.quantize=fp8", "lora.kind=full", "train.optimizer=prodigy", "train.lr=1e-4"]
+    config = load_config("tiny-qwen-image", [*wrong, f"data.folder={tmp_path / 'none'}"])
+    with pytest.raises(ConfigError, match=r"(?s)model\.quantize：.*train\.lr：prodigy"):
+        Trainer(config)

@@ -1,15 +1,17 @@
 """ComfyUI 工作流：每个节点都照 ComfyUI 的签名核对；两种写法说的是同一件事；export 填得对。"""
 
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lorakit.cli import main
+from lorakit.families.registry import workflow_of
 from lorakit.lora import comfyui
 
-TABLE = comfyui.signatures()
+TABLE, SHIFTED = comfyui.signatures(), "ModelSamplingAuraFlow"
 PYTHON = {"INT": int, "FLOAT": (int, float), "STRING": str, "COMBO": str, "FILE": str}
 
 
@@ -72,7 +74,9 @@ def back_to_api(drawn):
 @pytest.mark.parametrize("name", comfyui.names())
 def test_every_node_matches_its_signature(name):
     check_nodes(comfyui.template(name))
-    big = comfyui.Fill("a.safetensors", "一只狗", steps=1000, guidance=100, size=4096, seed=2**32)
+    shift = workflow_of(name)[1].full_shift(4096)
+    sizes = {"steps": 1000, "guidance": 100, "size": 4096, "seed": 2**32, "shift": shift}
+    big = comfyui.Fill("a.safetensors", "一只狗", **sizes)
     check_nodes(comfyui.fill(name, big))
 
 
@@ -94,13 +98,16 @@ def test_five_workflows_and_a_version():
 
 
 @pytest.mark.parametrize("size", [1024, 1328])
-def test_qwen_shift_is_the_pipelines(size):
+def test_the_shift_is_the_pipelines(size):
     from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
     mu = calculate_shift((size // 16) ** 2, 256, 8192, 0.5, 0.9)
-    nodes = comfyui.fill("qwen-image", comfyui.Fill("a", "b", 20, 4, size, 0))
-    shift = nodes["5"]["inputs"]["shift"]
-    assert shift == pytest.approx(torch.tensor(mu).exp().item(), abs=0.005)
+    wanted = {"qwen-image": math.exp(mu), "qwen-image-edit-2509": math.exp(mu), "z-image": 3}
+    for name, want in wanted.items():
+        shift = workflow_of(name)[1].full_shift(size)
+        nodes = comfyui.fill(name, comfyui.Fill("a", "b", 20, 4, size, 0, shift))
+        (written,) = [n["inputs"] for n in nodes.values() if n["class_type"] == SHIFTED]
+        assert written["shift"] == pytest.approx(want, abs=0.005)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from lorakit import flow, infer, lora
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.families import REGISTRY, get
-from lorakit.infer import pipeline as infer_pipeline
+from lorakit.infer import prompts
 from lorakit.memory import apply, loading
 from lorakit.tiny import samples
 from lorakit.train import Trainer
@@ -378,7 +378,7 @@ def test_remembered_prompts_draw_the_same_without_the_encoder(family):
     plain = how.model_copy(update={"guidance": 1.0})
     usual = [draw(pipe, SHORT), draw(pipe, LONG), draw(pipe, SHORT, plain)]
     for said in (SHORT, LONG):
-        infer_pipeline.remember(family, how.guidance, [said], controls)
+        prompts.remember(family, how.guidance, [said], controls)
     assert "text" not in family.parts
     bare = family.pipeline(family.load("transformer"), text=None)
     again = [draw(bare, SHORT), draw(bare, LONG), draw(bare, SHORT, plain)]
@@ -388,14 +388,13 @@ def test_remembered_prompts_draw_the_same_without_the_encoder(family):
     if not controls:
         with pytest.raises(LorakitError, match="没有编码过的“另一句”"):
             draw(bare, "另一句")
-    family.words.clear()
+    prompts.forget(family)
 
 
 def test_tables_go_where_the_weights_go(family):
     """位置编码的表不是权重，载入时也要到设备上：画图的时候没有别人来搬。"""
-    shell = loading.empty(family._class_of("transformer"), family.config_of("transformer"))
     read = lambda name, shape: torch.empty(shape.shape, device="meta")  # noqa: E731
-    model = loading.build(shell, read, "none", "meta", torch.bfloat16)
+    model = loading.build(family.skeleton(), read, "none", "meta", torch.bfloat16)
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
 
 

@@ -14,7 +14,7 @@ from lorakit.config import load_config
 from lorakit.errors import LorakitWarning
 from lorakit.families import REGISTRY, get, open_family
 from lorakit.machine import bench
-from lorakit.memory import apply, attention, compiling, devices, quantize
+from lorakit.memory import apply, attention, devices, quantize
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -24,8 +24,8 @@ STREAMED = ("memory.offload=blocks", "memory.checkpointing=full")
 
 
 @pytest.fixture(autouse=True)
-def tiny_on_the_card(monkeypatch):
-    """微型模型平时总在 CPU 上。"""
+def on_the_card(own_cache, monkeypatch):
+    """随包的微型模型也上显卡。"""
     monkeypatch.setenv("LORAKIT_TINY_DEVICE", "cuda")
 
 
@@ -130,7 +130,7 @@ def test_replayed_graphs_train_the_same(config, extra):
         losses[-1] += [next(steps).loss for _ in range(3)]
         if extra == STREAMED:  # 像检验过一样：格子里换成了别的块
             for number in range(3):
-                trainer.transformer.streamer.need(number)
+                trainer.family.streamer.need(number)
         losses[-1] += [step.loss for step in steps]
         ends.append(trainer.parameters)
     assert trainer.graphs.made and len(trainer.graphs.seen) > 1
@@ -143,7 +143,7 @@ def test_replayed_graphs_train_the_same(config, extra):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_step_of_every_family_is_recorded(name, extra, tmp_path, monkeypatch):
     """录不成会警告：例如 stock 的 forward 里从内存抄一张表到显卡上。"""
-    monkeypatch.setattr(compiling, "_compiled", lambda forward: forward)  # 只看录图，编译太慢
+    monkeypatch.setattr(apply, "compiled", lambda forward: forward)  # 只看录图，编译太慢
     with warnings.catch_warnings():
         warnings.simplefilter("error", LorakitWarning)
         # 2511 的 zero_cond_t 每步从内存抄一张表到显卡上，录不成：只编译

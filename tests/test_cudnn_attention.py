@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from packaging.version import Version
 from torch.nn import functional as F
 
 from lorakit.memory import attention, cudnn_attention
@@ -87,6 +88,11 @@ def test_masks_take_the_stock_way(kernels, given, monkeypatch):
     mask = torch.ones(2, 1, 1, SHAPE[1], dtype=torch.bool)
     assert cudnn_attention._attend(*given[:3], mask, scale=None) == (mask, {"scale": None})
     assert cudnn_attention._attend(*given[:3], None, scale=0.5) == (None, {"scale": 0.5})
+
+
+def test_it_is_still_needed():
+    """torch 新了：照 cudnn_attention 开头说的再试一次，能删就删。"""
+    assert Version(torch.__version__).release < Version(cudnn_attention.RETRY).release
 
 
 def test_diffusers_uses_it_where_it_works_only():

@@ -15,7 +15,7 @@ from lorakit import lora
 from lorakit.cli import main
 from lorakit.errors import LorakitError, WeightsError
 from lorakit.families.flux2_klein import Flux2Klein
-from lorakit.families.registry import REGISTRY, get
+from lorakit.families.registry import REGISTRY, get, workflow_of
 from lorakit.families.z_image import ZImage
 from lorakit.lora import comfyui, convert, metadata
 
@@ -248,13 +248,14 @@ def test_bases_are_named_without_their_folder(tmp_path):
     ],
 )
 def test_the_workflow_loads_the_right_base(family, base, name, unet):
+    found, cls = workflow_of(family, base)
+    file = cls.workflow_base(base)
     if name is None:
         with pytest.raises(LorakitError, match="LoRA 文件本身 ComfyUI 能读") as said:
-            comfyui.choose(family, base)
+            comfyui.refuse_unknown(found, file is not None)
         assert "--family" not in str(said.value)
         return
-    chosen = comfyui.choose(family, base)
-    assert chosen.name == name and unet in chosen.unet and bool(unet) == bool(chosen.unet)
-    fill = comfyui.Fill("a", "b", 20, 4, 1024, 0, chosen.unet)
-    files = comfyui.files(comfyui.fill(chosen.name, fill))
-    assert not unet or f"models/diffusion_models/{chosen.unet}" in files
+    comfyui.refuse_unknown(found, file is not None)
+    assert found == name and unet in file and bool(unet) == bool(file)
+    filled = comfyui.fill(found, comfyui.Fill("a", "b", 20, 4, 1024, 0, 2.0, file))
+    assert not unet or f"models/diffusion_models/{file}" in comfyui.files(filled)

@@ -1,16 +1,22 @@
 """Qwen-Image 自己的事与训练过的微型模型；人人都有的合同在 test_contract.py。"""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from lorakit import families
 from lorakit.errors import ConfigError
-from lorakit.families import get
+from lorakit.families import REGISTRY, get
 from lorakit.families.qwen_image import single_frame
 from lorakit.families.shared import pack, unpack
 from lorakit.tiny.examiner import to_pixels
 from lorakit.tiny.pretrain import tokenizer
 from lorakit.tiny.world import random_scene, render
+
+ROOT = Path(families.__file__).parent.parent
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -72,6 +78,43 @@ def test_chinese_characters_never_merge(family):
     assert len(tok("一只红色的大猫在左边").input_ids) == 10
 
 
+def trees(folder: Path):
+    """folder 里的每个模块与它的语法树。"""
+    for path in sorted(folder.rglob("*.py")):
+        yield path, ast.parse(path.read_text("utf-8"))
+
+
+def is_family(node: ast.AST) -> bool:
+    """写作 family 或 谁.family 的；family.parts 那样再往里的也算。"""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "family" or is_family(node.value)
+    return isinstance(node, ast.Name) and node.id == "family"
+
+
+def test_nobody_outside_sets_what_a_family_holds():
+    """家族的属性只由构造、again 与它自己的方法定；外面改，读的人就不知道它什么时候变了。"""
+    for path, tree in trees(ROOT):
+        if path.parent == ROOT / "families":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute | ast.Subscript):
+                set_here = isinstance(node.ctx, ast.Store | ast.Del) and is_family(node.value)
+            else:
+                called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                set_here = called and node.func.id == "setattr" and is_family(node.args[0])
+            assert not set_here, f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_a_family_stands_in_one_file():
+    """没有家族导入另一个家族（编辑是同一个家族加控制图，可以）；接缝短得一眼看完。"""
+    homes = {place.split(":")[0] for place in REGISTRY.values()}
+    for path, tree in trees(ROOT / "families"):
+        taken = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)} & homes
+        allowed = {"lorakit.families.qwen_image"} if path.stem == "qwen_image_edit" else set()
+        assert taken <= allowed, path.name
+    assert len((ROOT / "families" / "base.py").read_text("utf-8").splitlines()) <= 180
+
+
 def test_unknown_family_is_explained():
     with pytest.raises(ConfigError, match="qwen-image"):
         get("qwen-imag")
@@ -84,13 +127,14 @@ def test_compiled_rotary_embedding_equals_the_stock_one():
     from lorakit.families import qwen_image
 
     qwen_image.fuse_rope()
+    ours = stock.apply_rotary_emb_qwen
     qwen_image.fuse_rope()  # 再来一次也不会自己套自己
-    assert stock.apply_rotary_emb_qwen is qwen_image.rotate
+    assert stock.apply_rotary_emb_qwen is ours
     freqs = torch.polar(torch.ones(12, 8), torch.randn(12, 8))
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 12, 3, 16).to(dtype).requires_grad_()
         results = []
-        for rotate in (qwen_image.rotate, torch.compile(qwen_image.rotate, backend="eager")):
+        for rotate in (ours, torch.compile(ours, backend="eager")):
             out = rotate(x, freqs, use_real=False)
             (grad,) = torch.autograd.grad(out.float().square().sum(), x)
             results.append((out, grad))

@@ -133,13 +133,13 @@ def test_compiled_blocks_can_be_streamed(kind, monkeypatch):
         graphs.append(counters["stats"]["unique_graphs"])
         assert not counters["graph_break"]
     assert graphs[0] == graphs[1] > 0
-    assert model.streamer.waits == 1  # 只等过第一块
+    assert family.streamer.waits == 1  # 只等过第一块
     same(*grads)
 
 
 def test_next_block_is_always_on_its_way(trainer):
     made = trainer(*STREAM)
-    streamer, steps = made.transformer.streamer, iter(made)
+    streamer, steps = made.family.streamer, iter(made)
     next(steps)
     assert len(streamer.blocks) == len(loading.blocks(made.transformer))
     waited = streamer.waits
@@ -165,7 +165,7 @@ def test_blocks_that_move_are_spread_and_the_others_stay(trainer):
         for some in range(1, total + 1):
             assert len(streaming.moving(range(total), some)) == some
     made = trainer(*STREAM, "memory.offload=2")
-    streamer, steps = made.transformer.streamer, iter(made)
+    streamer, steps = made.family.streamer, iter(made)
     first, second, third, fourth = loading.blocks(made.transformer).values()
     next(steps), next(steps)
     assert len(streamer.blocks) == 2 and streamer.waits == 1
@@ -178,7 +178,7 @@ def test_blocks_that_move_are_spread_and_the_others_stay(trainer):
 def test_a_settled_streamer_is_where_a_step_begins(trainer, monkeypatch):
     """录图的首尾都是这样：训练的一步走完就已经是；走过别的路，头两块搬回来。"""
     made, brought = trainer(*STREAM), []
-    streamer = made.transformer.streamer
+    streamer = made.family.streamer
     bring = lambda number, place: (brought.append((number, place)), plain(number, place))  # noqa: E731
     plain = streamer._bring
     monkeypatch.setattr(streamer, "_bring", bring)
@@ -201,7 +201,7 @@ def test_a_settled_streamer_is_where_a_step_begins(trainer, monkeypatch):
 def test_only_two_blocks_are_on_the_device():
     family = open_family(load_config("tiny-qwen-image", STREAM), CPU)
     model = family.load("transformer")
-    streamer = model.streamer
+    streamer = family.streamer
     x = torch.randn(1, 16, 16, 16)
     cond = {"text": torch.randn(1, 5, model.config.joint_attention_dim)}
     with torch.no_grad():
@@ -235,7 +235,8 @@ def test_streamed_pipeline_draws_the_same(tmp_path):
             family.release("transformer")
         pipe = infer.open_pipeline(family, tmp_path / lora.FILE)
         pictures.append(infer.generate(family, pipe, ["一只猫"], config.sample, (64, 64))[0])
-    assert hasattr(pipe.text_encoder, "streamer") and hasattr(pipe.transformer, "streamer")
+    away = [p.isnan().all() for p in pipe.text_encoder.parameters()]  # 没轮到的块不在
+    assert family.streamer and any(away) and not all(away)
     assert pictures[0].tobytes() == pictures[1].tobytes()
 
 

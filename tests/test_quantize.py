@@ -254,7 +254,7 @@ def test_weights_on_the_cpu_stay_mapped_to_their_file(tmp_path):
 
 def test_at_most_one_layer_is_unquantized_at_a_time():
     family = open_family(load_config("tiny-qwen-image"))
-    model = loading.empty(family._class_of("transformer"), family.config_of("transformer"))
+    model = family.skeleton()
     shards, most = loading.Shards(TINY), 0
 
     def read(name, shape):
@@ -274,8 +274,7 @@ def test_modules_that_must_stay_fp32_stay(tmp_path):
     family = open_family(
         load_config({"model": {"family": "kandinsky5", "path": str(folder), "precision": "bf16"}})
     )
-    family.quantize = "int8"
-    model = family.load("transformer")
+    model = family.again(quantize="int8").load("transformer")
     block = model.visual_transformer_blocks[0]
     assert block.visual_modulation.out_layer.weight.dtype == torch.float32
     assert quantize.is_quantized(block.self_attention.to_query)
@@ -285,8 +284,7 @@ def test_modules_that_must_stay_fp32_stay(tmp_path):
 def test_random_weights_need_no_files():
     config = load_config("tiny-qwen-image", ["model.quantize=int8"])
     family = open_family(config, torch.device("cpu"))
-    family.random_weights = True
-    model = family.load("transformer")
+    model = family.again(random_weights=True).load("transformer")
     weight = model.transformer_blocks[0].attn.norm_q.weight
     assert torch.equal(weight, torch.ones_like(weight))
     cond = family.collate([{"text": torch.randn(5, model.config.joint_attention_dim)}])
@@ -298,8 +296,7 @@ def test_replaced_layers_are_let_go_while_loading():
     """换下来的层连同原来的权重当场放掉：不然载入时要多占一整个底模，小显卡就载不进来。"""
     family = open_family(load_config("tiny-qwen-image"), torch.device("cpu"))
     folder = family.folder / "transformer"
-    cls = family._class_of("transformer")
-    model = loading.empty(cls, cls.load_config(folder))
+    model = family.skeleton()
     inside = [m for block in loading.blocks(model).values() for m in block.modules()]
     old = [weakref.ref(m) for m in inside if isinstance(m, nn.Linear)]
     del inside

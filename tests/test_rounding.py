@@ -86,7 +86,6 @@ def test_what_cannot_work_says_why(config, more, said):
 
 def test_full_size_fits_one_large_card(tmp_path):
     config = load_config("qwen-image-full")
-    family = open_blank(config, tmp_path, torch.device("meta"))
-    family.dtype = torch.bfloat16
+    family = open_blank(config, tmp_path, torch.device("meta"), torch.bfloat16)
     asked = measure(family, config)
     assert 100 * GIB < asked.peak(config, 1.0) < 130 * GIB

@@ -11,12 +11,17 @@ from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, setting
     option("config", nargs="?", help="YAML 文件或预设名；不写就只看机器"),
     option("--tier", type=float, metavar="GB", help="当作有一块这么大的显卡"),
     option("--offline", action="store_true", help="不试着连模型站"),
+    option("--rules", action="store_true", help="只印出哪些设置合不来、为什么、怎么改"),
     SET,
 )
 def doctor(args) -> int:
     """开练前的体检：机器行不行，设置放不放得下、要下载多少、要多久。"""
     from lorakit.machine import doctor as checks
+    from lorakit.training import preflight
 
+    if args.rules:
+        print(preflight.table())
+        return DONE
     config = settings(args.config, args.set) if args.config else None
     found = checks.examine(config, args.tier, online=not args.offline)
     for check in found:

@@ -45,7 +45,7 @@ def _workflow(args) -> int:
     """写一份填好的 ComfyUI 工作流，说清楚文件放在哪里。"""
     from lorakit import lora
     from lorakit.config import load_config
-    from lorakit.families.registry import get
+    from lorakit.families.registry import workflow_of
     from lorakit.lora import comfyui, convert
 
     file = lora.find(args.file)
@@ -61,14 +61,16 @@ def _workflow(args) -> int:
         raise LorakitError(
             f"“{file}”里没有写是给哪个家族的。请用 --family 写一个：{'、'.join(comfyui.names())}。"
         )
-    if card.get("family", family) != family:
+    base = card.get("base", "")
+    name, cls = workflow_of(family, base)
+    if cls and card.get("family", cls.name) != cls.name:
         raise LorakitError(f"--family：“{file}”是给 {card['family']} 练的，不是 {family}；去掉它。")
     style = args.to or "diffusers"
-    if args.out and "ComfyUI" not in get(family).read_by[style]:
+    if cls and args.out and "ComfyUI" not in cls.read_by[style]:
         raise LorakitError(f"{family} 的 {style} 写法 ComfyUI 读不了：改成 --to comfyui。")
-    base = card.get("base", "")
-    chosen = comfyui.choose(family, base)
-    sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(chosen.name).items()]
+    unet = cls.workflow_base(base) if cls and family == cls.name else ""
+    comfyui.refuse_unknown(name if unet is not None else base, unet is not None)
+    sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(name).items()]
     sample = load_config(None, [*sets, *args.set]).sample
     trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
     if trigger and trigger not in prompt:
@@ -78,15 +80,16 @@ def _workflow(args) -> int:
     if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
         called = f"{folder.resolve().name}.safetensors"
     plain = {key: getattr(sample, key) for key in ("steps", "guidance", "size", "seed")}
-    nodes = comfyui.fill(chosen.name, comfyui.Fill(called, prompt, **plain, unet=chosen.unet))
-    print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{chosen.name}，提示词：{prompt}）")
+    filled = comfyui.Fill(called, prompt, **plain, shift=cls.full_shift(sample.size), unet=unet)
+    nodes = comfyui.fill(name, filled)
+    print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{name}，提示词：{prompt}）")
     print(f"1. 把 {made} 复制成 ComfyUI/models/loras/{called}")
     print("2. ComfyUI 里还要有这些底模文件（没有就去它们的主页下载）：")
     for needed in comfyui.files(nodes):
         if "/loras/" not in needed:
             print(f"   ComfyUI/{needed}")
     print("3. 把工作流文件拖进 ComfyUI 的网页，点运行。")
-    if family.startswith("qwen"):
+    if cls.full_size["scheduler"].get("shift_terminal"):
         print("ComfyUI 的噪声表收尾与 diffusers 的不同：同一个种子，两边画的不是同一张图。")
     if "tiny" in base:
         print(f"提醒：它是给微型模型 {base} 练的，ComfyUI 里没有这个模型；换真模型练出来的才能用。")
@@ -193,8 +196,7 @@ def _convert(args):
         print(f"缩到秩 {args.rank}，保住了 {kept:.1%} 的能量（ΔW 的平方和）。")
     if args.merge:
         # 训练时底模可以量化、放在内存里；合并总是进原来精度的权重
-        family.quantize, family.offload = "none", "none"
-        transformer = family.load("transformer")
+        transformer = family.again(quantize="none", offload="none").load("transformer")
         convert.merge(layers, transformer)
         merged = full.files_of(transformer.state_dict())
         print(f"合并好了：{full.save(args.out, family, merged.items())}")

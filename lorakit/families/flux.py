@@ -27,6 +27,9 @@ class Flux(KLVae, Family):
     called: ClassVar = {"": ("flux-1-dev", "flux1")}
     pipeline_class = "FluxPipeline"
     licences: ClassVar = {"tiny-flux": "apache-2.0", "": "flux-1-dev-non-commercial-license"}
+    workflows: ClassVar = {"": "flux"}
+    editions = r"(krea|kontext|fill|canny|depth|schnell)"
+    base_files: ClassVar = {"krea": "flux1-krea-dev.safetensors"}
     multiple = 16
     embedded_guidance = True
     said_as: ClassVar = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
@@ -85,7 +88,10 @@ class Flux(KLVae, Family):
     }
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
-    text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    text_parts: ClassVar = {
+        "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
+        "text_encoder_2": "T5EncoderModel", "tokenizer_2": "T5TokenizerFast",
+    }  # fmt: skip
     caption_tokenizer = "tokenizer_2"  # CLIP 只给一个总的向量，内容都从 T5 来
 
     @property
@@ -100,18 +106,6 @@ class Flux(KLVae, Family):
     @cached_property
     def _guided(self) -> bool:
         return self.config_of("transformer").get("guidance_embeds", False)
-
-    def _load_text(self):
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-        place = {"dtype": self.dtype, "device_map": {"": self.home}}
-        clip = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", **place)
-        t5 = T5EncoderModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place)
-        for encoder in (clip, t5):
-            encoder.eval().requires_grad_(False)
-        tokenizer = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        tokenizer_2 = T5TokenizerFast.from_pretrained(self.folder, subfolder="tokenizer_2")
-        return clip, tokenizer, t5, tokenizer_2
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

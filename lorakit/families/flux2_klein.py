@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from lorakit.families.base import Family, distilled_error
-from lorakit.families.shared import Cond
+from lorakit.families.base import Family
+from lorakit.families.shared import Cond, distilled_error
 
 # 双流块里图像流与文字流各自的层；单流块把 q、k、v 与前馈并成了一层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
@@ -35,6 +35,7 @@ class Flux2Klein(Family):
         "": ("Flux.2-klein-4b", "flux_2_klein_4b"),
     }
     pipeline_class = "Flux2KleinPipeline"
+    text_parts: ClassVar = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
     multiple = 16
     masks_text = False
@@ -88,15 +89,6 @@ class Flux2Klein(Family):
         if index.is_file() and json.loads(index.read_text("utf-8")).get("is_distilled"):
             raise distilled_error(path, " 或 ".join(self.distilled.values()))
 
-    def _load_text(self):
-        from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
-
-        encoder = Qwen3ForCausalLM.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
-        )
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        return encoder.eval().requires_grad_(False), tokenizer
-
     def _scales(self, vae) -> tuple[torch.Tensor, torch.Tensor]:
         std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
         return vae.bn.running_mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
@@ -107,8 +99,8 @@ class Flux2Klein(Family):
         posterior = vae.encode(pixels.to(self.device, self.dtype)).latent_dist
         mean, std = self._scales(vae)
         return (
-            (F.pixel_unshuffle(posterior.mean, 2) - mean)
-            / std,  # (B, 32, h, w) -> (B, 128, h/2, w/2)
+            # (B, 32, h, w) -> (B, 128, h/2, w/2)
+            (F.pixel_unshuffle(posterior.mean, 2) - mean) / std,
             F.pixel_unshuffle(posterior.std, 2) / std,
         )
 
@@ -154,7 +146,8 @@ class Flux2Klein(Family):
         # 负面提示词固定是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 4
         return {"guidance_scale": max(1.0, guidance), "max_sequence_length": self.text_length}
 
-    def shift(self, width, height):
+    @staticmethod
+    def _shift_of(config, width, height):
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
         return math.exp(compute_empirical_mu((width // 16) * (height // 16), STEPS))

@@ -38,7 +38,11 @@ class Kandinsky5(KLVae, Family):
         "all-linear": rf"(text|visual)_transformer_blocks\.\d+\.{LINEAR}",
     }
     distilled: ClassVar = {"distilled": BASE, "nocfg": BASE}
-    text_parts: ClassVar = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    # 官方文件夹里是 Qwen2VLProcessor，它还要 torchvision 处理视频；只编码文字，有分词器就够
+    text_parts: ClassVar = {
+        "text_encoder": "Qwen2_5_VLForConditionalGeneration", "tokenizer": "Qwen2Tokenizer",
+        "text_encoder_2": "CLIPTextModel", "tokenizer_2": "CLIPTokenizer",
+    }  # fmt: skip
     said_as: ClassVar = {"text": "prompt_embeds_qwen", "pooled": "prompt_embeds_clip"}
 
     full_size: ClassVar = {
@@ -52,22 +56,6 @@ class Kandinsky5(KLVae, Family):
         "text_encoder_2": CLIP_L,
         "scheduler": {"shift": 5.0},
     }  # fmt: skip
-
-    def _load_text(self):
-        from transformers import CLIPTextModel, CLIPTokenizer, Qwen2Tokenizer
-        from transformers import Qwen2_5_VLForConditionalGeneration as QwenVL
-
-        place = {"dtype": self.dtype, "device_map": {"": self.home}}
-        encoders = (
-            QwenVL.from_pretrained(self.folder, subfolder="text_encoder", **place),
-            CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder_2", **place),
-        )
-        for encoder in encoders:
-            encoder.eval().requires_grad_(False)
-        # 官方文件夹里是 Qwen2VLProcessor，它还要 torchvision 处理视频；只编码文字，有分词器就够
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        tokenizer_2 = CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer_2")
-        return encoders[0], tokenizer, encoders[1], tokenizer_2
 
     def _load_transformer(self):
         model = real_tokens_only(super()._load_transformer())
@@ -89,6 +77,11 @@ class Kandinsky5(KLVae, Family):
         config = self.config_of("transformer")
         text = (tokens, config.get("in_text_dim", 3584))
         return {"text": text, "pooled": (config.get("in_text_dim2", 768),)}
+
+    def recompute_context(self, transformer):
+        # 重算不经过 forward；有陪练的图时，反向之前已经走过两次 forward，长度要换回那一次的
+        processor = _shared_processor(transformer)
+        return lambda: (nullcontext(), _lengths_of(processor))
 
     def predict_velocity(self, transformer, x_t, t, cond):
         _, _, h, w = x_t.shape
@@ -130,9 +123,11 @@ def real_tokens_only(transformer):
     for block in transformer.visual_transformer_blocks:
         block.cross_attention.set_processor(processor)
     transformer.register_forward_pre_hook(_note_lengths, with_kwargs=True)
-    # 重算不经过 forward；有陪练的图时，反向之前已经走过两次 forward，长度要换回那一次的
-    transformer.recompute_context = lambda: (nullcontext(), _lengths_of(processor))
     return transformer
+
+
+def _shared_processor(transformer):
+    return transformer.visual_transformer_blocks[0].cross_attention.processor
 
 
 def _lengths_of(processor):
@@ -152,8 +147,7 @@ def _lengths_of(processor):
 
 def _note_lengths(transformer, args, kwargs):
     # 每次 forward 都重设，所以 stock 管线不会用到训练留下的
-    shared = transformer.visual_transformer_blocks[0].cross_attention.processor
-    shared.lengths = kwargs.pop("text_lengths", None)
+    _shared_processor(transformer).lengths = kwargs.pop("text_lengths", None)
     return args, kwargs
 
 

@@ -22,11 +22,14 @@ def device_for(path: str) -> torch.device:
     return devices.pick_device()
 
 
-def open_blank(config, folder: Path, device: torch.device | None = None):
+def open_blank(
+    config, folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None
+):
     """只有尺寸、没有权重的家族：测速与估计用。本地有这个模型就照它的设置，没有就照真模型的。
 
     Args:
         folder: 空文件夹，真模型的设置写在里面。
+        dtype: 不写就照 model.precision。
     """
     path = config.model.path
     local = bundled(path) if path in tiny_models() else Path(path).expanduser()
@@ -39,18 +42,15 @@ def open_blank(config, folder: Path, device: torch.device | None = None):
             home = folder if part == "model_index" else folder / part
             home.mkdir(parents=True, exist_ok=True)
             (home / names.get(part, name)).write_text(json.dumps(facts), encoding="utf-8")
-    family = _configured(cls, local, config, device)
-    family.random_weights = True
-    return family
+    return _configured(cls, local, config, device, dtype, random_weights=True)
 
 
 def open_family(config, device: torch.device | None = None):
     """按设置打开家族（还不载入任何权重）。"""
     cls = get(config.model.family)
     model = hub.find(config.model.path, config.model.source)
-    family = _configured(cls, model.folder, config, device)
+    family = _configured(cls, model.folder, config, device, model=model)
     quantize.check(family.quantize, family.device)
-    family.model = model
     return family
 
 
@@ -71,10 +71,9 @@ def _refuse_other_family(cls: type, folder: Path, path: str):
     )
 
 
-def _configured(cls: type, folder: Path, config, device: torch.device | None):
+def _configured(cls: type, folder: Path, config, device=None, dtype=None, **how):
     device = device or device_for(config.model.path)
     _refuse_other_family(cls, folder, config.model.path)
-    family = cls(folder, device, devices.pick_dtype(config.model.precision, device))
-    family.quantize, family.offload = config.model.quantize, config.memory.offload
-    family.guidance = config.train.guidance
-    return family
+    how |= {"quantize": config.model.quantize, "offload": config.memory.offload}
+    dtype = dtype or devices.pick_dtype(config.model.precision, device)
+    return cls(folder, device, dtype, guidance=config.train.guidance, **how)

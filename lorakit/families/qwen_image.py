@@ -1,5 +1,6 @@
 """Qwen-Image：双流 Transformer、Qwen2.5-VL 文本编码器、视频 VAE 当图片用。"""
 
+from functools import cache
 from types import MethodType
 from typing import ClassVar
 
@@ -26,8 +27,15 @@ class QwenImage(Family):
         "kohya": ("musubi", "ComfyUI", "diffusers"),
     }
     licences: ClassVar = {"": "apache-2.0"}
+    workflows: ClassVar = {"": "qwen-image"}
+    editions = r"(?:image|edit)[-_ ]?(\d{4}|\d\.\d)(?!\d)"
+    base_files: ClassVar = {"2512": "qwen_image_2512_fp8_e4m3fn.safetensors"}  # Comfy-Org 的
     multiple = 16
     pipeline_class = "QwenImagePipeline"
+    text_parts: ClassVar = {
+        "text_encoder": "Qwen2_5_VLForConditionalGeneration",
+        "tokenizer": "Qwen2Tokenizer",
+    }
     caption_limit = 1024
     blank = " "  # 官方示例用一个空格
     full_size: ClassVar = {
@@ -52,15 +60,6 @@ class QwenImage(Family):
         fuse_rope()
         keep_mask()
         return super()._load_transformer()
-
-    def _load_text(self):
-        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-
-        encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
-        )
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        return encoder.eval().requires_grad_(False), tokenizer
 
     def _scales(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.load("vae").config
@@ -140,20 +139,25 @@ def fuse_rope():
     """
     from diffusers.models.transformers import transformer_qwenimage as stock
 
+    stock.apply_rotary_emb_qwen = _rotation()
+
+
+@cache  # 只造一次：再装一次也不会自己套自己
+def _rotation():
+    from diffusers.models.transformers import transformer_qwenimage as stock
+
     plain = stock.apply_rotary_emb_qwen
-    if plain is not rotate:
-        rotate.plain = plain
-        stock.apply_rotary_emb_qwen = rotate
 
+    def rotate(x: torch.Tensor, freqs_cis: torch.Tensor, use_real: bool = True, **options):
+        """(B, S, H, D) 的 q 或 k 与 (S, D/2) 的复数 e^{iθ} -> 转过 θ 的 (B, S, H, D)。"""
+        if use_real or not torch.compiler.is_compiling():
+            return plain(x, freqs_cis, use_real, **options)
+        cos, sin = torch.view_as_real(freqs_cis).unsqueeze(1).unbind(-1)  # 各 (S, 1, D/2)
+        real, imag = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # 各 (B, S, H, D/2)
+        turned = torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1)
+        return turned.flatten(3).type_as(x)
 
-def rotate(x: torch.Tensor, freqs_cis: torch.Tensor, use_real: bool = True, **options):
-    """(B, S, H, D) 的 q 或 k 与 (S, D/2) 的复数 e^{iθ} -> 转过 θ 的 (B, S, H, D)。"""
-    if use_real or not torch.compiler.is_compiling():
-        return rotate.plain(x, freqs_cis, use_real, **options)
-    cos, sin = torch.view_as_real(freqs_cis).unsqueeze(1).unbind(-1)  # 各 (S, 1, D/2)
-    real, imag = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # 各 (B, S, H, D/2)
-    turned = torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1)
-    return turned.flatten(3).type_as(x)
+    return rotate
 
 
 def keep_mask():

@@ -25,15 +25,20 @@ class QwenImageEdit(QwenImage):
     }
     multiple = 32
     controls = (1, 1)
-    text_parts: ClassVar = ("text_encoder", "tokenizer", "processor")
+    workflows: ClassVar = {
+        "2509": "qwen-image-edit-2509", "2511": "qwen-image-edit-2509", "": "qwen-image-edit",
+    }  # fmt: skip
+    # 2511 的参考图用另一个时刻：ComfyUI 从这个文件里的记号知道，节点与 2509 的相同
+    base_files: ClassVar = {"2509": "", "2511": "qwen_image_edit_2511_bf16.safetensors"}
+    text_parts: ClassVar = {**QwenImage.text_parts, "processor": "Qwen2VLImageProcessorPil"}
     full_size: ClassVar = {
         **QwenImage.full_size,
         "model_index": {"_class_name": "QwenImageEditPipeline"},
     }
     distilled: ClassVar = {"Lightning": "Qwen/Qwen-Image-Edit"}
 
-    def __init__(self, folder, device, dtype):
-        super().__init__(folder, device, dtype)
+    def __init__(self, folder, *place, **how):
+        super().__init__(folder, *place, **how)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         self.pipeline_class = index["_class_name"]
         if self.pipeline_class not in ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"):
@@ -46,12 +51,7 @@ class QwenImageEdit(QwenImage):
             self.controls = (1, 3)
 
     def _load_text(self):
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-            Qwen2VLImageProcessorPil,
-        )
-
-        encoder, tokenizer = super()._load_text()
-        images = Qwen2VLImageProcessorPil.from_pretrained(self.folder, subfolder="processor")
+        encoder, tokenizer, images = super()._load_text()
         return encoder, tokenizer, PictureProcessor(images, tokenizer)
 
     @torch.no_grad()

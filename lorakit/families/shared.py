@@ -1,6 +1,11 @@
-"""几个家族共用的：条件的类型、2x2 打包、AutoencoderKL、文字编码器的真实尺寸。"""
+"""几个家族共用的：条件与拼批、2x2 打包、AutoencoderKL、文字编码器的真实尺寸、拒绝蒸馏底模的话。"""
 
 import torch
+from torch import nn
+
+from lorakit.errors import LorakitError
+
+Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
 
 FLUX_VAE = {  # Z-Image 与 Kandinsky 5 用的也是它
     "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512],
@@ -68,4 +73,26 @@ def unpack(x: torch.Tensor, h: int, w: int) -> torch.Tensor:
     return x.reshape(b, d // 4, h, w)  # (B, hw/4, 4C) -> (B, C, h, w)
 
 
-Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
+def collate(conds: list[Cond]) -> Cond:
+    """一批条件 -> 补齐到一样长；长短不一时另给 `名字_mask`（True 是真词元）。"""
+    batch: Cond = {}
+    for key in conds[0]:
+        rows = [cond[key] for cond in conds]
+        if rows[0].dim() != 2:  # 不是一串词元：形状本来就一样
+            batch[key] = torch.stack(rows)
+            continue
+        batch[key] = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L, D)
+        lengths = [len(row) for row in rows]
+        if min(lengths) < max(lengths):
+            place = torch.arange(max(lengths), device=rows[0].device)
+            ends = torch.tensor(lengths, device=rows[0].device)
+            batch[f"{key}_mask"] = place[None] < ends[:, None]
+    return batch
+
+
+def distilled_error(path: str, instead: str) -> LorakitError:
+    """蒸馏过的底模为什么不能练、该换哪个。"""
+    return LorakitError(
+        f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
+        f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
+    )

@@ -19,7 +19,10 @@ class ZImage(KLVae, Family):
     name = "z-image"
     called: ClassVar = {"": ("Z-Image", "z_image")}
     pipeline_class = "ZImagePipeline"
+    text_parts: ClassVar = {"text_encoder": "Qwen3Model", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"": "apache-2.0"}
+    workflows: ClassVar = {"": "z-image"}
+    editions = r"(turbo|omni|edit)"
     multiple = 16
     targets: ClassVar = {
         "attention": rf"{BLOCKS}\.{ATTENTION}",
@@ -52,15 +55,6 @@ class ZImage(KLVae, Family):
         },
         "scheduler": {"shift": 3.0},
     }  # fmt: skip
-
-    def _load_text(self):
-        from transformers import Qwen2Tokenizer, Qwen3Model
-
-        encoder = Qwen3Model.from_pretrained(
-            self.folder, subfolder="text_encoder", dtype=self.dtype, device_map={"": self.home}
-        )
-        tokenizer = Qwen2Tokenizer.from_pretrained(self.folder, subfolder="tokenizer")
-        return encoder.eval().requires_grad_(False), tokenizer
 
     @torch.no_grad()
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:

@@ -10,6 +10,7 @@ from lorakit.config.groups import Sample
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.infer.checks import check_finite, check_negative, check_size
 from lorakit.infer.pipeline import fit_vae
+from lorakit.infer.prompts import recall
 
 LANCZOS = Image.Resampling.LANCZOS
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
@@ -37,7 +38,7 @@ def generate(
     fit_vae(family, math.prod(size))
     images: list[Image.Image] = []
     # 编码好的一张张画：显存紧才先编码
-    count = 1 if family.recall(prompts) else BATCH
+    count = 1 if recall(family, prompts) else BATCH
     for start in range(0, len(prompts), count):
         part = list(prompts[start : start + count])
         seeds = [
@@ -63,7 +64,7 @@ def _said(family, pipe, part: list[str], guidance: float, negative: str) -> dict
         arguments["negative_prompt"] = [negative] * len(part)
     guided = guidance > 1 and not family.embedded_guidance
     blanks = arguments.get("negative_prompt", [family.blank] * len(part)) if guided else []
-    known, empty = family.recall(part), family.recall(blanks)
+    known, empty = recall(family, part), recall(family, blanks)
     if known is None or empty is None:
         if pipe.text_encoder is None:
             raise LorakitError(f"这条管线没有文本编码器，画不了没有编码过的“{part[0]}”。")

@@ -6,6 +6,7 @@ import torch
 
 from lorakit import lora
 from lorakit.infer.checks import check_pictures
+from lorakit.infer.prompts import remember
 from lorakit.lora import full
 from lorakit.memory import devices
 
@@ -22,10 +23,7 @@ def open_pipeline(family, weights: Path | None = None, text="load"):
     whole = full.find(weights) if weights is not None else None
     if whole is not None:
         full.check_fits(whole, family)
-    wanted = whole or family.folder / "transformer"
-    if family.transformer_folder != wanted:  # 上次打开的是另一份
-        family.transformer_folder = wanted
-        family.release("transformer")
+    family.use_transformer(whole)
     transformer = family.untouched()
     pipe = family.pipeline(transformer, text=text)
     pipe.set_progress_bar_config(disable=True)
@@ -51,14 +49,6 @@ def open_for(family, weights, guidance: float, prompts, controls=None, negative:
 def scarce(family) -> bool:
     """显存紧：文本编码器与 Transformer 不同时放。"""
     return family.device.type == "cuda"
-
-
-def remember(family, guidance: float, prompts, controls=None, negative: str = ""):
-    """编码好 prompts（编辑还有每句的控制图 controls）与引导用的负面提示词，见 Family.remember。"""
-    family.remember(prompts, controls)
-    if guidance > 1 and not family.embedded_guidance:
-        blank = negative if negative.strip() else family.blank
-        family.remember([blank] * len(prompts), controls)
 
 
 def fit_vae(family, pixels: int):

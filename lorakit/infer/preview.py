@@ -5,9 +5,10 @@ from PIL import Image
 
 from lorakit.config import Config
 from lorakit.data.read import read_image
+from lorakit.infer import pipeline
 from lorakit.infer.draw import generate
 from lorakit.infer.edit import edit
-from lorakit.infer.pipeline import remember, scarce
+from lorakit.infer.prompts import remember
 
 
 def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
@@ -24,7 +25,7 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
 
 def remember_preview(family, config: Config, dataset) -> bool:
     """显卡上，载入 Transformer 之前先编码好 `preview` 要用的；返回编码了没有。"""
-    needed = scarce(family) and bool(config.sample.prompts)
+    needed = pipeline.scarce(family) and bool(config.sample.prompts)
     if needed:
         controls = _controls(config, dataset) if family.controls[1] else None
         remember(family, config.sample.guidance, config.sample.prompts, controls)

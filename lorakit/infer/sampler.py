@@ -10,6 +10,7 @@ from lorakit import flow
 from lorakit.families.base import Family
 from lorakit.families.pixels import to_image, to_pixels
 from lorakit.families.shared import Cond
+from lorakit.infer.prompts import recall
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def edit(
     ]
 
     def condition(texts) -> Cond:
-        conds = family.recall(texts, seen) or family.encode_prompts(list(texts), seen)
+        conds = recall(family, texts, seen) or family.encode_prompts(list(texts), seen)
         return family.collate([{**a, **b} for a, b in zip(conds, control, strict=True)])
 
     asked = condition(prompts)

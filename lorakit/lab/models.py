@@ -13,7 +13,7 @@ from lorakit.hub.bundled import tiny_models
 from lorakit.machine import doctor, estimate
 
 TINY = "tiny-"
-SAID = ("模型", "下载", "显存", "要用的内存", "磁盘", "时间", "量化", "编译")
+SAID = ("model", "download", "vram", "host-need", "disk", "time", "quantize", "compile")
 
 
 def open_model(name: str) -> Config:
@@ -35,7 +35,7 @@ def open_model(name: str) -> Config:
         return config
     checks = doctor.examine(config, online=False)
     print(f"{preset}（真模型，还没有下载任何东西）：")
-    print("\n".join(f"  {check.text()}" for check in checks if check.what in SAID))
+    print("\n".join(f"  {check.text()}" for check in checks if check.key in SAID))
     bad = [check.said for check in checks if check.level == doctor.BAD]
     if not torch.cuda.is_available():
         bad = [f"这台机器没有 NVIDIA 显卡，{preset} 至少要约 {_least(config):.0f} GiB 显存"]
@@ -55,6 +55,5 @@ def _names(tiny: bool) -> str:
 def _least(config: Config) -> float:
     """照这份设置练，最省的时候要多少 GiB 显存；只按形状算。"""
     with tempfile.TemporaryDirectory() as folder:
-        family = open_blank(config, Path(folder), torch.device("meta"))
-        family.dtype = torch.bfloat16
+        family = open_blank(config, Path(folder), torch.device("meta"), torch.bfloat16)
         return doctor.fitting(estimate.measure(family, config), config, 0)[1]

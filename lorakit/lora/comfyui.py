@@ -5,8 +5,6 @@
 """
 
 import json
-import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,37 +18,6 @@ WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "FILE"}  # 其余的类型都是�
 
 
 @dataclass(frozen=True)
-class Choice:
-    """哪个工作流；unet 是底模文件，空的就用工作流里写着的。"""
-
-    name: str
-    unet: str = ""
-
-
-LOADER = (
-    "LoRA 文件本身 ComfyUI 能读：放进 models/loras，"
-    "在你{}的工作流里，载入底模之后接一个“LoRA 加载器（仅模型）”节点。"
-)
-_YEAR = re.compile(r"(?:image|edit)[-_ ]?(\d{4}|\d\.\d)(?!\d)")
-EDITION = {  # 底模的名字里哪几个字说的是另一版
-    "qwen-image": _YEAR,
-    "qwen-image-edit": _YEAR,
-    "flux": re.compile(r"(krea|kontext|fill|canny|depth|schnell)"),
-    "z-image": re.compile(r"(turbo|omni|edit)"),
-}
-# 同一家族的各版底模，文件不同；名字照 ComfyUI 自带模板（Comfy-Org 的仓库）里的，2026-11
-EDITIONS = {
-    ("qwen-image", "2512"): Choice("qwen-image", "qwen_image_2512_fp8_e4m3fn.safetensors"),
-    ("qwen-image-edit", "2509"): Choice("qwen-image-edit-2509"),
-    # 它的参考图用另一个时刻：ComfyUI 从这个文件里的记号知道，节点与 2509 的相同
-    ("qwen-image-edit", "2511"): Choice(
-        "qwen-image-edit-2509", "qwen_image_edit_2511_bf16.safetensors"
-    ),
-    ("flux", "krea"): Choice("flux", "flux1-krea-dev.safetensors"),
-}
-
-
-@dataclass(frozen=True)
 class Fill:
     """要填进工作流的东西；steps、guidance、size、seed 与 sample 组同义。"""
 
@@ -60,6 +27,7 @@ class Fill:
     guidance: float
     size: int
     seed: int
+    shift: float  # 真模型在这个尺寸上的时间偏移；自己会算的工作流用不上
     unet: str = ""  # 底模文件；空的就不改
 
 
@@ -73,24 +41,13 @@ def signatures() -> dict[str, dict]:
     return json.loads((FOLDER / "nodes.json").read_text("utf-8"))["nodes"]
 
 
-def choose(family: str, base: str = "") -> Choice:
-    """家族与底模 -> 用哪个工作流、载入哪个底模文件。
-
-    Raises:
-        LorakitError: 这个家族、这一版底模没有现成的工作流。
-    """
-    if family not in names():
-        raise LorakitError(f"没有“{family}”的 ComfyUI 工作流。{LOADER.format('画它')}")
-    edition = EDITION[family].search(base.lower())
-    if edition is None:
-        return Choice(family)
-    known = {word: choice for (name, word), choice in EDITIONS.items() if name == family}
-    if edition[1] not in known:
+def refuse_unknown(name: str, known: bool = True):
+    """没有现成的这一份，就说怎么办：LoRA 文件是好的，别家的工作流载入的是别的底模。"""
+    if name not in names() or not known:
         raise LorakitError(
-            f"没有“{base}”的 ComfyUI 工作流，现成的 {family} 工作流载入的是别的一版底模。"
-            f"{LOADER.format('画这一版')}"
+            f"没有“{name}”的 ComfyUI 工作流。LoRA 文件本身 ComfyUI 能读：放进 models/loras，"
+            "在你画它的工作流里，载入底模之后接一个“LoRA 加载器（仅模型）”节点。"
         )
-    return known[edition[1]]
 
 
 def template(name: str) -> dict[str, dict]:
@@ -120,23 +77,16 @@ def fill(name: str, values: Fill) -> dict[str, dict]:
         "FluxGuidance": {"guidance": values.guidance},
         "EmptySD3LatentImage": square,
         "ModelSamplingFlux": square,
+        "ModelSamplingAuraFlow": {"shift": round(values.shift, 2)},
         "ImageScaleToTotalPixels": {"megapixels": round((values.size / 1024) ** 2, 2)},
     }
     if values.unet:
         changes["UNETLoader"] = {"unet_name": values.unet}
-    if name.startswith("qwen"):
-        changes["ModelSamplingAuraFlow"] = {"shift": round(_qwen_shift(values.size), 2)}
     for node in nodes.values():
         node["inputs"] |= changes.get(node["class_type"], {})
         if node["_meta"]["title"] == "提示词":
             node["inputs"]["text" if "text" in node["inputs"] else "prompt"] = values.prompt
     return nodes
-
-
-def _qwen_shift(size: int) -> float:
-    """Qwen-Image 的动态时间偏移，与它自带的调度器相同：词元越多，偏移越大。"""
-    tokens = (size // 16) ** 2
-    return math.exp(0.5 + (0.9 - 0.5) * (tokens - 256) / (8192 - 256))
 
 
 def files(nodes: dict[str, dict]) -> list[str]:

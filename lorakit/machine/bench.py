@@ -129,8 +129,7 @@ def run(
             row = _measured(way, config, family, steps, warm, trace)
             share = 0.0 if row.error else tera / ceiling / row.step
             rows.append(replace(row, floor=share))
-            family.release("transformer", "vae", "encoders")
-            family.quantize, family.offload = config.model.quantize, config.memory.offload
+            family.release("transformer")
         return Report(
             device=_device_name(family.device),
             model=f"{config.model.path}（{family.name}，{config.data.resolution}²）",
@@ -296,10 +295,10 @@ def _ours(config: Config, family) -> Iterator:
 
 def _seed(config: Config, family) -> Iterator:
     """常见的写法：底模不量化，每一步都现编码图和文字，每块都重算，不编译。"""
-    family.quantize, family.offload = "none", "none"
     side, device = config.data.resolution, family.device
-    family.parts["vae"] = estimate.random_vae(family)
-    encoders = family.parts["encoders"] = estimate.random_encoders(family)
+    parts = {"vae": estimate.random_vae(family)}  # stock 的 VAE：常见写法不会把它换快
+    family = family.again(quantize="none", offload="none", parts=parts)
+    encoders = estimate.random_encoders(family)
 
     @torch.no_grad()
     def encode() -> torch.Tensor:

@@ -7,12 +7,11 @@ import re
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import requests
 import torch
 from packaging.requirements import Requirement
 
@@ -30,13 +29,19 @@ from lorakit.training import preflight
 GOOD, WARN, BAD = "绿", "黄", "红"
 MARKS = {GOOD: "✔", WARN: "！", BAD: "✘"}
 COLOURS = {GOOD: 32, WARN: 33, BAD: 31}  # 终端的颜色号
+NAMES = {  # 一项的键 -> 怎么叫它；没有写的（包、网站）键就是名字
+    "python": "Python", "packages": "软件包", "gpu": "显卡", "host": "内存", "disk": "磁盘",
+    "quantize": "量化", "compile": "编译", "model": "模型", "download": "下载", "licence": "许可",
+    "site": "模型站", "vram": "显存", "host-need": "要用的内存", "time": "时间",
+}  # fmt: skip
 SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://modelscope.cn"}
 OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
 SECONDS = 3  # 连一个网站最多等几秒
 SPEED = 20  # MB/s；估计下载时间用
 HOST = 2.0  # Python、PyTorch 与显卡的驱动，GiB
 HOST_CPU = 1.0  # 没有显卡时，GiB
-# 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测，tests/measured.json
+# 以下几个数由 tests/measured.json 定出；换了做法，用 tests/measure_cards.py 重新量，测试会核对
+# 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测
 SHARE = {"none": 0.6, "int8": 0.56, "fp8": 0.56, "nf4": 0.58, "fp8-matmul": 0.73}
 EAGER = 0.65  # 不编译，再打个折
 UPDATE = 0.061  # 全量微调另花的（更新权重等），每十亿个参数几秒；H200 上实测，两张卡切开也合得上
@@ -53,8 +58,13 @@ class Check:
     """一项的结论。"""
 
     level: str
-    what: str
+    key: str  # NAMES 的键
     said: str
+
+    @property
+    def what(self) -> str:
+        """这一项的名字。"""
+        return NAMES.get(self.key, self.key)
 
     def text(self, colour: bool = False) -> str:
         mark = MARKS[self.level]
@@ -83,7 +93,7 @@ def examine(config: Config | None = None, tier: float | None = None, online=True
 def _python() -> Check:
     found = platform.python_version()
     level = GOOD if sys.version_info >= (3, 11) else BAD
-    return Check(level, "Python", f"{found}（要 3.11 以上）")
+    return Check(level, "python", f"{found}（要 3.11 以上）")
 
 
 def _packages() -> list[Check]:
@@ -92,7 +102,7 @@ def _packages() -> list[Check]:
     try:
         lines = importlib.metadata.requires("lorakit") or []
     except importlib.metadata.PackageNotFoundError:
-        return [Check(WARN, "软件包", f"lorakit 没有安装，无从核对。{mend}")]
+        return [Check(WARN, "packages", f"lorakit 没有安装，无从核对。{mend}")]
     for line in lines:
         need = Requirement(line)
         if need.marker is not None:  # 选装的
@@ -105,8 +115,8 @@ def _packages() -> list[Check]:
             continue
         if not need.specifier.contains(found, prereleases=True):
             wrong.append(f"{need.name} 是 {found}，要 {need.specifier}")
-    checks = [Check(BAD, "软件包", f"{'；'.join(wrong)}。{mend}")] if wrong else []
-    checks = checks or [Check(GOOD, "软件包", f"{len(names)} 个都在，都够新")]
+    checks = [Check(BAD, "packages", f"{'；'.join(wrong)}。{mend}")] if wrong else []
+    checks = checks or [Check(GOOD, "packages", f"{len(names)} 个都在，都够新")]
     for name, why in OPTIONAL.items():
         try:
             checks.append(Check(GOOD, name, f"{importlib.metadata.version(name)}（{why}）"))
@@ -118,15 +128,15 @@ def _packages() -> list[Check]:
 
 def _gpu(tier: float | None) -> list[Check]:
     if tier is not None:
-        return [Check(GOOD, "显卡", f"当作有一块 {tier:g} GB 的")]
+        return [Check(GOOD, "gpu", f"当作有一块 {tier:g} GB 的")]
     if not torch.cuda.is_available():
         said = "没有找到 NVIDIA 显卡：微型模型照练，真模型练不动"
-        return [Check(WARN, "显卡", said)]
+        return [Check(WARN, "gpu", said)]
     free, total = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
     busy = total - free > 2 * GIB
     said = f"{name}，{total / GIB:.1f} GiB，空闲 {free / GIB:.1f} GiB"
-    checks = [Check(WARN if busy else GOOD, "显卡", said + ("，别的程序占着一些" if busy else ""))]
+    checks = [Check(WARN if busy else GOOD, "gpu", said + ("，别的程序占着一些" if busy else ""))]
     fine = devices.has_bf16(torch.device("cuda"))
     slow = "不支持，会用 fp32：慢一倍、多占一倍显存"
     return [*checks, Check(GOOD if fine else WARN, "bf16", "支持" if fine else slow)]
@@ -136,25 +146,21 @@ def _host() -> Check:
     facts = psutil.virtual_memory()
     level = GOOD if facts.available > 8 * GIB else WARN
     return Check(
-        level, "内存", f"{facts.total / GIB:.1f} GiB，空闲 {facts.available / GIB:.1f} GiB"
+        level, "host", f"{facts.total / GIB:.1f} GiB，空闲 {facts.available / GIB:.1f} GiB"
     )
 
 
 def _disk() -> Check:
     place = next(p for p in (cache_root(), *cache_root().parents) if p.exists())
     free = shutil.disk_usage(place).free / GIB
-    return Check(GOOD if free > 10 else WARN, "磁盘", f"{place} 空闲 {free:.0f} GiB")
+    return Check(GOOD if free > 10 else WARN, "disk", f"{place} 空闲 {free:.0f} GiB")
 
 
 def _answer(address: str) -> int | None:
     """网站回的状态码；连不上是 None。"""
-    request = urllib.request.Request(address, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-            return reply.status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
+        return requests.head(address, timeout=SECONDS, allow_redirects=True).status_code
+    except requests.RequestException:
         return None
 
 
@@ -172,22 +178,21 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         quantize.check(config.model.quantize, devices.pick_device())
         able = []
     except ConfigError as error:  # 要的库没装、显卡太旧：照样往下算，只记一笔
-        able = [Check(BAD, "量化", str(error))]
+        able = [Check(BAD, "quantize", str(error))]
     asks = config.memory.compile and torch.cuda.is_available()
     if missing := compiling.cannot_compile(devices.pick_device()) if asks else "":
-        able.append(Check(WARN, "编译", f"memory.compile 不起作用：{missing}。照常练，慢一些"))
+        able.append(Check(WARN, "compile", f"memory.compile 不起作用：{missing}。照常练，慢一些"))
         config = load_config(config.to_dict(), PLAINLY)
     with tempfile.TemporaryDirectory() as folder:
-        family = open_blank(config, Path(folder), torch.device("meta"))
-        family.dtype = _dtype(config, tier)
+        dtype = _dtype(config, tier)
+        family = open_blank(config, Path(folder), torch.device("meta"), dtype)
         asked = estimate.measure(family, config)
         text = sum(_bytes(one) for one in estimate.random_encoders(family))
-        dtype = family.dtype
         vae = _bytes(estimate.random_vae(family))
     trains = "全部" if config.lora.kind == "full" else "LoRA"
     size = f"{asked.parameters / 1e9:.3g}B 参数，练 {trains} {asked.trained / 1e6:.3g}M"
     said = f"{config.model.path}，{size}"
-    checks = [*able, Check(GOOD, "模型", said), *_download(config, asked, text, vae, online)]
+    checks = [*able, Check(GOOD, "model", said), *_download(config, asked, text, vae, online)]
     capacity = _capacity(tier)
     if capacity is None:
         return [*checks, *_on_cpu(config, asked)]
@@ -196,8 +201,8 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     if peak > capacity:
         other = nearest(config, capacity, dtype, PLAINLY if missing else ())
         mend = f"请换预设 {other}" if other else "没有放得下的预设；换小一点的模型或大一点的显卡"
-        return [*checks, Check(BAD, "显存", f"{said}：放不下。{mend}")]
-    checks.append(Check(GOOD, "显存", said))
+        return [*checks, Check(BAD, "vram", f"{said}：放不下。{mend}")]
+    checks.append(Check(GOOD, "vram", said))
     encoder = text * dtype.itemsize / 2 / GIB
     tight = asked.moved or encoder + 2 > capacity
     # 编码在训练之前，编完就放掉：随用随搬的文本编码器与训练要的不同时在内存里
@@ -225,20 +230,20 @@ def _bytes(module: torch.nn.Module) -> int:
 def _download(config: Config, asked: Estimate, text: int, vae: int, online: bool) -> list[Check]:
     path = config.model.path
     if path in tiny_models() or (Path(path).expanduser() / "model_index.json").is_file():
-        return [Check(GOOD, "下载", "不用，模型就在本地")]
+        return [Check(GOOD, "download", "不用，模型就在本地")]
     size = (2 * asked.parameters + text + vae) / 1e9
     minutes = size * 1000 / SPEED / 60
     said = f"第一次用要下载约 {size:.0f} GB（每秒 {SPEED} MB 时约 {minutes:.0f} 分钟；"
     said += "下载过就不用再下）"
-    checks = [Check(GOOD, "下载", said)]
+    checks = [Check(GOOD, "download", said)]
     if not online:
         return checks
     address = f"{SOURCES['Hugging Face']}/{config.model.path}/resolve/main/model_index.json"
     if (code := _answer(address)) in (401, 403):
         said = f"{config.model.path} 要先在它的主页上同意许可，再运行 hf auth login 登录"
-        checks.append(Check(WARN, "许可", said))
+        checks.append(Check(WARN, "licence", said))
     elif code == 404:
-        checks.append(Check(BAD, "模型站", f"没有 {config.model.path}，请核对 model.path"))
+        checks.append(Check(BAD, "site", f"没有 {config.model.path}，请核对 model.path"))
     return checks
 
 
@@ -272,8 +277,7 @@ def nearest(config: Config, capacity: float, dtype=torch.bfloat16, changes=()) -
         if other.lora.kind != config.lora.kind:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            family = open_blank(other, Path(folder), torch.device("meta"))
-            family.dtype = dtype
+            family = open_blank(other, Path(folder), torch.device("meta"), dtype)
             if fitting(estimate.measure(family, other), other, capacity)[1] <= capacity:
                 return name
     return None
@@ -289,7 +293,7 @@ def host(asked: Estimate, config: Config) -> float:
 def _host_need(need: float) -> Check:
     free = psutil.virtual_memory().available / GIB
     said = f"约要 {need:.1f} GiB，空闲 {free:.1f} GiB"
-    return Check(GOOD if need < free else BAD, "要用的内存", said)
+    return Check(GOOD if need < free else BAD, "host-need", said)
 
 
 def _on_cpu(config: Config, asked: Estimate) -> list[Check]:
@@ -298,7 +302,7 @@ def _on_cpu(config: Config, asked: Estimate) -> list[Check]:
         said = "没有显卡，练不动这么大的模型。先用微型模型学会：lorakit demo"
         if torch.version.cuda is None:
             said += "。有 NVIDIA 显卡却这样说，是 torch 装成了 CPU 版：照 pytorch.org 换成 CUDA 版"
-        return [Check(BAD, "显卡", said)]
+        return [Check(BAD, "gpu", said)]
     return [_host_need(need), *_time(config, asked, 0.0)]
 
 
@@ -314,7 +318,7 @@ def _time(config: Config, asked: Estimate, again: float) -> list[Check]:
     said = f"每步约 {step:.2g} 秒，{config.train.steps} 步约 {_long(step * config.train.steps)}"
     waits = gpu and step == handling(asked, config, again)
     slow = "，没有录图，看 CPU 快慢，可能要一倍半" if waits else ""
-    return [Check(GOOD, "时间", f"{said}（估计{slow}；实测用 lorakit bench）")]
+    return [Check(GOOD, "time", f"{said}（估计{slow}；实测用 lorakit bench）")]
 
 
 def seconds(

@@ -7,7 +7,8 @@
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import nn
@@ -22,7 +23,6 @@ GIB = 2**30
 NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位）
 TOKENS = 128  # 一句描述大约多少词元
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}  # 优化器每个参数另记几字节
-WALKED: dict[str, tuple[int, ...]] = {}  # 走过的：`_asked` -> 要学的参数个数与 `_walk` 的四样
 
 
 def usable(tier: float) -> float:
@@ -104,7 +104,7 @@ def _batch(config) -> int:
 
 def measure(family, config) -> Estimate:
     """按设置估计；与显卡无关，一两秒，同一个底模的下一档更快；精度是 family.dtype。"""
-    shell = loading.empty(family._class_of("transformer"), family.config_of("transformer"))
+    shell = family.skeleton()
     whole = loading.blocks(shell)
     parameters = sum(p.numel() for p in shell.parameters())
     size = family.dtype.itemsize
@@ -113,10 +113,7 @@ def measure(family, config) -> Estimate:
     ]
     inside = {id(p) for block in whole.values() for p in block.parameters()}
     outside = sum(size * p.numel() for p in shell.parameters() if id(p) not in inside)
-    key = _asked(family, config)
-    if key not in WALKED:
-        WALKED[key] = _trained(family, config.lora), *_totals(shell, list(whole), family, config)
-    trained, linear, attention, kept, inputs = WALKED[key]
+    trained, linear, attention, kept, inputs = _walked(_Question.of(family, config))
     return Estimate(
         parameters=parameters,
         trained=trained,
@@ -131,20 +128,39 @@ def measure(family, config) -> Estimate:
     )
 
 
-def _asked(family, config) -> str:
-    """一次前向的形状由什么决定；各档预设的量化、搬运、重算都不在里面。"""
-    side = config.data.resolution
-    shapes = (family.latent_channels, family.compression, family.cond_shapes(TOKENS, side))
-    how = (side, config.lora, config.memory.compile, config.bf16_weights)
-    return repr((type(family), family.config_of("transformer"), shapes, how))
+@dataclass(frozen=True)
+class _Question:
+    """走一遍前向要的东西；只按 shapes（形状由什么决定）比，量化、搬运、重算都不在里面。"""
+
+    shapes: str
+    family: object = field(compare=False)
+    config: object = field(compare=False)
+
+    @classmethod
+    def of(cls, family, config) -> "_Question":
+        side = config.data.resolution
+        shapes = (family.latent_channels, family.compression, family.cond_shapes(TOKENS, side))
+        how = (side, config.lora, config.memory.compile, config.bf16_weights)
+        facts = (type(family), family.config_of("transformer"), shapes, how)
+        return cls(repr(facts), family.again(), config)  # 记着的这一份不占权重
 
 
-def _totals(shell: nn.Module, names: list[str], family, config) -> list[int]:
-    """`_walk` 的四样，全长的模型的；names 是各块的名字，shell 的各串会被截短。
+@cache
+def _walked(asked: _Question) -> tuple[int, ...]:
+    """要学的参数个数与 `_walk` 的四样；同一个底模的各档只走一遍。"""
+    family, shell = asked.family, asked.family.skeleton()
+    learned = _attach(shell, family, asked.config.lora)
+    trained = sum(p.numel() for name, p in shell.named_parameters() if name in learned)
+    return trained, *_totals(family, asked.config)
+
+
+def _totals(family, config) -> list[int]:
+    """`_walk` 的四样，全长的模型的。
 
     同一串里的块都一样，所以只走一两块，再按块数推到全长：总数 = 各留一块的 + 每串多一块的差。
     """
-    lengths = Counter(name.rpartition(".")[0] for name in names)  # 哪一串 -> 几块
+    shell = family.skeleton()
+    lengths = Counter(name.rpartition(".")[0] for name in loading.blocks(shell))  # 哪一串 -> 几块
     chains = {chain: list(shell.get_submodule(chain)) for chain in lengths}
 
     def walk(longer: str | None) -> tuple[int, ...]:
@@ -161,12 +177,6 @@ def _totals(shell: nn.Module, names: list[str], family, config) -> list[int]:
                 sum_ + (length - 1) * (b - a) for sum_, a, b in zip(total, base, more, strict=True)
             ]
     return total
-
-
-def _trained(family, settings) -> int:
-    shell = loading.empty(family._class_of("transformer"), family.config_of("transformer"))
-    learned = _attach(shell, family, settings)
-    return sum(p.numel() for name, p in shell.named_parameters() if name in learned)
 
 
 def _weights(block: nn.Module, name: str, model: nn.Module, kind: str, size: int) -> int:
@@ -271,7 +281,7 @@ def _activations(model: nn.Module, family, given, compiled: bool) -> tuple[int, 
 
 def random_vae(family) -> nn.Module:
     """VAE，尺寸照 config.json，权重随机，直接造在设备上（设备是 meta 就只有形状）。"""
-    cls = family._class_of("vae")
+    cls = family.class_of("vae")
     with torch.device(family.device):
         vae = cls.from_config(family.config_of("vae"))
     for parameter in vae.parameters():

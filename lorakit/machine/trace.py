@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +16,9 @@ KINDS = {  # 类 -> 内核名字里的字样；从上往下，先对上的算
     "优化器": r"adam|multi_tensor|foreach|lpnorm",
     "逐元素（编译器写的）": r"^triton",
     "矩阵乘法": r"gemm|cutlass|cublas|nvjet|xmma|scaled_mm|splitk|addmm|::mm$|bmm",
+    "其余": "",
 }
-OTHER, IDLE = "其余", "闲着"
+IDLE, SLOWEST = "闲着", 15
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ class Trace:
 
 def kind_of(name: str) -> str:
     """内核的名字 -> 它是哪一类。"""
-    found = (kind for kind, words in KINDS.items() if re.search(words, name, re.IGNORECASE))
-    return next(found, OTHER)
+    return next(kind for kind, words in KINDS.items() if re.search(words, name, re.IGNORECASE))
 
 
-def record(step: Callable[[], object], device: torch.device, most: int = 15) -> Trace:
+def record(step: Callable[[], object], device: torch.device) -> Trace:
     """走一步，记下每个内核；显卡上闲着的时间是没有任何内核在跑的时间。"""
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
@@ -66,35 +66,27 @@ def record(step: Callable[[], object], device: torch.device, most: int = 15) -> 
         if gpu:
             torch.cuda.synchronize(device)
         total = 1000 * (time.perf_counter() - start)
-    runs, busy = (_on_gpu if gpu else _on_cpu)(seen.events())
-    kernels: dict[str, list[float]] = defaultdict(list)
-    for name, microseconds in runs:
-        kernels[name].append(microseconds / 1000)
-    each = [Share(name, sum(times), len(times)) for name, times in kernels.items()]
-    grouped: dict[str, list[Share]] = defaultdict(list)
+    where = DeviceType.CUDA if gpu else DeviceType.CPU  # CPU 上的算子不含它叫来的别的算子
+    each = [
+        Share(one.key, (one.self_device_time_total if gpu else one.self_cpu_time_total) / 1000,
+              one.count)
+        for one in seen.key_averages() if one.device_type == where
+    ]  # fmt: skip
+    ran = busy(seen.events()) if gpu else sum(share.milliseconds for share in each)
+    spent, counts = Counter({IDLE: max(0.0, total - ran)}), Counter()
     for share in each:
-        grouped[kind_of(share.name)].append(share)
-    kinds = [
-        Share(name, sum(s.milliseconds for s in shares), sum(s.count for s in shares))
-        for name, shares in grouped.items()
-    ]
-    kinds.append(Share(IDLE, max(0.0, total - busy / 1000), 0))
-    slow = lambda share: -share.milliseconds  # noqa: E731
-    return Trace(total, tuple(sorted(kinds, key=slow)), tuple(sorted(each, key=slow)[:most]))
+        spent[kind_of(share.name)] += share.milliseconds
+        counts[kind_of(share.name)] += share.count
+    slow = sorted(each, key=lambda share: -share.milliseconds)[:SLOWEST]
+    kinds = (Share(*one, counts[one[0]]) for one in spent.most_common())
+    return Trace(total, tuple(kinds), tuple(slow))
 
 
-def _on_gpu(events) -> tuple[list[tuple[str, float]], float]:
-    """显卡上跑过的 [(名字, 微秒)]，以及至少有一个在跑的时间：重叠的段只算一遍。"""
-    ran = [event for event in events if event.device_type == DeviceType.CUDA]
-    spans = sorted((event.time_range.start, event.time_range.end) for event in ran)
-    busy, reached = 0.0, float("-inf")
-    for begin, end in spans:
-        busy += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return [(event.name, event.time_range.elapsed_us()) for event in ran], busy
-
-
-def _on_cpu(events) -> tuple[list[tuple[str, float]], float]:
-    """CPU 上的算子 [(名字, 微秒)]，不含它叫来的别的算子；以及它们一共多久。"""
-    ran = [(event.name, event.self_cpu_time_total) for event in events]
-    return ran, sum(time for _, time in ran)
+def busy(events) -> float:
+    """至少有一个内核在显卡上跑的毫秒：重叠的段只算一遍。"""
+    spans = [one.time_range for one in events if one.device_type == DeviceType.CUDA]
+    total, reached = 0.0, float("-inf")
+    for span in sorted(spans, key=lambda span: span.start):
+        total += max(0.0, span.end - max(span.start, reached))
+        reached = max(reached, span.end)
+    return total / 1000

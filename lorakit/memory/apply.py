@@ -13,7 +13,7 @@ from lorakit.memory.loading import blocks
 from lorakit.memory.recompute import Recompute
 
 
-def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "Recompute":
+def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> Recompute:
     """按 memory 一组设置就地改造 Transformer；返回管重算的那个，masked 见 set_attention。"""
     set_attention(transformer, family, settings.attention, masked)
     how = {True: "full", False: "off"}.get(settings.checkpointing, settings.checkpointing)
@@ -22,8 +22,7 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> "
     if how == "auto" and family.device.type != "cuda":
         how = "off"  # 内存一般够大，重算只会更慢
     members = blocks(transformer).values()
-    context = getattr(transformer, "recompute_context", None)
-    recompute = Recompute(how, members, family.device, context)
+    recompute = Recompute(how, members, family.device, family.recompute_context(transformer))
     if how != "off":
         transformer.enable_gradient_checkpointing(recompute)
     if settings.compile:

@@ -3,6 +3,9 @@
 PyTorch 自带的走法，单独调用没事；torch 2.11 编译以后训练 FLUX（一步 4608 个词元），却非法访问显存，
 多半是输出在显存里的排法与编译器以为的不同。这里进出都是紧排的 (B, L, H, D)，不用猜，没有再出过事，
 还省下换排法的三次拷贝。同一次运行里（H100，FLUX.1-dev 1024²），一步 0.35 秒，flash 0.42 秒。
+
+什么时候删：torch 到了 RETRY，就跳过 install()，在 H100 上重跑 `lorakit bench flux-dev`（它编译）；
+不再非法访问、也不比这里慢，就整个文件删掉；否则把 RETRY 往后挪。
 """
 
 from functools import wraps
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from lorakit.memory.quantize import compute_dtype
 
+RETRY = "2.14"  # 到了这一版的 torch，有一个测试会提醒
 _aten = torch.ops.aten
 _backends = attention_dispatch._AttentionBackendRegistry._backends
 _name = attention_dispatch.AttentionBackendName._NATIVE_CUDNN

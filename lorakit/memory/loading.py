@@ -17,8 +17,10 @@ Read = Callable[[str, nn.Parameter], torch.Tensor]  # (参数名, 它在骨架�
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """重复的那些块 {名字: 模块}；块外的（进出口、时间）很小，又最怕误差，一律不动。"""
-    names = set(model._repeated_blocks)
+    """重复的那些块 {名字: 模块}，按书写顺序；块外的（进出口、时间）很小，又最怕误差，一律不动。"""
+    for way in ("_repeated_blocks", "_no_split_modules"):  # diffusers、transformers 的记法
+        if names := set(getattr(model, way, None) or ()):
+            break
     return {name: m for name, m in model.named_modules() if type(m).__name__ in names}
 
 

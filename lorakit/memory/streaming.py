@@ -4,6 +4,9 @@
 反向（重算时）倒着走，所以总能猜到下一块；猜错了只是多等一次。
 没轮到的块，权重指向一个全是 NaN 的占位张量：形状、设备都对，不占显存，误用了立刻看得见。
 内存里的那段与两个格子的地址都不变，所以搬运也能和计算一起录成 CUDA 图重放（见 graphs.py）。
+
+diffusers 的 group offloading（enable_group_offload）也能边算边搬，训练的梯度也对；这里另写一份，
+是因为它做不到三件事：地址不变（才录得成图）、反向时倒着提前搬、每块在内存里只占一整段锁页的字节。
 """
 
 import weakref
@@ -12,14 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from lorakit.memory.loading import blocks
+
 ALIGN = 256  # 每个张量从这么多字节的整数倍开始，各种内核都喜欢
 SLOTS = 2
-
-
-def repeated(model: nn.Module) -> list[nn.Module]:
-    """重复的那些块，按书写顺序；diffusers 与 transformers 各有各的记法。"""
-    names = set(getattr(model, "_repeated_blocks", None) or model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def moving(members: Sequence, offload: str | int) -> list:
@@ -173,14 +172,12 @@ class Streamer:
         block.point(views)
 
 
-def stream(model: nn.Module, device: torch.device) -> nn.Module:
+def stream(model: nn.Module, device: torch.device):
     """把一个已经在内存里的模型改成随用随搬；块以外的部分直接放到显卡上。"""
     streamer = Streamer(device)
-    for block in repeated(model):
+    for block in blocks(model).values():
         streamer.add(block)
     inside = {id(t) for block in streamer.blocks for t in block.tensors}
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in inside:
             tensor.data = tensor.data.to(device)
-    model.streamer = streamer
-    return model

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -306,4 +307,4 @@ def table() -> str:
         for rule in RULES:
             if rule.stops is stops:
                 rows.append(f"  {rule.field} × {rule.meets}\n      {rule.why}{rule.mend}")
-    return "\n".join(rows)
+    return re.sub(r"\{([^}:]+)[^}]*\}", r"〈\1〉", "\n".join(rows))  # 要填的地方写成〈设置名〉

@@ -112,8 +112,7 @@ class Prepared:
         if self.config.memory.compile != "graphs" or not (self.compiled and able):
             return None
         divisor = optim.divisor(self.config.train, self.family.dtype)
-        streamer = getattr(self.transformer, "streamer", None)
-        return Graphs(self.objective, self.recompute, divisor, streamer)
+        return Graphs(self.objective, self.recompute, divisor, self.family.streamer)
 
     def plan(self) -> Plan:
         """这次训练的算术：几轮、每张图看几遍。"""

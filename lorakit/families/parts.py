@@ -1,0 +1,185 @@
+"""一个底模的各部分（VAE、文本编码器、Transformer）：从哪里来，载到哪里，什么时候放掉。"""
+
+import copy
+import gc
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from lorakit.memory import loading, streaming
+
+
+@contextmanager
+def _progress_bars(shown: bool):
+    """载入权重时 transformers 与 diffusers 的进度条：要或不要；离开时还原。"""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    modules = (diffusers_logging, transformers_logging)
+    before = [module.is_progress_bar_enabled() for module in modules]
+    for module in modules:
+        (module.enable_progress_bar if shown else module.disable_progress_bar)()
+    try:
+        yield
+    finally:
+        for module, enabled in zip(modules, before, strict=True):
+            (module.enable_progress_bar if enabled else module.disable_progress_bar)()
+
+
+class Parts:
+    """diffusers 布局的文件夹 `folder` 里的各部分：用到才载入，只载一次。
+
+    Args:
+        model: hub.Model，缺的文件用到时从站上补；None 就只认文件夹里有的。
+        quantize, offload: model.quantize、memory.offload。
+        random_weights: 不读 Transformer 的权重、现造随机的，只为测速度与显存。
+    """
+
+    text_parts: ClassVar[dict[str, str]]  # 决定文字条件的文件夹 -> transformers 里的类
+    caption_tokenizer: str = "tokenizer"  # 管着描述长短的那个分词器的文件夹
+
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, *, model=None,
+        quantize: str = "none", offload: str | int = "none", random_weights: bool = False,
+    ):  # fmt: skip
+        self.folder, self.device, self.dtype, self.model = folder, device, dtype, model
+        self.quantize, self.offload, self.random_weights = quantize, offload, random_weights
+        self.transformer_folder = folder / "transformer"
+        self.parts: dict[str, object] = {}
+        self.streamer: streaming.Streamer | None = None  # 搬着 Transformer 的那个
+
+    def again(self, **changes):
+        """同一个底模再来一份，什么都还没有载入；changes 是要换的属性，例如 quantize="none"。"""
+        made = copy.copy(self)
+        vars(made).update({"parts": {}, "streamer": None, **changes})
+        return made
+
+    def config_of(self, part: str) -> dict:
+        """一个部分的 config.json。"""
+        return json.loads((self.folder / part / "config.json").read_text("utf-8"))
+
+    def class_of(self, part: str) -> type:
+        """diffusers 里的类，由文件夹里的 config.json 说了算。"""
+        import diffusers
+
+        return getattr(diffusers, self.config_of(part)["_class_name"])
+
+    def skeleton(self) -> nn.Module:
+        """没有权重的 Transformer（meta 设备）：不花内存就能核对层名与形状。"""
+        cls = self.class_of("transformer")
+        return loading.empty(cls, cls.load_config(self.folder, subfolder="transformer"))
+
+    def token_limit(self, tokenizer: str, most: int = 512) -> int:
+        """总把文字补到固定长度的家族：补到几个词元，由分词器的设置说了算，最多 most。"""
+        file = self.folder / tokenizer / "tokenizer_config.json"
+        return min(most, json.loads(file.read_text("utf-8")).get("model_max_length", most))
+
+    def count_tokens(self, captions: list[str]) -> list[int]:
+        """每句描述占文字编码器几个词元（不算模板）；只读分词器，不载入模型。"""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / self.caption_tokenizer)
+        ids = tokenizer(captions, add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(row) for row in ids]
+
+    def fetch(self, *parts: str):
+        """保证这些部分（"vae"、"text"、"transformer"）的文件都在本地，缺的下载。"""
+        folders = [f for part in parts for f in (self.text_parts if part == "text" else (part,))]
+        if self.transformer_folder != self.folder / "transformer":  # 用的是全量微调的那一份
+            folders = [folder for folder in folders if folder != "transformer"]
+        if self.model is not None and folders:
+            self.model.fetch(*folders)
+
+    def load(self, part: str) -> object:
+        """载入一个部分："vae"、"text" 或 "transformer"；直接以目标精度放到设备上，只载一次。"""
+        if part not in self.parts:
+            self.fetch(part)
+            size = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+            with _progress_bars(size > 1 << 30):  # 小模型一眨眼就好，进度条只是噪音
+                self.parts[part] = getattr(self, f"_load_{part}")()
+        return self.parts[part]
+
+    def _load_vae(self) -> nn.Module:
+        vae = self.class_of("vae").from_pretrained(
+            self.folder, subfolder="vae", torch_dtype=self.dtype
+        )
+        return vae.to(self.device).eval().requires_grad_(False)
+
+    def _load_text(self) -> tuple:
+        """text_parts 的各部分；显卡放不下的文本编码器先载到内存，用到哪块搬哪块。"""
+        import transformers
+
+        tight, made = self._tight(), []
+        where = {"dtype": self.dtype, "device_map": {"": "cpu" if tight else self.device}}
+        for part, name in self.text_parts.items():
+            cls = getattr(transformers, name)
+            encodes = issubclass(cls, nn.Module)  # 其余是分词器、图片处理器
+            made.append(
+                cls.from_pretrained(self.folder, subfolder=part, **(where if encodes else {}))
+            )
+            if encodes:
+                made[-1].eval().requires_grad_(False)
+                if tight:
+                    streaming.stream(made[-1], self.device)
+        return tuple(made)
+
+    def _tight(self) -> bool:
+        """文本编码器要不要随用随搬：设置要求，或剩下的显存放不下它。"""
+        if self.offload != "none" or self.device.type != "cuda":
+            return self.offload != "none"
+        parts = [self.folder / part for part in self.text_parts]
+        size = sum(f.stat().st_size for part in parts for f in part.glob("*.safetensors"))
+        torch.cuda.empty_cache()
+        return size + (2 << 30) > torch.cuda.mem_get_info(self.device)[0]
+
+    def _load_transformer(self) -> nn.Module:
+        cls, folder = self.class_of("transformer"), self.transformer_folder
+        model, place = loading.empty(cls, cls.load_config(folder)), (self.device, self.dtype)
+        read = loading.random_weights(*place) if self.random_weights else loading.Shards(folder)
+        moves = streaming.moving(list(loading.blocks(model).values()), self.offload)
+        self.streamer = streaming.Streamer(self.device) if moves else None
+
+        def finished(block: nn.Module):
+            if block in moves:
+                self.streamer.add(block)
+
+        return loading.build(model, read, self.quantize, *place, finished)
+
+    @contextmanager
+    def on_cpu(self):
+        """暂时把东西载入到内存：FSDP2 会一块块切开再搬上显卡，整个放不下也不要紧。"""
+        device, self.device = self.device, torch.device("cpu")
+        try:
+            yield
+        finally:
+            self.device = device
+
+    def use_transformer(self, folder: Path | None = None):
+        """Transformer 从 folder（全量微调的结果）载入，None 就是底模自己的；换了就放掉手上的。"""
+        wanted = folder or self.folder / "transformer"
+        if self.transformer_folder != wanted:
+            self.transformer_folder = wanted
+            self.release("transformer")
+
+    def untouched(self) -> nn.Module:
+        """没有改动过的 Transformer：挂过 LoRA、练过的先放掉，重新载入。"""
+        made = self.parts.get("transformer")
+        if made is not None and (
+            getattr(made, "peft_config", None) or any(p.requires_grad for p in made.parameters())
+        ):
+            self.release("transformer")
+        return self.load("transformer")
+
+    def release(self, *parts: str):
+        """放掉一些部分，把内存还回去。"""
+        for part in parts:
+            self.parts.pop(part, None)
+        if "transformer" in parts:
+            self.streamer = None
+        if self.device.type == "cuda":
+            gc.collect()  # 换过 forward 的模块自己指着自己，不收就一直占着
+            torch.cuda.empty_cache()
