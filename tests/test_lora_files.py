@@ -89,7 +89,8 @@ def test_alpha_beside_the_matrices_is_a_scale(trained, shell, tmp_path):
 @pytest.mark.parametrize("form", convert.FORMATS)
 def test_export_keeps_every_delta(trained, shell, tmp_path, form, capsys):
     out = tmp_path / f"{form}.safetensors"
-    assert main(["export", str(trained), "--to", form, "--out", str(out)]) == 0
+    argv = ["export", str(trained), "--to", form, "--out", str(out), "--dtype", "fp32"]
+    assert main(argv) == 0
     ours, theirs = changes(lora.find(trained), shell), changes(out, shell)
     for path in ours:
         assert (ours[path] - theirs[path]).norm() <= 1e-6 * ours[path].norm()
@@ -132,13 +133,6 @@ def test_another_base_is_refused(trained, tmp_path, capsys):
     other = rename(trained, tmp_path, lambda n: n.replace("transformer_blocks.", "layers."))
     assert main(["export", str(other), "--out", str(tmp_path / "x"), *MODEL]) == 1
     assert "与这个底模对不上" in capsys.readouterr().err
-
-
-def test_dora_is_refused_with_a_reason(config, tmp_path, capsys):
-    settings = config("lora.variant=dora")
-    list(Trainer(settings))
-    assert main(["export", str(settings.run.output), "--out", str(tmp_path / "x")]) == 1
-    assert "DoRA" in capsys.readouterr().err
 
 
 def pair(rank, seed=0, out=6, wide=5):

@@ -11,7 +11,7 @@ from lorakit.config import Config
 from lorakit.files import write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
-from lorakit.lora import FILE
+from lorakit.lora import FILE, metadata
 from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
 from lorakit.results.verdict import held_by_step
@@ -26,6 +26,7 @@ TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，�
     "都不能商用，发布时要带上这份许可。",
 }
 KNOWN = ("apache-2.0", "mit")
+BASE_LINE = re.compile(r'^base = (".*")$', re.MULTILINE)
 LORA_LINE = re.compile(r"^lora = .*$", re.MULTILINE)  # 代码里写着 LoRA 在哪的那一行
 
 
@@ -80,12 +81,24 @@ diffusers（不用装 lorakit{"，除了载入随包的微型模型那一行" if
 {snippet(run, config, family, first)}
 ```
 
-{elsewhere(whole, in_package(config))}
+{elsewhere(whole, in_package(config), config.lora.variant == "dora")}
 
 ## 怎么练的
 {table(config, facts, dataset)}
 """
-    return write_text(run / NAME, text)
+    return write_text(run / NAME, without_paths(text))
+
+
+def without_paths(text: str) -> str:
+    """代码里底模的文件夹只留最后一段：别人没有那个文件夹，还会露出你的用户名。"""
+
+    def strip(line: re.Match) -> str:
+        path = json.loads(line[1])
+        short = json.dumps(metadata.base_of(path), ensure_ascii=False)
+        local = metadata.base_of(path) != path
+        return f"base = {short}  # 换成底模在你机器上的文件夹" if local else line[0]
+
+    return BASE_LINE.sub(strip, text)
 
 
 def in_package(config: Config) -> bool:
@@ -202,12 +215,17 @@ def snippet(run: Path, config: Config, family, prompt: str) -> str:
     )
 
 
-def elsewhere(whole: bool, tiny: bool) -> str:
+def elsewhere(whole: bool, tiny: bool, dora: bool = False) -> str:
     """别的软件里怎么用。"""
     if tiny:
         return "微型模型只用来学习：ComfyUI 没有它的底模；换成真模型练出来的就能直接放进去。"
     if whole:
         return "`transformer` 文件夹是完整的权重，替换底模里的那一个；ComfyUI 里当扩散模型载入。"
+    if dora:
+        return (
+            "ComfyUI：DoRA 的长度它算法不同，先换算一份："
+            "`lorakit export 文件 --to comfyui --out 名字.safetensors`，放进 `models/loras`。"
+        )
     return (
         f"ComfyUI：把 `{FILE}` 改个好认的名字放进 `models/loras`，"
         "在载入底模之后接一个“LoRA 加载器（仅模型）”节点，强度先用 1。"

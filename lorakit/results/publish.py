@@ -16,7 +16,7 @@ from lorakit import lora
 from lorakit.errors import LorakitError
 from lorakit.hub import REPO
 from lorakit.hub.transfer import gigabytes
-from lorakit.lora import full
+from lorakit.lora import full, metadata
 from lorakit.results import card
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib"}
@@ -85,7 +85,15 @@ def plan(source: Path, site: str, repo: str, private: bool = True) -> Plan:
         files["config.yaml"] = _without_paths(_read(run / "config.yaml")).encode()
     taken = {content for content in files.values() if isinstance(content, Path)}
     left = _left(run, taken) if run else []
+    files = {name: _clean(content) for name, content in files.items()}
     return Plan(site, repo, private, files, tuple(left), tuple(missing))
+
+
+def _clean(content: Path | bytes) -> Path | bytes:
+    """safetensors 的文件头里有本地的路径，就换成去掉了的。"""
+    if isinstance(content, Path) and content.suffix == ".safetensors":
+        return metadata.clean(content) or content
+    return content
 
 
 def _weights(source: Path) -> dict[str, Path]:
@@ -160,21 +168,16 @@ def _published(text: str, site: str, repo: str) -> str:
     where = f'lora = "{repo}"'
     if site == "modelscope":
         where = f'from modelscope import snapshot_download\n\nlora = snapshot_download("{repo}")'
-    return COMMANDS.sub("", card.LORA_LINE.sub(lambda _: where, text))
+    text = card.LORA_LINE.sub(lambda _: where, card.without_paths(text))
+    return COMMANDS.sub("", text)
 
 
 def _without_paths(text: str) -> str:
     """设置里的文件夹只留最后一段：别人用不上，还会露出你的用户名。"""
-
-    def strip(value):
-        if isinstance(value, dict):
-            return {key: strip(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [strip(inner) for inner in value]
-        local = isinstance(value, str) and re.match(r"(/|~|\.{1,2}/|[A-Za-z]:[\\/])", value)
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if local else value
-
-    return yaml.safe_dump(strip(yaml.safe_load(text)), allow_unicode=True, sort_keys=False)
+    tree = metadata.bare(yaml.safe_load(text))
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict) and tree["model"].get("path"):
+        tree["model"]["path"] = metadata.base_of(tree["model"]["path"])
+    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
 
 
 def _left(run: Path, taken: set[Path]) -> list[str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from lorakit import lora
 from lorakit.cache.keys import fingerprint
 from lorakit.errors import LorakitError
-from lorakit.lora import full
+from lorakit.lora import full, metadata
 from lorakit.memory.sharded import Tensors
 from lorakit.results import checkpoint, sameness
+from lorakit.results.card import licence
 from lorakit.training import processes
 
 
@@ -50,7 +51,16 @@ def _export(trainer, folder: Path, files: Iterable[tuple[str, Tensors]]):
         full.save(folder, trainer.family, files)
     else:
         values = {name: value for _, part in files for name, value in part.items()}
-        lora.save(folder, trainer.transformer, config.lora, facts, values)
+        about = metadata.describe(
+            trainer.family,
+            config.model.path,
+            trainer.run.name,
+            trigger=config.data.trigger,
+            resolution=config.data.resolution,
+            licence=licence(trainer.family, config.model.path),
+            captions=[item.record.caption for item in trainer.dataset.train],
+        )
+        lora.save(folder, trainer.transformer, config.lora, facts, values, about)
 
 
 def trained_on(trainer) -> dict:
