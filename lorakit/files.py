@@ -16,6 +16,7 @@ WINDOWS = os.name == "nt"
 SMALL = 64 << 20  # 字节；设置、清单、目录再大也不到这么多
 DEEPEST = 64  # 套这么多层的不是我们认得的任何文件
 DIGITS = 40  # 分词器的 model_max_length 常写成 31 位
+WEIGHT_MAP = {"weight_map": {str: str}}  # 分成几个文件的权重的目录：张量 -> 文件
 LONGEST = 255, 4096  # 字节：一段名字、整个路径
 
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from lorakit.data.read import read_image
 from lorakit.data.report import Fault
 from lorakit.data.trigger import apply_trigger
 from lorakit.errors import DataError, LorakitError
-from lorakit.files import write_text
+from lorakit.files import user_path, write_text
 
 LENGTHS = {"short": 40, "medium": 100, "long": 220}  # 最多写多少个词元
 LANGUAGES = ("zh", "en")
@@ -178,7 +177,7 @@ def _recognise(model: str) -> tuple[str, str]:
     """--model 写的 -> (哪一种, 从哪里载入)；本地文件夹看它的 config.json。"""
     if model in KINDS:
         return model, KINDS[model].repository
-    folder = Path(model).expanduser()
+    folder = user_path(model, "--model")
     config = folder / "config.json"
     if config.is_file():
         try:
@@ -231,7 +230,7 @@ def caption_folder(
         DataError: 没有这个文件夹，或里面没有图；是编辑训练的成对图片。
         LorakitError: 写不进。
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = user_path(folder)
     if pairs.locate(folder, None):
         raise DataError(
             f"“{folder}”里 images 和 control 并排，是编辑数据：描述要写“怎么改”，"

@@ -17,7 +17,7 @@ from lorakit.data.folder import walk
 from lorakit.data.mend import changes
 from lorakit.data.report import names
 from lorakit.errors import DataError, LorakitError, plain_reason
-from lorakit.files import write_whole
+from lorakit.files import user_path, write_whole
 
 UNDO = ".lorakit-undo"
 FORMAT = 1
@@ -30,7 +30,7 @@ def fix(folder: str | Path, trigger: str = "") -> str:
     Raises:
         LorakitError: 磁盘满、没有写的权限；写清楚停在哪里。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     found = walk(folder)
     # 微秒也写上：名字的先后就是修改的先后，撤销从最近的一次开始
     store = folder / UNDO / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
@@ -120,7 +120,7 @@ def undo(folder: str | Path) -> str:
         DataError: 没有可以撤销的，清单坏了，或有文件在修改之后又变了。
         LorakitError: 磁盘满、没有写的权限。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     # 点开头的是没有备齐就中断的，还什么都没有改
     stores = sorted(path.parent for path in (folder / UNDO).glob(f"[0-9]*/{MANIFEST}"))
     if not stores:

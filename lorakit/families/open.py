@@ -9,6 +9,7 @@ import torch
 from lorakit import hub
 from lorakit.errors import ConfigError
 from lorakit.families.registry import REGISTRY, get
+from lorakit.files import user_path
 from lorakit.hub.bundled import bundled, tiny_models
 from lorakit.memory import devices, quantize
 
@@ -32,7 +33,7 @@ def open_blank(
         dtype: 不写就照 model.precision。
     """
     path = config.model.path
-    local = bundled(path) if path in tiny_models() else Path(path).expanduser()
+    local = bundled(path) if path in tiny_models() else user_path(path, "model.path")
     cls = get(config.model.family)
     if not (local / "model_index.json").is_file():
         local = folder

@@ -76,8 +76,8 @@ class RunFolder:
     def _refuse_foreign(self):
         """文件夹里有不是训练写的同名文件，就拒绝：不能盖掉别人写的东西。"""
         theirs = [name for name in OURS if (self.path / name).exists()]
-        theirs += [path.name for path in checkpoint.all_of(self.path)]
-        mine = any(map(checkpoint.is_ours, checkpoint.all_of(self.path)))
+        mine = [path for path in checkpoint.all_of(self.path) if checkpoint.is_ours(path)]
+        theirs += [path.name for path in checkpoint.all_of(self.path) if path not in mine]
         if self.metrics.exists():
             rows, lost = parse(_bytes(self.path))
             theirs = [] if rows or mine or not lost else [self.metrics.name]
@@ -162,7 +162,7 @@ class RunFolder:
             last = checkpoint.latest(self.path)
             raise LorakitError(
                 f"写不进“{self.metrics}”：{plain_reason(error)}。"
-                f"最后一个好的检查点：{last or '还没有'}；腾出空间，再运行同一条命令就从那里接着练。"
+                f"最后一个好的检查点：{last or '还没有'}；腾出空间，再运行同一条命令接着练。"
             ) from error
 
 
@@ -251,7 +251,7 @@ def _positive(value) -> bool:
 
 
 def _blocks(value) -> bool:
-    return value is None or isinstance(value, dict) and all(map(_number, value.values()))
+    return value is None or (isinstance(value, dict) and all(map(_number, value.values())))
 
 
 ROW = {
