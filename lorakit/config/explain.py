@@ -119,7 +119,7 @@ def _hint(kind: str, field: Any, got: Any) -> str:
     if got == "":
         return "不能空着。"
     if kind == "list_type" and str not in dict(kinds_of(field.type)) and "[" not in shown(got):
-        return f"是不是想写 [{got}]？"
+        return f"是不是想写 [{shown(got)[:60]}]？"
     if isinstance(got, str) and got.endswith("%"):
         return "百分数要写成小数，10% 写 0.1。"
     close = close_to(shown(got)[:60], field.constraints.get("choices", ()))

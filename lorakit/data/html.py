@@ -7,7 +7,7 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +20,7 @@ from lorakit.data.limits import MULTIPLE, PAIRED
 from lorakit.data.read import in_threads, read_image
 from lorakit.data.record import Record
 from lorakit.data.report import SEVERITIES, Fault, Problem, Report, relative
-from lorakit.errors import DataError
+from lorakit.errors import DataError, inert
 from lorakit.files import user_path, write_whole
 
 SIDE = 160  # 缩略图的长边，像素
@@ -49,6 +49,11 @@ box-shadow:0 0 0 1px #fff8 inset}
 .none{display:inline-block;width:120px;padding:2em 1em;background:#eee;text-align:center}
 figcaption{font-size:.85em}figcaption p{margin:.3em 0}.size{color:#777}
 """
+
+
+def escape(text: object) -> str:
+    """文件名、描述放进网页：标签不起作用，看不见的、颠倒次序的字也现出来。"""
+    return escape_html(inert(text))
 
 
 def write(

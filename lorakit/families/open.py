@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from lorakit import hub
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, WeightsError
 from lorakit.families.registry import REGISTRY, get
-from lorakit.files import user_path
+from lorakit.files import Unreadable, read_json, user_path
 from lorakit.hub.bundled import bundled, tiny_models
 from lorakit.memory import devices, quantize
 
@@ -52,6 +52,7 @@ def open_family(config, device: torch.device | None = None):
     model = hub.find(config.model.path, config.model.source)
     family = _configured(cls, model.folder, config, device, model=model)
     quantize.check(family.quantize, family.device)
+    family.check_small()
     return family
 
 
@@ -60,7 +61,10 @@ def _refuse_other_family(cls: type, folder: Path, path: str):
     file = folder / "transformer" / "config.json"
     if not file.is_file():
         return
-    found = json.loads(file.read_text("utf-8")).get("_class_name")
+    try:
+        found = read_json(file).get("_class_name")
+    except Unreadable as error:
+        raise WeightsError(f"model.path：{error}请删掉它重新下载。") from error
     if found == cls.full_size["transformer"]["_class_name"]:
         return
     kinds = {name: get(name).full_size["transformer"]["_class_name"] for name in REGISTRY}
