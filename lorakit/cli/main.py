@@ -15,6 +15,7 @@ FULL = (
     "显存不够了；已经存好的检查点都在。别的程序占着显卡就先关掉它；再不够，换小一档的预设"
     "（lorakit doctor 预设 会说放不放得下），或加 --set model.quantize=fp8。"
 )
+NO_THREADS = "系统不让再开线程了（ulimit -u）：关掉别的程序，或放宽限制再来。"
 # 照 --help 里的次序
 COMMANDS = (
     start.demo, start.sample_data, start.init, data.check, data.caption, data.cache, train.train,
@@ -76,9 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         torch = sys.modules.get("torch")  # 这时候多半载入了；为这一句去载入太慢
         if not args.debug and "start new thread" in str(error):
-            print(
-                "系统不让再开线程了（ulimit -u）：关掉别的程序，或放宽限制再来。", file=sys.stderr
-            )
+            print(NO_THREADS, file=sys.stderr)
             return WRONG_INPUT
         if args.debug or torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise

@@ -56,9 +56,8 @@ def sample_data(args) -> int:
 
     folder = samples.write(args.name, args.folder)
     count = len(list(folder.rglob("*.txt")))
-    print(
-        f"写好了 {count} 张图和描述：{folder}。打开看看，再试 lorakit check {shlex.quote(str(folder))}"
-    )
+    again = f"lorakit check {shlex.quote(str(folder))}"
+    print(f"写好了 {count} 张图和描述：{folder}。打开看看，再试 {again}")
     return DONE
 
 

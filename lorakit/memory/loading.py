@@ -118,7 +118,8 @@ def whole_from(cls: type, folder: Path, part: str, **options) -> nn.Module:
         lacking = [*info["missing_keys"], *(info.get("mismatched_keys") or ())]
         if lacking:
             raise WeightsError(
-                f"“{folder / part}”的权重不全：缺 {len(lacking)} 个，例如 {lacking[0]}。请重新下载。"
+                f"“{folder / part}”的权重不全：缺 {len(lacking)} 个，例如 {lacking[0]}。"
+                "请重新下载。"
             )
     return made
 
