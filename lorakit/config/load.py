@@ -14,7 +14,7 @@ from lorakit.config.groups import Data, Eval, Group, Lora, Memory, Model, Run, S
 from lorakit.config.others import incomplete, read_other, recognise
 from lorakit.config.read import decoded, override, parse_file
 from lorakit.errors import ConfigError
-from lorakit.files import ASSETS
+from lorakit.files import ASSETS, user_path
 
 PRESETS = ASSETS / "presets"
 
@@ -188,7 +188,10 @@ def _value(config: Config, name: str) -> Any:
 def _locate(source: str | Path) -> Path:
     """预设名、底模的名字或路径 -> 文件；找不到就说附近有什么。"""
     name = source if source in presets() else preset_for(str(source))
-    path = PRESETS / f"{name}.yaml" if name else Path(source)
+    try:
+        path = PRESETS / f"{name}.yaml" if name else user_path(source, "设置文件")
+    except ConfigError as error:
+        raise ConfigError(f"{error}可以用的有：{'、'.join(presets())}。") from error
     if path.is_file():
         return path
     folder = path if path.is_dir() else path.parent

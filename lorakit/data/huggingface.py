@@ -16,7 +16,7 @@ from lorakit.data.captions import CAPTION_KEYS
 from lorakit.data.color import profile_of, to_rgb
 from lorakit.data.read import BROKEN, ORIENTATION, TURNS
 from lorakit.errors import DataError, warn
-from lorakit.files import cache_root, write_whole
+from lorakit.files import cache_root, user_path, write_whole
 
 SAVED = (("dataset_info.json", "state.json"), ("dataset_dict.json",))  # save_to_disk 留下的
 # 各家常用的列名，几个都有就用最前面的
@@ -36,7 +36,7 @@ def write_dataset(rows: Iterable[Mapping], folder: str | Path) -> Path:
         DataError: 没有这些列、图不是图片、文件夹不是空的；哪一行不对会写清楚。
         LorakitError: 写不进；写到一半失败不留半个文件夹。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"文件夹“{folder}”不是空的。换一个新的文件夹名，免得混进别的图。")
 
@@ -125,7 +125,7 @@ def unpacked(folder: str | Path) -> Path:
     Raises:
         DataError: 没有装 datasets；里面有几个 split，不知道用哪个。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not any(all((folder / name).is_file() for name in names) for names in SAVED):
         return folder
     splits = sorted(path.parent.name for path in folder.glob("*/state.json"))

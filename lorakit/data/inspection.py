@@ -29,6 +29,7 @@ from lorakit.data.report import Fault, Problem, Report, names, relative
 from lorakit.data.seen import Album, Seen
 from lorakit.data.tables import read_foreign, tables_of
 from lorakit.data.trigger import fill, has_trigger, looks_like
+from lorakit.files import user_path
 
 LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
@@ -60,7 +61,7 @@ def inspect(
         control: 控制图的文件夹；不写时，folder 里 images 和 control 并排就是成对的图。
         progress: 函数 (在做什么, 第几个, 共几个)，每看完一张图调一次。
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = user_path(folder)
     control = pairs.locate(folder, control)
     found = walk(folder, control)
     problems = list(found.problems)

@@ -8,8 +8,9 @@ import torch
 
 from lorakit import hub
 from lorakit.config.foreign import PIPELINES, declared
-from lorakit.errors import ConfigError, warn
+from lorakit.errors import ConfigError, WeightsError, warn
 from lorakit.families.registry import REGISTRY, get
+from lorakit.files import Unreadable, read_json, user_path
 from lorakit.hub.bundled import bundled, tiny_models
 from lorakit.memory import devices, quantize
 
@@ -33,7 +34,7 @@ def open_blank(
         dtype: 不写就照 model.precision。
     """
     path = config.model.path
-    local = bundled(path) if path in tiny_models() else Path(path).expanduser()
+    local = bundled(path) if path in tiny_models() else user_path(path, "model.path")
     cls = get(config.model.family)
     if not (local / "model_index.json").is_file():
         local = folder
@@ -52,6 +53,7 @@ def open_family(config, device: torch.device | None = None):
     model = hub.find(config.model.path, config.model.source)
     family = _configured(cls, model.folder, config, device, model=model)
     quantize.check(family.quantize, family.device)
+    family.check_small()
     return family
 
 
@@ -60,7 +62,10 @@ def _refuse_other_family(cls: type, folder: Path, path: str):
     file = folder / "transformer" / "config.json"
     if not file.is_file():
         return
-    found = json.loads(file.read_text("utf-8")).get("_class_name")
+    try:
+        found = read_json(file).get("_class_name")
+    except Unreadable as error:
+        raise WeightsError(f"model.path：{error}请删掉它重新下载。") from error
     if found == cls.full_size["transformer"]["_class_name"]:
         return
     kinds = {name: get(name).full_size["transformer"]["_class_name"] for name in REGISTRY}

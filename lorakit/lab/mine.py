@@ -8,6 +8,7 @@ from PIL import Image
 from lorakit.data.crops import fit
 from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
+from lorakit.files import user_path
 from lorakit.lab.display import both, frame, headless, put, widgets
 from lorakit.lab.notes import notes
 from lorakit.results.report import save_image
@@ -36,7 +37,7 @@ def my_picture(path: str | Path | None = None) -> Image.Image:
         DataError: 打不开这张图；会说为什么。
     """
     if path is not None:
-        return _keep(read_image(Path(path).expanduser()))
+        return _keep(read_image(user_path(path)))
     if _place().is_file() and not headless():
         return read_image(_place())
     return render(Scene((Thing("cat", "orange", "center", "big"),), "meadow", seed=7), SIDE)

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from lorakit.config import Config, load_config, presets
 from lorakit.errors import ConfigError
 from lorakit.families import open_blank
-from lorakit.files import cache_root
+from lorakit.files import cache_root, user_path
 from lorakit.hub.bundled import tiny_models
 from lorakit.lora.tensors import LIMIT
 from lorakit.machine import bench, estimate
@@ -230,7 +230,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 def _download(config: Config, asked: Estimate, text: int, vae: int, online: bool) -> list[Check]:
     path = config.model.path
-    if path in tiny_models() or (Path(path).expanduser() / "model_index.json").is_file():
+    if path in tiny_models() or (user_path(path, "model.path") / "model_index.json").is_file():
         return [Check(GOOD, "download", "不用，模型就在本地")]
     size = (2 * asked.parameters + text + vae) / 1e9
     minutes = size * 1000 / SPEED / 60

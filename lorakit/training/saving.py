@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorakit import lora
 from lorakit.cache.keys import fingerprint
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, warn
 from lorakit.lora import full, metadata
 from lorakit.memory.sharded import Tensors
 from lorakit.results import checkpoint, sameness
@@ -83,6 +83,10 @@ def newest(run: Path) -> Path | None:
             f"“{run}”里的 {len(broken)} 个检查点都不完整，接不上（{broken[-1].name} 等）。"
             "要从头练，就换一个 run.output，或把这些检查点挪走。"
         )
+    steps = checkpoint.step_of
+    newer = [p.name for p in checkpoint.all_of(run) if found and steps(p) > steps(found)]
+    if newer:
+        warn(f"“{run}”里的 {'、'.join(newer)} 坏了或被改过，退回 {found.name} 接着练。")
     return found
 
 

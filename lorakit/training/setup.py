@@ -139,6 +139,11 @@ class Prepared:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
+    def close(self):
+        """不练了：放开结果文件夹；练完、停下的已经放开了。"""
+        if self.accelerator.is_main_process:
+            self.record.release()
+
     def last_good(self) -> Path | None:
         """最后一个核对无误的检查点。"""
         return saving.checkpoint.latest(self.run)
