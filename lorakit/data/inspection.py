@@ -97,6 +97,17 @@ def inspect(
     filled = [replace(r, caption=fill(r.caption, trigger.strip())) for r in records]
     problems += _repeats(records, folder) + _trigger(filled, trigger, folder)
     problems += lint(filled, trigger, folder)
+    problems += _treated(did, folder)
+    if not found.pictures and not any(p.severity == "error" for p in found.problems):
+        reason = f"文件夹里没有图片（只认 {'、'.join(s[1:] for s in IMAGE_SUFFIXES)}）"
+        mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"
+        problems.append(Problem.error("no_pictures", folder, reason, mend))
+    return records, Report(folder, len(found.pictures), len(records), tuple(problems))
+
+
+def _treated(did: dict[str, list[Path]], folder: Path) -> list[Problem]:
+    """读图时替你做了的事，各有几张；HDR 的做不了，是警告。"""
+    problems = []
     for name, reason in NOTES.items():
         if did[name]:
             reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
@@ -106,11 +117,7 @@ def inspect(
         mend = "在相机、手机或修图软件里导出成 sRGB 的 jpg 再用"
         where = f"{reason}：{names(did['hdr'], folder)}"
         problems.append(Problem.warning("picture_hdr", None, where, mend))
-    if not found.pictures and not any(p.severity == "error" for p in found.problems):
-        reason = f"文件夹里没有图片（只认 {'、'.join(s[1:] for s in IMAGE_SUFFIXES)}）"
-        mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"
-        problems.append(Problem.error("no_pictures", folder, reason, mend))
-    return records, Report(folder, len(found.pictures), len(records), tuple(problems))
+    return problems
 
 
 def _with_controls(
