@@ -1,18 +1,18 @@
 """接缝：一个家族要回答的全部问题。外面只有一种约定，里面各家各样。
 
 外面的约定：潜变量 x 为 (B, C, h, w) 且已归一化；t 在 [0, 1]，1 是纯噪声；速度 v = eps - x0。
-打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。载入与放掉各部分见 parts.py。
+打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。载入与放掉各部分见 parts.py，
+别的软件怎么叫见 elsewhere.py。
 
 方法按一次运行里被问到的次序写：
     核对    refuse_distilled、skeleton、targets；体检与测速还问 latent_channels、cond_shapes
     编码    load("vae") 与 encode_images，load("text") 与 encode_prompts、control_cond；都放掉
     训练    load("transformer")、recompute_context、shift；每一步 collate、predict_velocity
     画图    pipeline（scheduler、times），sample_arguments、prompt_arguments、guide、decode
-    导出    original、workflows、full_shift
+    导出    original、read_by、workflows、full_shift
 """
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -23,11 +23,12 @@ from torch import nn
 
 from lorakit import flow
 from lorakit.families import shared
+from lorakit.families.elsewhere import Elsewhere
 from lorakit.families.parts import Parts
 from lorakit.families.shared import Cond
 
 
-class Family(Parts, ABC):
+class Family(Elsewhere, Parts, ABC):
     """一个模型家族；`folder` 是 diffusers 布局的文件夹。
 
     Args:
@@ -50,24 +51,7 @@ class Family(Parts, ABC):
     full_size: ClassVar[dict[str, dict]] = {}
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
-    workflows: ClassVar[dict[str, str]] = {}  # ComfyUI 工作流：路径里的字样，同上 -> 名字
-    # 底模名字里说它是哪一版的字样，与那一版在 ComfyUI 里的文件；"" 是工作流里写着的
-    editions: str = ""
-    base_files: ClassVar[dict[str, str]] = {}
     output: str = "images"  # stock 管线把画好的图叫什么
-    # 原作者给层起的名字 -> diffusers 里是哪一层，或按次序并成它的哪几层；{} 是块号，
-    # 同一层写两遍：它的前后两半（scale 与 shift）在原作者那里对调
-    original: ClassVar[dict[str, tuple[str, ...]]] = {}
-    kohya_original: bool = False  # kohya 一系用不用 original 的名字；不用就是 diffusers 的
-    comfyui_prefix: str = "diffusion_model."  # ComfyUI 认 diffusers 的层名，前面要加什么
-    # 每种写法谁能读（写出的每个名字都照 tests/reader_names.py 核对）
-    read_by: ClassVar[dict[str, tuple[str, ...]]] = {
-        "diffusers": ("diffusers", "ComfyUI"),
-        "comfyui": ("ComfyUI", "diffusers"),
-        "kohya": ("musubi", "ComfyUI", "diffusers"),
-    }
-    # 别的软件怎么叫这个底模：路径里的字样 -> (modelspec.architecture, ss_base_model_version)
-    called: ClassVar[dict[str, tuple[str, str]]]
 
     def __init__(self, *place, guidance: float = 1.0, **how):
         super().__init__(*place, **how)
@@ -173,12 +157,6 @@ class Family(Parts, ABC):
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
-
-    @classmethod
-    def workflow_base(cls, base: str) -> str | None:
-        """工作流该载入的底模文件；"" 是它自己写着的，None 是没有工作流的另一版。"""
-        edition = re.search(cls.editions, base.lower()) if cls.editions else None
-        return cls.base_files.get(edition[1]) if edition else ""
 
     @classmethod
     def full_shift(cls, side: int) -> float:
