@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from lorakit import infer, lora
@@ -72,14 +73,16 @@ def test_saved_file_has_the_same_effect_in_the_stock_pipeline(tmp_path, override
 
 
 @pytest.mark.parametrize("variant", ["plain", "lokr"])
-def test_a_file_the_stock_loader_would_silently_skip_is_refused(tmp_path, variant):
+def test_a_file_the_stock_loader_would_silently_skip_is_read(tmp_path, variant):
     """名字前面没有 transformer. 的，diffusers 一层也不挂，也不报错。"""
     config, family, transformer, _ = fresh(f"lora.variant={variant}")
     tensors = load_file(lora.save(tmp_path, transformer, config.lora, {}))
     bare = tmp_path / "bare.safetensors"
     save_file({name.removeprefix("transformer."): v for name, v in tensors.items()}, bare)
-    with pytest.raises(WeightsError, match=r"一层也没挂上.*export .*bare.* --to diffusers"):
-        infer.open_pipeline(family, bare)
+    pipe = infer.open_pipeline(family, bare)
+    adapter = get_peft_model_state_dict(pipe.transformer, adapter_name="default_0")
+    assert {f"transformer.{name}" for name in adapter} == tensors.keys()
+    assert all(torch.equal(v, tensors[f"transformer.{name}"]) for name, v in adapter.items())
 
 
 @pytest.mark.parametrize(

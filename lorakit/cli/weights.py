@@ -249,10 +249,12 @@ def audit(args) -> int:
     from lorakit import lora
     from lorakit.lora import audit as lora_audit
     from lorakit.lora import fused as lora_fused
+    from lorakit.results import checkpoint
 
     if (args.file / "metrics.jsonl").is_file():
         print(_held(args.file))
     file, family = lora.find(args.file), _family(args, args.file)
+    checkpoint.refuse_changed(file)
     shell = family.skeleton()
     result = lora_audit.audit(file, shell, lora_fused.slots(family.original, shell))
     print(result.text())

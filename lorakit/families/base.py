@@ -26,6 +26,7 @@ from lorakit.families import shared
 from lorakit.families.elsewhere import Elsewhere
 from lorakit.families.parts import Parts
 from lorakit.families.shared import Cond
+from lorakit.memory import loading
 
 
 class Family(Elsewhere, Parts, ABC):
@@ -129,7 +130,10 @@ class Family(Elsewhere, Parts, ABC):
         """文件夹里的调度器，与推理用的相同。"""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
+        with loading.explaining(self.folder / "scheduler"):
+            return FlowMatchEulerDiscreteScheduler.from_pretrained(
+                self.folder, subfolder="scheduler", local_files_only=True
+            )
 
     def times(self, steps: int, width: int, height: int) -> torch.Tensor:
         """推理走过的 steps + 1 个时刻，从 1 到 0；与 stock 管线在这个尺寸上走的相同。"""

@@ -1,6 +1,5 @@
 """FLUX.2 klein：双流加单流的 Transformer，Qwen3 的三层隐状态当文字条件，VAE 自带归一化统计量。"""
 
-import json
 import math
 from functools import cached_property
 from typing import ClassVar
@@ -86,7 +85,7 @@ class Flux2Klein(Family):
         """名字看不出来时，还有 model_index.json 里的 is_distilled。"""
         super().refuse_distilled(path)
         index = self.folder / "model_index.json"
-        if index.is_file() and json.loads(index.read_text("utf-8")).get("is_distilled"):
+        if index.is_file() and self.small("model_index.json").get("is_distilled"):
             raise distilled_error(path, " 或 ".join(self.distilled.values()))
 
     def _scales(self, vae) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Qwen-Image-Edit：同一个 Qwen-Image，外加控制图；它进两处，VAE（词元接在后面）和 Qwen2.5-VL。"""
 
-import json
 from typing import ClassVar
 
 import torch
@@ -39,8 +38,7 @@ class QwenImageEdit(QwenImage):
 
     def __init__(self, folder, *place, **how):
         super().__init__(folder, *place, **how)
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        self.pipeline_class = index["_class_name"]
+        self.pipeline_class = self.small("model_index.json").get("_class_name")
         if self.pipeline_class not in ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"):
             raise ConfigError(
                 f"model.family：“{folder.name}”是 {self.pipeline_class}，不是编辑模型。"

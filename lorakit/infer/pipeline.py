@@ -29,8 +29,7 @@ def open_pipeline(family, weights: Path | None = None, text="load"):
     pipe.set_progress_bar_config(disable=True)
     if weights is not None and whole is None:
         file = lora.find(weights)
-        lora.check_fits(file, transformer)
-        lora.put_on(pipe, file)
+        lora.put_on(pipe, file, original=family.original)
     return pipe
 
 

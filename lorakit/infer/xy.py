@@ -104,11 +104,11 @@ def xy_grid(
     if files:
         pipe.unload_lora_weights()  # 只卸下 LoRA，底模不动
     for file in files:
-        lora.check_fits(file, pipe.transformer)
+        lora.check_fits(file, pipe.transformer, family.original)
     for file in files:
         with warnings.catch_warnings():  # PEFT 提醒“挂了不止一个”：这里正是要挂好几个
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            lora.put_on(pipe, file, _adapter(file))
+            lora.put_on(pipe, file, _adapter(file), family.original)
 
     def draw(row, column) -> Image.Image:
         chosen = {y.kind: row, x.kind: column}

@@ -7,16 +7,17 @@ import torch
 from torch import nn
 
 from lorakit.errors import WeightsError
+from lorakit.lora import dora, lokr
 from lorakit.lora import fused as lora_fused
-from lorakit.lora import lokr
 from lorakit.memory.quantize import is_quantized
 
 Pair = lora_fused.Pair  # A (r, 入), B (出, r)，缩放已折进 B
-Layers = dict[str, Pair | lokr.Product]  # 层名 -> 它的 ΔW
+Layer = Pair | lokr.Product | dora.Dora
+Layers = dict[str, Layer]  # 层名 -> 它的 ΔW
 
 
-def plain(path: str, layer: Pair | lokr.Product) -> Pair:
-    """一层写成普通 LoRA，ΔW 不变。
+def plain(path: str, layer: Layer) -> Pair | dora.Dora:
+    """LoKr 的一层写成普通 LoRA，ΔW 不变；DoRA 写不成，原样返回。
 
     Raises:
         WeightsError: LoKr 的这一层要的秩太大。
@@ -32,10 +33,24 @@ def plain(path: str, layer: Pair | lokr.Product) -> Pair:
     return layer.pair()
 
 
-def delta(layer: Pair | lokr.Product) -> torch.Tensor:
-    """这一层的权重改了多少：ΔW = B A（LoKr 是 w1 ⊗ w2），(出, 入)。"""
+def _pair(path: str, layer: Layer) -> Pair:
+    if isinstance(layer, dora.Dora):
+        raise WeightsError(
+            f"{path} 是 DoRA：改的还有每行的长度，不能叠加、缩秩。请用 --merge 合并进底模。"
+        )
+    return plain(path, layer)
+
+
+def delta(layer: Layer, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """这一层的权重改了多少：ΔW = B A（LoKr 是 w1 ⊗ w2），(出, 入)。
+
+    Args:
+        weight: 底模的权重；DoRA 才要。
+    """
     if isinstance(layer, lokr.Product):
         return layer.delta()
+    if isinstance(layer, dora.Dora):
+        return layer.delta(weight)
     a, b = layer
     return b.double() @ a.double()
 
@@ -47,11 +62,19 @@ def distance(one: Pair, other: Pair) -> float:
     return float(spectrum_of(apart).norm() / spectrum_of(one).norm().clamp(min=1e-30))
 
 
-def shape_of(layer: Pair | lokr.Product) -> tuple[int, int]:
+def low(layer: Layer) -> Pair | lokr.Product:
+    """DoRA 里 B A 那一部分；别的就是它自己。"""
+    return (layer.a, layer.b) if isinstance(layer, dora.Dora) else layer
+
+
+def shape_of(layer: Layer) -> tuple[int, int]:
+    layer = low(layer)
     return layer.shape if isinstance(layer, lokr.Product) else (len(layer[1]), layer[0].shape[1])
 
 
-def spectrum_of(layer: Pair | lokr.Product) -> torch.Tensor:
+def spectrum_of(layer: Layer) -> torch.Tensor:
+    """ΔW 的奇异值，从大到小；DoRA 只看 B A。"""
+    layer = low(layer)
     return layer.spectrum() if isinstance(layer, lokr.Product) else _core(*layer)[1]
 
 
@@ -67,7 +90,7 @@ def resize(layers: Layers, rank: int) -> tuple[Layers, float]:
     """用奇异值分解把每层缩到 rank -> (新的层, 保住的能量，0 到 1)。"""
     small, kept, whole = {}, 0.0, 0.0
     for path, layer in layers.items():
-        u, s, vh = _core(*plain(path, layer))
+        u, s, vh = _core(*_pair(path, layer))
         root = s[:rank].sqrt()
         small[path] = ((root[:, None] * vh[:rank]).float(), (u[:, :rank] * root).float())
         kept, whole = kept + float(s[:rank].square().sum()), whole + float(s.square().sum())
@@ -79,7 +102,7 @@ def combine(several: Sequence[tuple[Layers, float]]) -> Layers:
     joined: dict[str, list[Pair]] = defaultdict(list)
     for layers, weight in several:
         for path, layer in layers.items():
-            a, b = plain(path, layer)
+            a, b = _pair(path, layer)
             joined[path].append((a, b * weight))
     return {
         path: (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1))
@@ -99,6 +122,6 @@ def merge(layers: Layers, transformer: nn.Module):
             "量化过的底模不能合并：ΔW 比量化的一格还小，加进去就被舍入掉了。"
             "请用没有量化的底模合并（model.quantize=none），合并完再量化。"
         )
-    for path, pair in layers.items():
+    for path, layer in layers.items():
         weight = transformer.get_submodule(path).weight
-        weight.copy_((weight.double() + delta(pair).to(weight.device)).to(weight.dtype))
+        weight.copy_((weight.double() + delta(layer, weight).to(weight.device)).to(weight.dtype))

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,11 +10,12 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from lorakit.errors import WeightsError
-from lorakit.lora import files as lora_files
+from lorakit.errors import WeightsError, warn
+from lorakit.lora import dora
 from lorakit.lora import fused as lora_fused
 from lorakit.lora.algebra import shape_of, spectrum_of
-from lorakit.lora.foreign import read
+from lorakit.lora.files import inert
+from lorakit.lora.foreign import Meaning, meaning
 
 # 文件里记着的几项 -> 给人看的名字；记着的值 -> 给人看的说法
 CARD = {"rank": "秩", "base": "底模", "family": "家族", "steps": "步数", "trigger": "触发词",
@@ -32,6 +33,9 @@ class Audit:
     silent: tuple[str, ...]  # B 全是零、什么也没改的层
     blocks: Mapping[str, tuple[float, float]]  # 块 -> (|ΔW|, 有效秩的平均)
     card: Mapping[str, str]
+    form: str = ""  # 认出来的写法
+    strength: str = ""  # 每层乘了几、听谁的
+    left: tuple[str, ...] = ()  # 文本编码器等别的部分的张量，用不上
 
     @property
     def good(self) -> bool:
@@ -40,10 +44,12 @@ class Audit:
     def text(self) -> str:
         """一张中文表。"""
         lines = [f"放得上的层 {self.layers} 个；{'全部对得上' if self.good else '有问题：'}"]
-        tell = {"没有地方放": self.unknown, "形状不对": self.misfit, "什么也没改": self.silent}
+        tell = {"没有地方放": self.unknown, "形状不对": self.misfit, "什么也没改": self.silent,
+                "用不上（文本编码器等别的部分）": self.left}  # fmt: skip
         for what, names in tell.items():
             if names:
                 lines.append(f"  {what}：{len(names)} 个，例如 {names[0]}")
+        lines += [f"  写法：{self.form}", f"  强度：{self.strength}"] if self.layers else []
         lines += [
             f"  {CARD.get(key, key)}：{SAID.get(value, value)}" for key, value in self.card.items()
         ]
@@ -56,11 +62,15 @@ def audit(
     file: Path, transformer: nn.Module, places: lora_fused.Slots = MappingProxyType({})
 ) -> Audit:
     """LoRA 文件与底模（骨架就够）逐层核对；只对上一半的文件也会在这里现形。"""
-    shapes = {n: m.weight.shape for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
-    layers, unknown = read(file, shapes, places)
-    misfit = [path for path, layer in layers.items() if shape_of(layer) != tuple(shapes[path])]
-    spectra = {path: spectrum_of(layer) for path, layer in layers.items()}
-    silent = [path for path, values in spectra.items() if not values.any()]
+    shapes = {
+        n: (m.out_features, m.in_features)
+        for n, m in transformer.named_modules()
+        if isinstance(m, nn.Linear)
+    }
+    found = meaning(file, shapes, places)
+    misfit = [path for path, layer in found.layers.items() if shape_of(layer) != shapes[path]]
+    spectra = {p: spectrum_of(layer) for p, layer in found.layers.items() if p not in misfit}
+    silent = [path for path, values in spectra.items() if _silent(found.layers[path], values)]
     groups = defaultdict(list)
     for path, values in spectra.items():
         groups[re.match(r"(.*?blocks?\.\d+|[^.]+)", path)[1]].append(values)
@@ -71,8 +81,26 @@ def audit(
         )
         for name, group in groups.items()
     }
-    card = lora_files.read(file)[1]
-    return Audit(len(layers), tuple(unknown), tuple(misfit), tuple(silent), blocks, card)
+    lists = (tuple(map(inert, names)) for names in (found.unknown, misfit, silent))
+    left = tuple(map(inert, found.left))
+    told = found.card, found.form, _strength(found), left
+    return Audit(len(found.layers), *lists, blocks, *told)
+
+
+def _silent(layer, values: torch.Tensor) -> bool:
+    """ΔW 是零的层；DoRA 没有 B A 也还有每行的长度。"""
+    return not isinstance(layer, dora.Dora) and not values.any()
+
+
+def _strength(found: Meaning) -> str:
+    scales = sorted(found.scales.values())
+    if not scales:
+        return ""
+    low, high = f"{scales[0]:.4g}", f"{scales[-1]:.4g}"
+    said = f"{low if low == high else f'{low} 到 {high}'}（{found.said}）"
+    if any(isinstance(layer, dora.Dora) for layer in found.layers.values()):
+        said += "；DoRA 另有每行的长度，下表只算 B A"
+    return said
 
 
 def _effective_rank(s: torch.Tensor) -> float:
@@ -82,14 +110,24 @@ def _effective_rank(s: torch.Tensor) -> float:
 
 
 def refuse(result: Audit, file: Path):
-    """体检不合格就拒绝：只对上一半的文件，用起来比没有还坏。
+    """体检不合格就拒绝：只对上一半的文件，用起来比没有还坏；用不上的部分说一声。
 
     Raises:
         WeightsError: 有张量没有地方放，或形状不对。
     """
     if not result.good:
         wrong = [*result.unknown, *result.misfit, "（一层也没有）"]
+        other = "用 lorakit audit 看全部，或换 --model"
+        if result.left and not result.layers:
+            other = "它只练了文本编码器，这里用不上"
         raise WeightsError(
-            f"“{file}”与这个底模对不上：放得上 {result.layers} 层，"
-            f"放不上 {len(wrong) - 1} 个，例如 {wrong[0]}。用 lorakit audit 看全部，或换 --model。"
+            f"“{file}”与这个底模对不上：放得上 {result.layers - len(result.misfit)} 层，"
+            f"放不上 {len(wrong) - 1} 个，例如 {wrong[0]}。{other}。"
         )
+    tell_left(result.left, file)
+
+
+def tell_left(left: Sequence[str], file: Path):
+    """文件里用不上的部分：没有用，但要说。"""
+    if left:
+        warn(f"“{file}”里有 {len(left)} 个张量属于文本编码器等别的部分，这里用不上，没有管它们。")

@@ -1,7 +1,6 @@
-"""LoRA 文件：存下来、找到它、读回来、和模型核对、用到管线上。"""
+"""LoRA 文件：存下来、找到它、读回来。"""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,15 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from lorakit.errors import WeightsError
-from lorakit.lora import lokr, metadata, steps
+from lorakit.errors import WeightsError, warn
+from lorakit.lora import lokr, metadata, names, steps
 from lorakit.lora.attach import ADAPTER, scale
 from lorakit.lora.tensors import write_tensors
 
 FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE = "adapter_model.safetensors"
 PREFIX = "transformer."
-FOREIGN = ("lora_unet_", "diffusion_model.")  # kohya、ComfyUI 的写法怎么开头
-WRAPPED = ".base_layer"  # 已经挂了一个 LoRA 的层，原来的在这里面；再挂一个时也要认得
+MOST = 500  # 别人写的话最多留这么多字
 
 
 def save(
@@ -56,7 +55,8 @@ def find(path: Path) -> Path:
     path = Path(path)
     if path.is_dir():
         choices = [path, *reversed(steps.all_of(path))]
-        found = next((p / FILE for p in choices if (p / FILE).is_file()), None)
+        files = [*(p / FILE for p in choices), path / PEFT_FILE]
+        found = next((file for file in files if file.is_file()), None)
         if found is None:
             raise WeightsError(
                 f"文件夹“{path}”里没有 {FILE}。请给出 LoRA 文件，或一次训练的结果文件夹。"
@@ -77,77 +77,80 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Raises:
         WeightsError: 不是 safetensors、文件头损坏、不是 LoRA、里面有 NaN。
     """
+    tensors, header = load(path)
+    return tensors, card_of(header)
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """读 LoRA 文件 -> (张量, 文件头里的说明)；张量都是浮点数（alpha 可以是整数），没有 NaN。"""
     path = find(path)
     try:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-    except (SafetensorError, OSError) as error:
+            header = handle.metadata() or {}
+    except (SafetensorError, OSError, KeyError, ValueError, AttributeError) as error:
+        what = _what(path) or f"不是完整的 safetensors 文件（{error}）"
+        raise WeightsError(f"“{path}”打不开：{what}。请重新下载或换一个。") from error
+    if not names.is_lora(tensors):
+        kind = names.kind_of(tensors)
+        said = f"它是{kind}，这里读不了" if kind else "它也许是别的东西"
         raise WeightsError(
-            f"“{path}”打不开：不是完整的 safetensors 文件（{error}）。请重新下载或换一个。"
-        ) from error
-    if not any(re.search(r"\.lora[._](A|down)\.|\.lokr_w1", name) for name in tensors):
-        raise WeightsError(
-            f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B，或 lokr_w1 / lokr_w2）。"
-            "它也许是整个模型。"
+            f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B，或 lokr_w1 / lokr_w2）。{said}。"
         )
-    bad = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), None)
-    if bad:
+    for name, value in tensors.items():
+        _refuse_value(path, name, value)
+    return tensors, header
+
+
+def _refuse_value(path: Path, name: str, value: torch.Tensor):
+    if not value.is_floating_point() and not (name.endswith(".alpha") and _whole_number(value)):
+        kind = str(value.dtype).removeprefix("torch.")
         raise WeightsError(
-            f"“{path}”的 {bad} 里有 NaN 或无穷大，用了会出黑图。请换一个更早的检查点。"
+            f"“{path}”的 {inert(name)} 存成了 {kind}，不是浮点数，也许量化过。请换没有量化的。"
         )
-    return tensors, json.loads(metadata.get("lorakit", "{}"))
-
-
-def check_fits(path: Path, transformer: nn.Module) -> dict[str, str]:
-    """核对 LoRA 与底模：每一对矩阵都要有地方放、形状对得上；返回它的卡片。"""
-    tensors, card = read(path)
-    linear = [(n, m) for n, m in transformer.named_modules() if isinstance(m, nn.Linear)]
-    # 4 位的权重是打包过的，形状要问层自己
-    shapes = {n.removesuffix(WRAPPED): (m.out_features, m.in_features) for n, m in linear}
-    products = lokr.by_layer(tensors)
-    wrong = [
-        name
-        for name, parts in products.items()
-        if (product := lokr.Product.of(parts)) is None
-        or product.shape != shapes.get(name.removeprefix(PREFIX))
-    ]
-    for name in [name for name in tensors if not lokr.NAME.fullmatch(name)]:
-        layer, _, kind = name.removeprefix(PREFIX).rpartition(".lora_")
-        shape = shapes.get(layer)
-        side = 1 if kind.startswith(("A", "down")) else 0  # A 接输入；B 与 DoRA 的长度接输出
-        if shape is None or tensors[name].shape[side] != shape[side]:
-            wrong.append(name)
-    if wrong and any(name.startswith(FOREIGN) for name in wrong):
+    if not torch.isfinite(value.float()).all():
         raise WeightsError(
-            f"“{path}”是 kohya 或 ComfyUI 的写法，这里用 diffusers 的。请先换回来：\n"
-            f"  lorakit export {path} --model 它的底模 --to diffusers --out 换好的.safetensors"
+            f"“{path}”的 {inert(name)} 里有 NaN 或无穷大，用了会出黑图。请换一个更早的检查点。"
         )
-    if wrong:
-        raise WeightsError(
-            f"“{path}”与这个底模对不上："
-            f"{len(tensors)} 个张量里有 {len(wrong)} 个没有地方放，例如 {wrong[0]}。"
-            f"它多半是给别的底模训练的（文件里写的是 {card.get('base', '未注明')}）。"
-        )
-    return card
 
 
-def put_on(pipe, file: Path, name: str | None = None):
-    """用 diffusers 自己的方法把文件挂到管线上；name 是以后开关它用的名字。
+def _whole_number(value: torch.Tensor) -> bool:
+    return value.dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
-    LoKr 只有 Z-Image 与 FLUX.2 的管线肯收，模型自己的 load_lora_adapter 则全都收。
 
-    Raises:
-        WeightsError: 名字前没有 transformer. 之类，diffusers 会一声不响地一层也不挂。
-    """
-    if any(".lokr_" in key for key in read(file)[0]):
-        loader = pipe.transformer.load_lora_adapter
-    else:
-        loader = pipe.load_lora_weights
-    before = set(getattr(pipe.transformer, "peft_config", {}))
-    loader(file.parent, weight_name=file.name, adapter_name=name)
-    if before == set(getattr(pipe.transformer, "peft_config", {})):
-        raise WeightsError(
-            f"“{file}”的写法 diffusers 不认，一层也没挂上。先转一下："
-            f"lorakit export {file} --to diffusers --out 新文件 --model 底模的预设。"
-        )
+def _what(path: Path) -> str | None:
+    """打不开的文件其实是什么：看开头的几个字节。"""
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(64)
+    except OSError:
+        return None
+    known = {
+        b"PK\x03\x04": "它是改了名的 pickle，打开它可能运行里面藏的代码，所以不读",
+        b"\x80": "它是改了名的 pickle，打开它可能运行里面藏的代码，所以不读",
+        b"GGUF": "它是 GGUF，不是 safetensors",
+        b"version https://git-lfs": "它只是 Git LFS 的一行地址，权重没有下载下来",
+        b"<": "它是一个网页，多半是下载时没有登录",
+    }
+    return next((said for magic, said in known.items() if start.startswith(magic)), None)
+
+
+def card_of(header: dict[str, str]) -> dict[str, str]:
+    """文件头 -> 我们写的卡片；坏的、不是一张表的，当作没有。"""
+    text = header.get("lorakit")
+    if text is None:
+        return {}
+    try:
+        card = json.loads(text)
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict):
+        warn("文件头里 lorakit 的卡片坏了，当作没有：底模、触发词都不知道，要自己写上。")
+        return {}
+    simple = {k: v for k, v in card.items() if isinstance(v, str | int | float)}
+    return {inert(key): inert(str(value)) for key, value in simple.items()}
+
+
+def inert(text: str) -> str:
+    """别人写的一段话：控制字符换成空格，太长就截断。"""
+    return "".join(c if c.isprintable() else " " for c in text[:MOST])

@@ -1,91 +1,217 @@
-"""各家的 LoRA 文件读成同一种样子：层名 -> ΔW；强度由谁说了算，只在这里定。
+"""各家的 LoRA 文件读成同一种样子：层名 -> ΔW。
 
-各家的写法（路径都是 diffusers 的层名）：
-  diffusers   transformer.<路径>.lora_A.weight / lora_B.weight
-  PEFT        base_model.model.<路径>.lora_A[.default].weight
-  DiffSynth   <路径>.lora_A.default.weight
-  ComfyUI     diffusion_model.<路径>.lora_A.weight
-  kohya       lora_unet_<路径，点换成下划线>.lora_down / lora_up.weight 加 .alpha
-  LyCORIS     lycoris_<路径，点换成下划线>.lokr_w1 / lokr_w2 加 .alpha（LoKr，见 lokr.py）
-FLUX 在 ComfyUI 与 kohya 里用原作者的路径，q、k、v 并在一起（lora_fused.py）。
+名字怎么认在 names.py，强度听谁的在 strength.py。
 """
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
 from lorakit.errors import WeightsError
+from lorakit.lora import dora, lokr, names, strength
 from lorakit.lora import files as lora_files
 from lorakit.lora import fused as lora_fused
-from lorakit.lora import lokr
 from lorakit.lora.algebra import Layers, plain
 
-TENSOR = re.compile(
-    r"(.+?)\.(?:lora[._](A|B|down|up)(?:\.\w+)?\.weight|(alpha)|lokr_(w[12](?:_[ab])?))"
-)
-PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.", "model.diffusion_model.")
-FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya 一系：点换成了下划线
+NO_PLACES = MappingProxyType({})
+TRAINED_BY = ("lycoris", "onetrainer")  # 它们写的 dora_scale 除的是 |W + BA|
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """一个文件的意思。"""
+
+    layers: Layers  # 层名 -> ΔW，强度已经乘进去
+    unknown: list[str]  # 没有地方放的张量
+    left: list[str]  # Transformer 以外的张量（文本编码器等），用不上
+    form: str  # 谁的写法
+    scales: Mapping[str, float]  # 文件里的层名 -> 强度
+    said: str  # 强度听谁的
+    card: Mapping[str, str]
 
 
 def read(
-    file: Path, modules: Iterable[str], places: lora_fused.Slots = MappingProxyType({})
+    file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PLACES
 ) -> tuple[Layers, list[str]]:
-    """任何一种写法的文件 -> (层, 没有地方放的张量名)；modules 是底模里线性层的全名。
+    """任何一种写法的文件 -> (层, 没有地方放的张量名)；其余见 `meaning`。"""
+    found = meaning(file, modules, places)
+    return found.layers, found.unknown
 
-    places 是原作者的层名（见 lora_fused.slots），没有就只认 diffusers 的。
+
+def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PLACES) -> Meaning:
+    """任何一种写法的文件是什么意思；modules 是底模里线性层的全名。
+
+    places 是原作者的层名（见 fused.slots），没有就只认 diffusers 的。
 
     Raises:
-        WeightsError: 不是 LoRA、成对的缺一个、是 DoRA 等只能由原来的工具读的变体。
+        WeightsError: 不是 LoRA、成对的缺一个、强度读不懂、是读不了的变体（会说出是哪一种）。
     """
-    tensors, _ = lora_files.read(file)
+    file = lora_files.find(file)
+    tensors, header = lora_files.load(file)
+    places = _with_xlabs(places)
     known = {name: name for name in (*modules, *places)}
     flat = {name.replace(".", "_"): name for name in known}
     parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    unknown = []
+    unknown, left, forms = [], [], Counter()
     for key, value in tensors.items():
-        found = TENSOR.fullmatch(key)
-        if found is None:
-            raise WeightsError(
-                f"“{file}”里的 {key} 不是 LoRA 或 LoKr 的张量（也许是 DoRA），转换不了；"
-                "请用训练它的工具，或先合并进底模。"
-            )
-        path = _path(found[1], known, flat)
-        if path is None:
+        place = names.parse(key)
+        path, whose = names.resolve(place.layer, known, flat) if place else (None, None)
+        if path is None and names.is_other(key):
+            left.append(key)
+        elif place is None:
+            raise _strange(file, key, tensors)
+        elif path is None:
             unknown.append(key)
-            continue
-        kind = {"down": "A", "up": "B"}.get(found[2], found[2]) or found[3] or found[4]
-        parts[path][kind] = value.float()
-    layers = {}
+        elif place.kind in parts[path]:
+            raise WeightsError(
+                f"“{file}”里 {lora_files.inert(path)} 有两份（不止一个适配器），"
+                "不知道用哪一份。请拆成两个文件。"
+            )
+        else:
+            parts[path][place.kind] = value
+            forms[_form(key, whose, path in places, place)] += 1
+    card = lora_files.card_of(header)
+    rule = strength.rule(file, header, card, tensors)
+    over = _over(header, card)
+    layers, scales = {}, {}
     for path, part in parts.items():
-        product = lokr.Product.of(part)
-        if product is not None:
-            layers |= _unfused(product, path, places)
-            continue
-        if not {"A", "B"} <= part.keys():
-            raise WeightsError(f"“{file}”里 {path} 只有一半（{'、'.join(part)}），文件不完整。")
-        rank = part["A"].shape[0]
-        scale = float(part["alpha"]) / rank if "alpha" in part else 1.0
-        pair = (part["A"], part["B"] * scale)
-        layers |= lora_fused.split(*pair, places[path]) if path in places else {path: pair}
-    return layers, unknown
+        layer, scales[path] = _Layer(file, path, part, rule).read(over)
+        layers |= _unfused(layer, path, places)
+    beside = [path for path, part in parts.items() if "alpha" in part]
+    said = "张量旁边的 alpha" if beside else rule.said
+    if beside and len(beside) < len(parts):
+        said = f"张量旁边的 alpha，没有的层：{rule.said}"
+    form = _called(forms, layers)
+    return Meaning(layers, unknown, left, form, scales, said, card)
 
 
-def _unfused(product: lokr.Product, path: str, places: lora_fused.Slots) -> Layers:
-    """克罗内克积拆不开；原作者并在一起的层要先写成普通 LoRA。"""
+def _form(key: str, whose: str, original: bool, place: names.Place) -> str:
+    if names.XLABS.match(key):
+        return "XLabs"
+    if not whose:
+        whose = "DiffSynth" if place.adapter else "没有前缀"
+    return f"{whose}，原作者的层名" if original else whose
+
+
+def _called(forms: Counter, layers: Layers) -> str:
+    kinds = {dora.Dora: "DoRA", lokr.Product: "LoKr"}
+    kind = "、".join(dict.fromkeys(kinds.get(type(layer), "LoRA") for layer in layers.values()))
+    return f"{kind}（{forms.most_common(1)[0][0]}）" if forms else ""
+
+
+def _over(header: Mapping[str, str], card: Mapping[str, str]) -> str:
+    """dora_scale 除的是哪一个长度：训练它的工具写明了就听工具的，否则照 ComfyUI 的。"""
+    told = f"{header.get('ss_network_module', '')} {' '.join(header)}".lower()
+    trained = "ot_revision" in header or any(tool in told for tool in TRAINED_BY)
+    return dora.MOVED if trained and "alpha" not in card else dora.BASE
+
+
+def _strange(file: Path, key: str, tensors: Iterable[str]) -> WeightsError:
+    """一个读不了的张量 -> 说出这个文件是什么。"""
+    kind = names.kind_of([key])
+    if kind is None:
+        odd = [k for k in tensors if names.parse(k) is None and not names.is_other(k)]
+        kind = names.kind_of(odd)
+    what = f"这是{kind}" if kind and kind != "整个模型" else "它不是 LoRA、LoKr 或 DoRA 的张量"
+    return WeightsError(
+        f"“{file}”里有 {lora_files.inert(key)}：{what}，这里读不了。请用训练它的工具，"
+        "或换成普通 LoRA。"
+    )
+
+
+def _with_xlabs(places: lora_fused.Slots) -> lora_fused.Slots:
+    """XLabs 在单流块里只碰并起来的那一层的 q、k、v。"""
+    return {
+        **places,
+        **{
+            f"{name}.qkv": parts[:3]
+            for name, parts in places.items()
+            if len(parts) > 3 and parts[2][0].endswith("to_v")
+        },
+    }
+
+
+def _unfused(layer, path: str, places: lora_fused.Slots) -> Layers:
+    """原作者并在一起的层拆开；克罗内克积拆不开，要先写成普通 LoRA。"""
     if path not in places:
-        return {path: product}
-    return lora_fused.split(*plain(path, product), places[path])
+        return {path: layer}
+    if isinstance(layer, dora.Dora):
+        return dora.split(layer, places[path])
+    if isinstance(layer, lokr.Product) and len(places[path]) == 1:
+        return {places[path][0][0]: layer}
+    return lora_fused.split(*plain(path, layer), places[path])
 
 
-def _path(name: str, known: Mapping[str, str], flat: Mapping[str, str]) -> str | None:
-    for prefix in FLAT:
-        if name.startswith(prefix):
-            return flat.get(name.removeprefix(prefix))
-    for prefix in ("", *PREFIXES):
-        if name.startswith(prefix) and name.removeprefix(prefix) in known:
-            return name.removeprefix(prefix)
-    return None
+@dataclass(frozen=True)
+class _Layer:
+    """文件里的一层：几个张量，与没有 alpha 时听谁的。"""
+
+    file: Path
+    path: str
+    part: Mapping[str, torch.Tensor]
+    rule: strength.Rule
+
+    def read(self, over: str) -> tuple[object, float]:
+        """-> (这一层, 强度)。"""
+        if any(kind.startswith("w") for kind in self.part):
+            return self._product()
+        a, b = self._matrix("A"), self._matrix("B")
+        rank = len(a)
+        if rank == 0 or b.shape[1] != rank:
+            raise self._wrong(f"A 的秩是 {rank}，B 的是 {b.shape[1]}，合不到一起")
+        scale = self._alpha() / rank if "alpha" in self.part else self.rule.scale(self.path, rank)
+        pair = a, b * scale
+        if not {"moved", "dora"} & self.part.keys():
+            return pair, scale
+        key = "moved" if "moved" in self.part else "dora"
+        length = self.part[key].float()
+        if key == "dora" and len(length) == 1 != len(b):
+            raise self._wrong("的 DoRA 按列算长度（旧版 LyCORIS），这里只认按行的")
+        if length.numel() != len(b):
+            raise self._wrong(f"的长度有 {length.numel()} 个，应该是 {len(b)} 个")
+        over = dora.MOVED if key == "moved" else over
+        return dora.Dora(*pair, length.flatten(), over), scale
+
+    def _product(self) -> tuple[lokr.Product, float]:
+        if {"moved", "dora"} & self.part.keys():
+            raise self._wrong("是带 DoRA 的 LoKr，这里读不了")
+        found = {kind: self._matrix(kind) for kind in self.part if kind.startswith("w")}
+        for kind in ("w1", "w2"):
+            sides = [found.get(f"{kind}_{side}") for side in "ab"]
+            if all(side is not None for side in sides) and sides[0].shape[1] != len(sides[1]):
+                raise self._wrong(f"的 {kind}_a 与 {kind}_b 合不到一起")
+        rank = next((len(found[kind]) for kind in ("w2_b", "w1_b") if kind in found), None)
+        alpha = {"alpha": torch.tensor(self._alpha())} if "alpha" in self.part else {}
+        product = lokr.Product.of({**found, **alpha})
+        if product is None:
+            raise self._wrong(f"只有一半（{'、'.join(self.part)}），对不上：文件不完整")
+        if alpha:
+            return product, self._alpha() / rank if rank else 1.0
+        scale = self.rule.scale(self.path, rank)
+        return lokr.Product(product.w1 * scale, product.left, product.right), scale
+
+    def _matrix(self, kind: str) -> torch.Tensor:
+        """一个张量 -> fp32 的矩阵；1x1 的卷积也是矩阵。"""
+        if kind not in self.part:
+            raise self._wrong(f"只有一半（{'、'.join(self.part)}），对不上：文件不完整")
+        value = self.part[kind]
+        if value.ndim > 2 and set(value.shape[2:]) == {1}:
+            value = value.flatten(1)
+        if value.ndim != 2 or 0 in value.shape:
+            shape = "x".join(map(str, value.shape)) or "一个数"
+            raise self._wrong(f"的 {kind} 是 {shape}，不是矩阵")
+        return value.float()
+
+    def _alpha(self) -> float:
+        value = self.part["alpha"]
+        if value.numel() != 1:
+            raise self._wrong(f"的 alpha 有 {value.numel()} 个数，应该是一个")
+        return float(value)
+
+    def _wrong(self, what: str) -> WeightsError:
+        space = "" if what.startswith("的") else " "
+        return WeightsError(f"“{self.file}”里 {lora_files.inert(self.path)}{space}{what}。")

@@ -17,7 +17,11 @@ Slots = Mapping[str, tuple[tuple[str, int], ...]]  # 原作者的名字 -> ((层
 
 def slots(original: Mapping[str, tuple[str, ...]], transformer: nn.Module) -> Slots:
     """家族的 original 与真正的模型（骨架就够）-> 每个原作者的层由哪几层并成、各多宽。"""
-    wide = {n: m.out_features for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
+    wide = {
+        n.removesuffix(".base_layer"): m.out_features  # 挂着 LoRA 的层，原来的在这里面
+        for n, m in transformer.named_modules()
+        if isinstance(m, nn.Linear)
+    }
     found = {}
     for name, parts in original.items():
         first = re.compile(re.escape(parts[0]).replace(r"\{\}", r"(\d+)"))

@@ -90,6 +90,13 @@ class Product:
         two = torch.linalg.svdvals(self.left.double() @ self.right.double())
         return torch.outer(one, two).flatten().sort(descending=True).values
 
+    def factors(self) -> Parts:
+        """PEFT 的写法：w2 拆开了划算才拆，与它自己的分界相同。"""
+        most = max(len(self.left), self.right.shape[1])
+        if len(self.right) >= most / 2:
+            return {"w1": self.w1, "w2": self.left @ self.right}
+        return {"w1": self.w1, "w2_a": self.left, "w2_b": self.right}
+
     def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """写成普通 LoRA，ΔW 分毫不差：A = I ⊗ right，B = w1 ⊗ left。"""
         return torch.kron(torch.eye(self.w1.shape[1]), self.right), torch.kron(self.w1, self.left)

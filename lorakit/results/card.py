@@ -2,13 +2,15 @@
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from lorakit.config import Config
-from lorakit.files import write_text
+from lorakit.errors import inert
+from lorakit.files import read_json, write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
 from lorakit.lora import FILE, metadata
@@ -25,6 +27,7 @@ TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，�
     "flux-non-commercial-license": "FLUX 非商用许可：底模和在它上面练的 LoRA "
     "都不能商用，发布时要带上这份许可。",
 }
+RUN = {"data": str, "versions": {str: (str, type(None))}, "device": str, "seconds": float}
 KNOWN = ("apache-2.0", "mit")
 BASE_LINE = re.compile(r'^base = (".*")$', re.MULTILINE)
 LORA_LINE = re.compile(r"^lora = .*$", re.MULTILINE)  # 代码里写着 LoRA 在哪的那一行
@@ -43,28 +46,29 @@ def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = 
     Args:
         pictures: 样张相对于 run 的路径，与 sample.prompts 一一对应；张数对不上就当总的样张。
     """
-    facts = json.loads((run / "run.json").read_text("utf-8"))
-    captions = "\n".join(f"- {item.record.caption}" for item in dataset.train[:3])
+    facts = read_json(run / "run.json", RUN)
+    captions = "\n".join(f"- {plain(item.record.caption)}" for item in dataset.train[:3])
     edits = bool(family.controls[0])
     first = dataset.train[0].record.caption
     prompts = config.sample.prompts
     paired = len(prompts) == len(pictures)
     named = list(zip(pictures, prompts if paired else [first] * len(pictures), strict=True))
-    command = f'lorakit generate {run} --prompt "{first}"'
+    place, said = shlex.quote(str(run)), shlex.quote(inert(first, line=True))
+    command = f"lorakit generate {place} --prompt {said}"
     if edits:
-        command = f'lorakit edit 要改的图.png "{first}" --model {run}'
+        command = f"lorakit edit 要改的图.png {said} --model {place}"
     whole = config.lora.kind == "full"
     text = f"""---
 {front(config, family, named, first).strip()}
 ---
 
-# {run.name}
+# {plain(run.name)}
 
 用 lorakit 训练（{"全量微调" if whole else f"LoRA，秩 {config.lora.rank}"}）。{learned(run)}
 
 {shots(named)}
 - 底模：{base_link(config.model.path)}（家族 {config.model.family}）
-- 触发词：{config.data.trigger or "（没有；用训练描述里的说法即可）"}
+- 触发词：{plain(config.data.trigger) or "（没有；用训练描述里的说法即可）"}
 - 底模的许可：{terms(family, config.model.path)}
 
 ## 训练描述的例子
@@ -146,14 +150,19 @@ def learned(run: Path) -> str:
 
 def shots(named) -> str:
     """样张，路径相对于这份卡。"""
-    return "".join(f"![{said}]({url})\n" for url, said in named)
+    return "".join(f"![{plain(said)}]({url})\n" for url, said in named)
+
+
+def plain(text: str) -> str:
+    """描述、触发词、文件夹名放进 Markdown：链接、图、HTML、代码都不起作用，只占一行。"""
+    return re.sub(r"([\\`\[\]<>|&])", r"\\\1", inert(text, line=True))
 
 
 def base_link(path: str) -> str:
     """底模的名字；站上的带链接，本地的不泄露文件夹。"""
     if public(path):
         return f"[{path}](https://huggingface.co/{path})"
-    return f"{path}（lorakit 随包的微型模型）" if path in tiny_models() else Path(path).name
+    return f"{path}（lorakit 随包的微型模型）" if path in tiny_models() else plain(Path(path).name)
 
 
 def terms(family, path: str) -> str:

@@ -1,0 +1,121 @@
+"""DoRA：B A 之外，每一行还有自己的长度；有两种算法，除的不是同一个长度。
+
+训练它的（PEFT、diffusers、LyCORIS）    W' = m · (W + BA) / |W + BA|
+ComfyUI（它的 dora_scale）              W' = m · (W + BA) / |W|
+长度都按行算。出处：DoRA，https://arxiv.org/abs/2402.09353 。两种都是 W' = c · (W + BA)，
+c 只要底模的权重就算得出；所以合并、换算、挂上去都经 c，与 PEFT 的结果相同。
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from peft.tuners.lora.layer import LoraVariant
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+
+from lorakit.memory.quantize import FrozenLinear, decode
+
+MOVED, BASE = "moved", "base"  # 除的是 |W + BA|，还是 |W|
+
+
+@dataclass(frozen=True)
+class Dora:
+    """一层 DoRA；缩放已折进 b。"""
+
+    a: torch.Tensor  # (r, 入)
+    b: torch.Tensor  # (出, r)
+    magnitude: torch.Tensor  # m，(出,)
+    over: str = MOVED
+
+    def rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """每一行的 c，(出,)；weight 是底模的 (出, 入)。"""
+        base = weight.double()
+        if self.over == MOVED:
+            base = base + self.b.double().to(base.device) @ self.a.double().to(base.device)
+        return self.magnitude.double().to(base.device) / base.norm(dim=1).clamp(min=1e-30)
+
+    def delta(self, weight: torch.Tensor) -> torch.Tensor:
+        """ΔW = c (W + BA) - W，(出, 入)。"""
+        base = weight.double()
+        low = self.b.double().to(base.device) @ self.a.double().to(base.device)
+        return self.rows(weight)[:, None] * (base + low) - base
+
+    def trained(self, weight: torch.Tensor) -> "Dora":
+        """换成训练时的算法，W' 不变：m = c |W + BA|。"""
+        if self.over == MOVED:
+            return self
+        low = self.b.double() @ self.a.double()
+        length = (weight.double().cpu() + low).norm(dim=1)
+        return replace(self, magnitude=(self.rows(weight).cpu() * length).float(), over=MOVED)
+
+
+def trained(layers: Mapping, weight: Callable[[str], torch.Tensor]) -> dict:
+    """里面 DoRA 的层都换成训练时的算法；weight 是层名 -> 底模的权重，用得着才问。"""
+    other = [p for p, layer in layers.items() if isinstance(layer, Dora) and layer.over == BASE]
+    return {**layers, **{path: layers[path].trained(weight(path)) for path in other}}
+
+
+def split(layer: Dora, parts: tuple[tuple[str, int], ...]) -> dict[str, Dora]:
+    """原作者的一层 -> diffusers 的几层；长度按行，跟着 B 一起切。"""
+    if len(layer.b) != sum(wide for _, wide in parts):  # 形状不对：体检会指出来
+        return {parts[0][0]: layer}
+    if len(parts) == 2 and parts[0] == parts[1]:  # 前后两半对调，见 fused.py
+        b, m = (value.roll(len(value) // 2, 0) for value in (layer.b, layer.magnitude))
+        return {parts[0][0]: replace(layer, b=b, magnitude=m)}
+    wide = [w for _, w in parts]
+    rows = zip(layer.b.split(wide), layer.magnitude.split(wide), strict=True)
+    return {
+        path: replace(layer, b=b, magnitude=m)
+        for (path, _), (b, m) in zip(parts, rows, strict=True)
+    }
+
+
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """一层的权重 (出, 入)；挂着 LoRA 的看里面的，量化过的先解码。"""
+    layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    if isinstance(layer, FrozenLinear):
+        return decode(layer.weight, layer.scale, torch.float32)
+    return dequantize_module_weight(layer)
+
+
+class Rows(LoraVariant):
+    """挂在 PEFT 层上的 DoRA：y = W x + 强度 · ((c - 1) W x + c B A x)，与 ComfyUI 的强度同义。
+
+    PEFT 自己的强度乘在 BA 上，0 时每行的长度还留着，不是底模；强度 1 时两种算法相同。
+    """
+
+    def __init__(self, rows: torch.Tensor):
+        self.c = rows
+
+    def forward(self, module, active_adapter, x, result, **kwargs):
+        c, times = self.c.to(result), module.scaling[active_adapter]
+        base = module.get_base_layer()
+        bias = 0 if base.bias is None else base.bias.to(result.dtype)
+        low = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
+        return result + times * ((c - 1) * (result - bias) + c * low)
+
+    def merge_safe(self, module, active_adapter, orig_weight):
+        c, times = self.c.to(orig_weight.device)[:, None], module.scaling[active_adapter]
+        base, low = orig_weight.double(), self._low(module, active_adapter)
+        return (base + times * (c * (base + low) - base)).to(orig_weight.dtype)
+
+    def merge_unsafe(self, module, active_adapter, orig_weight):
+        orig_weight.data = self.merge_safe(module, active_adapter, orig_weight.data)
+
+    def unmerge(self, module, active_adapter, orig_weight):
+        c, times = self.c.to(orig_weight.device)[:, None], module.scaling[active_adapter]
+        low = self._low(module, active_adapter)
+        base = (orig_weight.double() - times * c * low) / (1 + times * (c - 1))
+        return base.to(orig_weight.dtype)
+
+    @staticmethod
+    def _low(module, active_adapter) -> torch.Tensor:
+        a, b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
+        return b.double() @ a.double()
+
+
+def put_rows(module: nn.Module, adapter: str, layer: Dora):
+    """把挂好的普通 LoRA 层变成 DoRA：c 只算一次。"""
+    module.lora_variant[adapter] = Rows(layer.rows(weight_of(module)).float())

@@ -1,0 +1,129 @@
+"""LoRA 文件里的一个名字：哪一层的哪一样；不是 LoRA 的，说出它是什么。
+
+各家的写法（路径是 diffusers 的层名，或原作者的，见 fused.py）：
+  diffusers   transformer.<路径>.lora_A.weight / lora_B.weight，DoRA 另有 lora_magnitude_vector
+  PEFT        base_model.model.<路径>.lora_A[.适配器名].weight
+  DiffSynth   [pipe.dit.]<路径>.lora_A.default.weight
+  ComfyUI     diffusion_model.<路径>.lora_A.weight，DoRA 另有 dora_scale
+  kohya       lora_unet_<路径，点换成下划线>.lora_down / lora_up.weight 加 .alpha
+  OneTrainer  lora_transformer_<路径，点换成下划线>，其余同 kohya
+  LyCORIS     lycoris_<路径，点换成下划线>.lokr_w1 / lokr_w2 加 .alpha（LoKr，见 lokr.py）
+  XLabs       double_blocks.0.processor.qkv_lora1.down / up.weight（1 是图像流，2 是文字流）
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+TENSOR = re.compile(
+    r"(.+?)\.(?:lora[._](?P<lora>A|B|down|up)(?P<adapter>\.[^.]+)?\.weight|(?P<alpha>alpha)"
+    r"|(?P<moved>lora_magnitude_vector)(?:\.[^.]+){0,2}|(?P<dora>dora_scale)"
+    r"|lokr_(?P<lokr>w[12](?:_[ab])?)(?:\.[^.]+)?)"
+)
+XLABS = re.compile(r"(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.")
+PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out|add_[qkv]_proj|to_add_out)_lora\.")
+SIDES = {"down": "A", "up": "B"}
+# 前缀 -> 是谁的写法
+DOTTED = {
+    "base_model.model.": "PEFT",
+    "transformer.": "diffusers",
+    "diffusion_model.": "ComfyUI",
+    "pipe.dit.": "DiffSynth",
+    "model.": "ComfyUI",
+    "unet.": "diffusers",
+    "dit.": "DiffSynth",
+}
+FLAT = {"lora_unet_": "kohya", "lora_transformer_": "OneTrainer", "lycoris_": "LyCORIS"}
+# Transformer 以外的部分：文本编码器、VAE、附带的触发词
+OTHERS = re.compile(
+    r"(base_model\.model\.)?(text_encoders?(_\d)?\.|text_model\.|(clip_[lg]|t5|t5xxl)\.|vae\.)"
+    r"|lora_(prior_)?te\d*_|lora_vae_|lycoris_(te\d*|text_model)_|conditioner\.|cond_stage_model\.|bundle_emb\."
+)
+# 名字里有什么 -> 它是什么；先写的先认
+KINDS = {
+    r"\.hada_[wt]\d": "LoHa（LyCORIS 的一种）",
+    r"\.lokr_t2|\.lora_mid": "卷积层的 LoCon 或 LoKr（Tucker 分解）",
+    r"\.(oft_\w+|boft_\w+)": "OFT",
+    r"\.(a1|a2|b1|b2|bm1|bm2)\.weight$": "GLoRA",
+    r"\.ia3_|\.on_input$": "(IA)³",
+    r"\.(diff|diff_b|set_weight|w_norm|b_norm)$": "权重的差（full、diff），不是 LoRA",
+    r"\.vera_lambda": "VeRA",
+    r"\.lora_E(\.|$)|\.ranknum": "AdaLoRA",
+    r"\.lora[._](B|up)(\.[^.]+)?\.bias$": "带偏置的 LoRA（lora_bias）",
+    r"\.(SCB|absmax|quant_\w+|scale_weight|weight_scale|qweight|qzeros)(\.|$)": "量化过的权重",
+    r"lllite": "ControlLLLite",
+    r"controlnet|control_model\.|control_net": "ControlNet",
+    r"ip_adapter|^image_proj\.": "IP-Adapter",
+    r"^emb_params$|string_to_(param|token)|^clip_[lg]$|^<.*>$": "文本反演（textual inversion）",
+    r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|conv1|down|up|mid)": "VAE",
+    r"^(text_model|encoder\.block|shared|model\.embed_tokens)\.": "文本编码器",
+    r"(_blocks|layers|blocks|_refiner)\.\d+\..+\.weight$|^x_embedder\.": "整个模型",
+}  # fmt: skip
+
+
+class Place(NamedTuple):
+    """一个张量：层名（没有去前缀）、是哪一样（A、B、alpha、moved、dora、w1 …）、适配器的名字。"""
+
+    layer: str
+    kind: str
+    adapter: str = ""
+
+
+def parse(key: str) -> Place | None:
+    """张量的名字 -> 它是哪一层的什么；不是 LoRA 的张量就是 None。"""
+    side = re.search(r"_lora[12]?\.(down|up)\.weight$", key)
+    if side and (found := XLABS.match(key)):
+        return Place(_xlabs(*found.groups()), SIDES[side[1]])
+    if side and (found := PROCESSOR.match(key)):
+        called = found[2].replace("to_out", "to_out.0")
+        return Place(f"{found[1]}.{called}", SIDES[side[1]])
+    found = TENSOR.fullmatch(key)
+    if found is None:
+        return None
+    lora = SIDES.get(found["lora"], found["lora"])
+    kind = lora or found["alpha"] or (found["moved"] and "moved") or (found["dora"] and "dora")
+    return Place(found[1], kind or found["lokr"], found["adapter"] or "")
+
+
+def _xlabs(prefix: str, block: str, number: str, what: str, stream: str) -> str:
+    if block == "single":
+        return f"{prefix}single_blocks.{number}.linear{'1.qkv' if what == 'qkv' else '2'}"
+    side = "txt" if stream == "2" else "img"
+    return f"{prefix}double_blocks.{number}.{side}_attn.{what}"
+
+
+def resolve(
+    layer: str, known: Iterable[str], flat: Mapping[str, str]
+) -> tuple[str | None, str | None]:
+    """去掉前缀 -> (模型里的层名, 谁的写法)；哪里也放不上就是 (None, None)。"""
+    for prefix, whose in FLAT.items():
+        if layer.startswith(prefix):
+            return flat.get(layer.removeprefix(prefix)), whose
+    whose = None
+    for _ in range(len(DOTTED)):
+        if layer in known:
+            return layer, whose or ""
+        prefix = next((p for p in DOTTED if layer.startswith(p)), None)
+        if prefix is None:
+            break
+        layer, whose = layer.removeprefix(prefix), whose or DOTTED[prefix]
+    return None, None
+
+
+def is_other(key: str) -> bool:
+    """是不是 Transformer 以外那一部分的张量。"""
+    return OTHERS.match(key) is not None
+
+
+def kind_of(keys: Iterable[str]) -> str | None:
+    """读不了的几个名字 -> 它是什么；认不出来就是 None。"""
+    keys = list(keys)
+    for pattern, kind in KINDS.items():
+        if any(re.search(pattern, key) for key in keys):
+            return kind
+    return None
+
+
+def is_lora(keys: Iterable[str]) -> bool:
+    """有没有一个张量是读得了的 LoRA 或 LoKr 的。"""
+    return any((place := parse(key)) and place.kind not in ("alpha", "dora") for key in keys)

@@ -1,0 +1,157 @@
+"""一层 LoRA 的强度：B A 之外还要乘几。
+
+先听张量旁边的 alpha（在 foreign.py 里）；没有，再依次听：我们自己的卡片（已经乘进权重）、
+适配器自己的设置（文件头的 lora_adapter_metadata，或旁边的 adapter_config.json）、
+kohya 一系的 ss_*；都没有就是 1。
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorakit.errors import WeightsError
+from lorakit.lora import files as lora_files
+
+HEADERS = ("lora_adapter_metadata", "adapter_config", "peft_config", "lora_config")
+CONFIG = "adapter_config.json"  # PEFT 放在 adapter_model.safetensors 旁边
+LARGEST = 1 << 20  # 设置文件最多这么多字节
+PREFIXES = ("transformer.", "diffusion_model.", "unet.", "base_model.model.")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """没有 alpha 张量的层听谁的；said 是给人看的。"""
+
+    said: str = "没有写强度，照 1"
+    alpha: float | None = None  # None：缩放就是 1
+    rank: float | None = None  # 写着的秩；张量自己的秩比它可靠
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, float] = field(default_factory=dict)
+    root: bool = False  # rslora：除以秩的平方根
+    fixed: bool = False  # ss_*：用写着的秩，不看张量的
+
+    def scale(self, layer: str, rank: int | None) -> float:
+        """这一层要乘几。
+
+        Args:
+            rank: 张量的秩；LoKr 没有拆开的层是 None，听写着的。
+        """
+        alpha = self.alphas.get(_matching(self.alphas, layer), self.alpha)
+        if alpha is None:
+            return 1.0
+        told = self.ranks.get(_matching(self.ranks, layer), self.rank)
+        rank = told if self.fixed or rank is None else rank
+        if not rank:
+            return 1.0
+        return alpha / (math.sqrt(rank) if self.root else rank)
+
+
+def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], names=()) -> Rule:
+    """文件与它的文件头 -> 没有 alpha 张量的层听谁的。
+
+    Args:
+        names: 张量的名字；PEFT 的写法才看旁边的 adapter_config.json。
+
+    Raises:
+        WeightsError: 写着强度，却读不懂。
+    """
+    if card.get("alpha") == "folded":
+        return Rule("已经乘进权重")
+    for key in HEADERS:
+        if key in header:
+            told = _adapter(f"“{path}”文件头里的 {key}", header[key], f"文件头的 {key}")
+            if told is not None:
+                return told
+    config = path.parent / CONFIG
+    if _has_config(path, names) and config.is_file():
+        try:
+            with config.open("rb") as handle:
+                text = handle.read(LARGEST).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise WeightsError(
+                f"“{config}”读不了（{error}），这个 LoRA 的强度写在里面。"
+            ) from error
+        if (told := _adapter(f"“{config}”", text, f"旁边的 {CONFIG}")) is not None:
+            return told
+    alpha, dim = (_number(header.get(f"ss_network_{key}")) for key in ("alpha", "dim"))
+    if alpha is not None and dim is not None and dim > 0:
+        return Rule("文件头的 ss_network_alpha", alpha, dim, fixed=True)
+    return Rule()
+
+
+def _has_config(path: Path, names) -> bool:
+    return path.name == lora_files.PEFT_FILE or any(
+        name.startswith("base_model.") for name in names
+    )
+
+
+def _adapter(where: str, text: str, said: str) -> Rule | None:
+    """PEFT 的设置（JSON）-> 规则；里面没有说强度就是 None。"""
+    broken = WeightsError(
+        f"{where}读不懂，而这个 LoRA 的强度写在里面：错了会强几倍或弱几倍。请重新下载或导出。"
+    )
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise broken from error
+    if not isinstance(given, dict):
+        raise broken
+    config = _ours(given)
+    alpha = config.get("lora_alpha", config.get("alpha"))
+    if alpha is None and not config.get("alpha_pattern"):
+        return None
+    alphas, ranks = (config.get(key) or {} for key in ("alpha_pattern", "rank_pattern"))
+    rank, root = config.get("r"), config.get("use_rslora") or False
+    patterns = (alphas, ranks)
+    numbers = (alpha, rank, *(v for p in patterns if isinstance(p, dict) for v in p.values()))
+    sound = all(isinstance(p, dict) for p in patterns) and isinstance(root, bool)
+    if not sound or any(v is not None and not _plain_number(v) for v in numbers):
+        raise broken
+    for pattern in (*alphas, *ranks):
+        _refuse_pattern(pattern, broken)
+    return Rule(said, alpha, rank, alphas, ranks, root)
+
+
+def _ours(given: dict) -> dict:
+    """diffusers 在每一项前面写上 transformer.；文本编码器的那几项不要。"""
+    for prefix in PREFIXES:
+        mine = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+        if {"lora_alpha", "alpha", "r"} & mine.keys():
+            return mine
+    return given
+
+
+def _plain_number(value) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e9  # NaN 与无穷大也不是
+
+
+def _number(text) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _refuse_pattern(pattern: str, broken: WeightsError):
+    """层名的样式是正则表达式，别人写的：坏的、会越比越慢的都不用。"""
+    if (
+        len(pattern) > 300
+        or re.search(r"[)\]][*+{]", pattern)
+        or len(re.findall("[*+{]", pattern)) > 3
+    ):
+        raise broken
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise broken from error
+
+
+def _matching(patterns: Mapping[str, float], layer: str) -> str | None:
+    """与 PEFT 的 get_pattern_key 相同：样式对上层名的末尾几段。"""
+    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", layer)), None)
