@@ -1,5 +1,6 @@
 """与 LoRA 文件打交道的命令：export 转换、合并、缩秩，audit 体检，push 发布。"""
 
+from functools import cache
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, settings
@@ -211,10 +212,13 @@ def _write(args, source: Path, family, shell, layers):
     from lorakit.memory import loading
     from lorakit.results.card import licence
 
-    def weight(path: str):
+    @cache
+    def shards():  # 只有 DoRA 写给 ComfyUI 才用得上，用到才下载
         family.fetch("transformer")
-        shards = loading.Shards(family.transformer_folder)
-        return shards(f"{path}.weight", shell.get_submodule(path).weight)
+        return loading.Shards(family.transformer_folder)
+
+    def weight(path: str):
+        return shards()(f"{path}.weight", shell.get_submodule(path).weight)
 
     card = {"family": family.name, **lora.read(source)[1]}
     style, kind = args.to or "diffusers", args.dtype or "bf16"
@@ -225,7 +229,7 @@ def _write(args, source: Path, family, shell, layers):
     made, rounded = convert.write(layers, style, args.out, card, names, **given)
     checked = "重读核对过，每层的 ΔW 都没有变"
     if kind != "fp32":
-        checked = f"fp32 重读核对过，每层的 ΔW 都没有变；再舍入成 {kind}，最多差 {rounded:.2g}"
+        checked = f"fp32 重读核对过，每层的 ΔW 都没有变；再舍入成 {kind}，最多差 {rounded:.2%}"
     print(f"写好了：{made}（{style}，{len(layers)} 层；{checked}）")
     dora = any(isinstance(layer, convert.Decomposed) for layer in layers.values())
     readers = (family.read_by[style][0],) if dora else family.read_by[style]
