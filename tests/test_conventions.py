@@ -133,13 +133,10 @@ def test_masks_left_unused_are_an_error_unless_said_so(config, family, tmp_path)
 # ---- 触发词的位置 ----
 
 
-@pytest.mark.parametrize(
-    "mark",
-    [
-        *("[trigger]", "[name]", "{trigger}", "<trigger>", "[Trigger Word]"),
-        *("{{trigger_word}}", "【触发词】", "%trigger%", "${trigger}"),
-    ],
-)
+@pytest.mark.parametrize("mark", ["[trigger]", "[name]", "{trigger}", "<trigger>",
+                                  "[Trigger Word]",
+                                  "{{trigger_word}}", "【触发词】",
+                                  "%trigger%", "${trigger}"])  # fmt: skip
 def test_placeholders_become_the_trigger(tmp_path, mark):
     draw(tmp_path, *(f"{i}.png" for i in range(4)), said=f"a photo of {mark} " + "number {}")
     (tmp_path / "3.txt").write_text("a photo of a cat", encoding="utf-8")

@@ -158,8 +158,9 @@ def test_an_old_run_without_records_goes_on_elsewhere(monkeypatch):
     shutil.copytree(Path(__file__).parent / "old_run", "old")
     monkeypatch.chdir("old")
     shutil.copytree("data", "moved")
+    shutil.copytree("data", "other")
+    next(Path("other").glob("*.txt")).write_text("别的", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"data\.folder.*内容不同"):
+        Trainer(load_config("run/config.yaml", ["train.steps=4", "data.folder=other"]))
     config = load_config("run/config.yaml", ["train.steps=3", "data.folder=moved"])
     assert Trainer(config).step == 2
-    next(Path("moved").glob("*.txt")).write_text("别的", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"data\.folder.*内容不同"):
-        Trainer(load_config("run/config.yaml", ["train.steps=4", "data.folder=moved"]))
