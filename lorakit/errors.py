@@ -1,6 +1,7 @@
 """给用户看的错误：一句中文，说清楚出了什么事、得到了什么、应该是什么、怎么改。"""
 
 import errno
+import re
 import sys
 import warnings
 
@@ -16,7 +17,18 @@ REASONS = {  # 系统的英文原因 -> 人话
     errno.ENAMETOOLONG: "名字太长",
     errno.EEXIST: "那里已经有一个同名的文件",
     errno.EIO: "磁盘读写出错",
+    errno.EFBIG: "系统不让写这么大的文件",
 }
+# 控制符（换行与制表除外）、左右颠倒的、看不见的、半个字：会改写终端，或让人看错
+_ACTIVE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def inert(text: object, line: bool = False) -> str:
+    """别人的文字（文件名、描述、卡片、网站的话）-> 显示出来什么也不会做的；line 是只许占一行。"""
+    shown = _ACTIVE.sub(lambda found: ascii(found[0])[1:-1], str(text))
+    return shown.replace("\n", "\\n").replace("\t", "\\t") if line else shown
 
 
 def plain_reason(error: OSError) -> str:
@@ -26,6 +38,9 @@ def plain_reason(error: OSError) -> str:
 
 class LorakitWarning(UserWarning):
     """不妨碍运行、但多半不是用户想要的；命令行打印成一行“提醒”。"""
+
+    def __str__(self) -> str:
+        return inert(super().__str__())
 
 
 class InspectionWarning(LorakitWarning):
@@ -42,6 +57,9 @@ def warn(sentence: str, category: type[Warning] = LorakitWarning):
 
 class LorakitError(Exception):
     """用户能自己修好的问题；命令行只打印这句话，退出码 1；练习册里也只有这句话。"""
+
+    def __str__(self) -> str:
+        return inert(super().__str__())
 
     told = False  # 几个进程一起练时：0 号进程会说这句话，自己就不用再说
 

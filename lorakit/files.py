@@ -1,15 +1,23 @@
-"""一个文件要么整个在、要么不在；缓存与随包的文件在哪里。只用标准库，谁都可以用它。"""
+"""一个文件要么整个在、要么不在；小文件从一扇门读进来；缓存与随包的文件在哪里。只用标准库。"""
 
+import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
-from lorakit.errors import LorakitError, plain_reason
+from lorakit.errors import ConfigError, LorakitError, plain_reason
 
 ASSETS = Path(__file__).parent / "assets"  # 随包的权重、预设、工作流、字体
 WINDOWS = os.name == "nt"
+SMALL = 64 << 20  # 字节；设置、清单、目录再大也不到这么多
+DEEPEST = 64  # 套这么多层的不是我们认得的任何文件
+DIGITS = 40  # 分词器的 model_max_length 常写成 31 位
+WEIGHT_MAP = {"weight_map": {str: str}}  # 分成几个文件的权重的目录：张量 -> 文件
+LONGEST = 255, 4096  # 字节：一段名字、整个路径
 
 
 def _flush(path: Path):
@@ -72,4 +80,168 @@ def write_text(target: Path, text: str) -> Path:
 
 def cache_root() -> Path:
     """缓存文件夹：环境变量 LORAKIT_CACHE，或 ~/.cache/lorakit。"""
-    return Path(os.environ.get("LORAKIT_CACHE", "~/.cache/lorakit")).expanduser()
+    return user_path(os.environ.get("LORAKIT_CACHE", "~/.cache/lorakit"), "LORAKIT_CACHE")
+
+
+def user_path(text: str | Path, what: str = "路径") -> Path:
+    """用户写的路径，~ 换成家目录。
+
+    Raises:
+        ConfigError: 没有那个用户、名字太长、里面有零字节。
+    """
+    shown = str(text) if len(str(text)) < 60 else f"{str(text)[:57]}…"
+    try:
+        path = Path(text).expanduser()
+        raw = os.fsencode(path)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{what}：“{shown}”不能当路径：没有这个用户的家目录，或有写不进名字的字。"
+            "文件名真的以 ~ 开头，就写成 ./~名字。"
+        ) from error
+    if b"\0" in raw:
+        raise ConfigError(f"{what}：“{shown}”不能当路径：里面有零字节。请删掉它重打。")
+    if len(raw) > LONGEST[1] or any(len(os.fsencode(part)) > LONGEST[0] for part in path.parts):
+        raise ConfigError(
+            f"{what}：“{shown}”不能当路径：一段名字最多 {LONGEST[0]} 字节（一个汉字 3 字节），"
+            f"整个最多 {LONGEST[1]}。请改短。"
+        )
+    return path
+
+
+# ---- 门：我们、别人或网站写的小文件，读进来之前先看清样子 ----
+
+
+class Unreadable(LorakitError):
+    """小文件读不懂；消息是原因，没有主语，由知道是什么文件的人说完整。"""
+
+
+def parse_json(raw: bytes | str, shape: Any = dict) -> Any:
+    """JSON -> 值；样子不对、套得太深、数大得离谱都不收。
+
+    Args:
+        shape: 该是什么样：类型、几个类型的元组、[每一项]、{str: 每个值}、{"名字": 样子}
+            （名字后面加 ? 的可以没有；没提到的名字不看）、函数 值 -> 对不对。
+
+    Raises:
+        Unreadable: 一句原因。
+    """
+    try:
+        text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
+        value = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_float)
+    except UnicodeDecodeError as error:
+        raise Unreadable("不是 UTF-8 的文字") from error
+    except RecursionError as error:
+        raise Unreadable("套的层数太多") from error
+    except ValueError as error:
+        raise Unreadable("不是完整的 JSON") from error
+    _look_through(value)
+    if wrong := _misfit(value, shape):
+        raise Unreadable(f"样子不对（{wrong}）")
+    return value
+
+
+def read_json(path: Path, shape: Any = dict, limit: int = SMALL) -> Any:
+    """读一个小 JSON 文件，见 parse_json。
+
+    Raises:
+        Unreadable: 打不开、太大、读不懂、样子不对；是一句完整的话。
+    """
+    try:
+        return parse_json(read_small(path, limit), shape)
+    except Unreadable as error:
+        raise Unreadable(f"“{path}”读不懂：{error}。文件坏了，或不是它该有的样子。") from error
+
+
+def read_small(path: Path, limit: int = SMALL) -> bytes:
+    """一个小文件的字节；不是普通文件（管道、设备、文件夹）的不开，免得一直等。"""
+    try:
+        if not path.is_file():
+            raise Unreadable("没有这个文件")
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise Unreadable(f"打不开（{plain_reason(error)}）") from error
+    if len(raw) > limit:
+        raise Unreadable(f"超过 {limit} 字节，太大了")
+    return raw
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """清单里写的相对路径 -> folder 里的路径；出得去的（绝对、..、链接、盘符）是 None。"""
+    parts = PurePosixPath(name).parts
+    windows = PureWindowsPath(name)
+    plain = not (windows.drive or windows.root or "\\" in name or "\0" in name)
+    if not (plain and parts and name and "." not in parts and ".." not in parts):
+        return None
+    path = folder
+    for part in parts:
+        path = path / part
+        try:
+            if path.is_symlink():
+                return None
+        except OSError:  # 名字太长之类
+            return None
+    return path
+
+
+def _int(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError("too many digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("not finite")
+    return value
+
+
+def _look_through(value: Any):
+    """一层层看到底，不用递归：太深的、有半个字的不收。"""
+    level = [value]
+    for _ in range(DEEPEST):
+        below = []
+        for one in level:
+            if isinstance(one, str) and not one.isascii():
+                try:
+                    one.encode()
+                except UnicodeEncodeError as error:
+                    raise Unreadable("有不成字的编码") from error
+            elif isinstance(one, dict):
+                below += [*one, *one.values()]
+            elif isinstance(one, list):
+                below += one
+        if not below:
+            return
+        level = below
+    raise Unreadable("套的层数太多")
+
+
+def _misfit(value: Any, shape: Any, place: str = "最外层") -> str:
+    """哪里和 shape 对不上；都对就是空的。"""
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{place}应是列表"
+        found = (_misfit(one, shape[0], f"{place}的第 {i + 1} 个") for i, one in enumerate(value))
+        return next(filter(None, found), "")
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{place}应是“名字: 值”"
+        if str in shape:
+            found = (_misfit(one, shape[str], f"{place}的一项") for one in value.values())
+            return next(filter(None, found), "")
+        for key, inner in shape.items():
+            name = key.removesuffix("?")
+            if name in value:
+                if wrong := _misfit(value[name], inner, name):
+                    return wrong
+            elif name == key:
+                return f"没有 {name}"
+        return ""
+    if not isinstance(shape, (type, tuple)):  # 函数
+        return "" if shape(value) else f"{place}的值不对"
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    if float in kinds:
+        kinds = (*kinds, int)
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    return "" if fits else f"{place}的类型不对"

@@ -42,8 +42,7 @@ class Trainer(Prepared):
         try:
             yield from self._steps()
         finally:
-            if self.accelerator.is_main_process:
-                self.record.release()
+            self.close()
 
     # ---- 循环：走一步、记下、该检验就检验、该存就存 ----
 

@@ -90,7 +90,7 @@ def test_full_size_models_match_what_was_measured_on_a_card(blank):
 
 def test_other_tiers_of_the_same_base_are_not_walked_again(blank, monkeypatch):
     family, walked = blank("tiny-qwen-image")[1], []
-    monkeypatch.setattr(estimate, "_walk", lambda *a: walked.append(a) or (1, 1, 1, 1))
+    monkeypatch.setattr(estimate, "_walk", lambda *a: walked.append(a) or (len(walked),) * 4)
     monkeypatch.setattr(estimate, "_walked", cache(estimate._walked.__wrapped__))  # 假的不留下
 
     def measure(*overrides):

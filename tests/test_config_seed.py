@@ -1,5 +1,7 @@
 """别处的扁平 YAML：照原样能读，每一项都有交代。"""
 
+from importlib import import_module
+
 import pytest
 
 from lorakit.config import load_config
@@ -83,6 +85,37 @@ def test_the_full_fine_tuning_yaml(read):
     assert "lora.kind = full" in said
 
 
+def test_epochs_are_explained_and_the_steps_decide(read):
+    text = LORA.replace("max_train_steps: 3000", "num_train_epochs: 1\nmax_train_steps: 30000")
+    text = text.replace("lr_warmup_steps: 10", "lr_warmup_steps: 1000")
+    text = text.replace("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 4")
+    config, said = read(text + "use_8bit_adam: true\nfreeze_text_encoder: true\n")
+    assert (config.train.steps, config.train.warmup, config.train.grad_accum) == (30000, 1000, 4)
+    assert config.lora.kind == "full" and said.count("num_train_epochs") == 1
+    assert "练多久由步数决定" in said
+    assert "train.steps 用默认的" in read(text.replace("max_train_steps: 30000\n", ""))[1]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_batch_sizes_the_loaders_counts(read, order):
+    parts = ["data_config: {train_batch_size: 4}", "train_batch_size: 1"][::order]
+    config, said = read("\n".join(["pretrained_model_name_or_path: Qwen/Qwen-Image", *parts]))
+    assert config.train.batch_size == 4 and "4 和 1" in said
+    assert read("pretrained_model_name_or_path: x\ntrain_batch_size: 3")[0].train.batch_size == 3
+    same, said = read(LORA)
+    assert same.train.batch_size == 1 and "写得不一样" not in said
+
+
+@pytest.mark.parametrize(
+    ("value", "tracker"),
+    [("wandb", "wandb"), ("tensorboard", "tensorboard"), ("null", "none"), ("none", "none")],
+)
+def test_where_to_report(read, value, tracker):
+    text = LORA.replace("report_to: null", f"report_to: {value}\nwandb_project: x\nwandb_entity: y")
+    config, said = read(text)
+    assert config.run.tracker == tracker and "WANDB_PROJECT" in said
+
+
 def test_unknown_keys_still_fail(read):
     with pytest.raises(ConfigError, match="learning_rat"):
         read(LORA + "learning_rat: 1\n")
@@ -107,25 +140,29 @@ VARIANTS = {  # 常见教程里的几份 YAML；底模、数据、步数与分�
     ),
     "full": (
         FULL.replace("constant", "cosine_with_restarts").replace("steps: 1\n", "steps: 4\n")
-        + "freeze_text_encoder: true\nuse_8bit_adam: true\n",
+        + "freeze_text_encoder: true\nuse_8bit_adam: true\nnum_train_epochs: 1\n",
         "tiny-qwen-image",
         "papercut",
     ),
-    "flux": (LORA.replace("Qwen/Qwen-Image", "black-forest-labs/FLUX.1-dev"), "random", "papercut"),
+    "flux": (LORA.replace("Qwen/Qwen-Image", "black-forest-labs/FLUX.1-dev"), "flux", "papercut"),
+    "z-image": (LORA.replace("Qwen/Qwen-Image", "Tongyi-MAI/Z-Image-Turbo"), "zimage", "papercut"),
+    "kandinsky": (
+        LORA.replace("Qwen/Qwen-Image", "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"),
+        "kandinsky5",
+        "papercut",
+    ),
 }
 
 
 @pytest.mark.filterwarnings("ignore::lorakit.errors.LorakitWarning")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_flat_yaml_trains_on_a_tiny_model(name, tmp_path, tmp_path_factory):
-    from random_flux import build
-
     from lorakit.tiny import samples
     from lorakit.train import Trainer
 
     text, model, lesson = VARIANTS[name]
-    if model == "random":
-        model = build(tmp_path_factory.mktemp("flux"))
+    if not model.startswith("tiny"):
+        model = import_module(f"random_{model}").build(tmp_path_factory.mktemp(model))
     samples.write(lesson, tmp_path / "data", count=4)
     source = tmp_path / "train.yaml"
     source.write_text(text, encoding="utf-8")

@@ -78,7 +78,10 @@ BAD_PICTURES = {
     "zero.png": (b"", "picture_empty"),
     "text.jpg": (("这不是图片，" * 200).encode(), "picture_text"),
     "page.png": (b"<!DOCTYPE html><html>404</html>", "picture_text"),
-    "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "picture_kind"),
+    "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "picture_broken"),
+    "movie.jpg": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(100), "picture_kind"),
+    "raw.png": (b"\0\0\0\x18ftypcrx \0\0\0\1crx " + bytes(100), "picture_kind"),
+    "new.jpg": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "picture_kind"),
     "scan.jpg": (encoded(picture(), "TIFF"), "picture_kind"),
     "noise.png": (bytes(range(256)), "picture_unknown"),
     "bomb.png": (png_header(30_000, 30_000), "picture_bomb"),
@@ -231,7 +234,7 @@ def test_ignored_and_unused_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert not data.inspect(tmp_path)[1].problems
-    unused = ["b.gif", "c.tiff", "d.HEIC", "x.png.bak", "y.jpg~", "metadata.jsonl", "a.caption"]
+    unused = ["b.gif", "c.tiff", "d.jxl", "x.png.bak", "y.jpg~", "metadata.jsonl", "a.caption"]
     for name in [*unused, "README.md", "z.zip"]:
         (tmp_path / name).write_bytes(b"x")
     records, report = data.inspect(tmp_path)

@@ -76,7 +76,7 @@ def test_a_card_without_bf16_needs_twice_the_activations(blank, monkeypatch):
     monkeypatch.setattr(devices, "pick_device", lambda path="": torch.device("cuda"))
     monkeypatch.setattr(devices, "has_bf16", lambda device: False)
     monkeypatch.setattr(compiling, "cannot_compile", lambda device: "")
-    monkeypatch.setattr(quantize, "check", lambda *a: None)
+    monkeypatch.setattr(quantize, "lacks", lambda *a: None)
     monkeypatch.setattr(doctor, "_time", lambda *a: [])
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(tier or 16))
     said = {}

@@ -256,11 +256,13 @@ def test_several_controls_train_only_where_they_are_read(run, family):
         assert torch.isfinite(loss)
 
 
-def test_a_text_to_image_family_says_controls_do_nothing(tmp_path):
+def test_a_text_to_image_family_refuses_controls(tmp_path):
     folder = samples.write("edit-night", tmp_path / "pairs", count=4)
     config = load_config("tiny-qwen-image", [f"data.folder={folder}"])
-    with pytest.warns(UserWarning, match="不看控制图"):
-        dataset = cache.prepare(config, open_family(config, CPU))
+    with pytest.raises(DataError, match="不看控制图"):
+        cache.prepare(config, open_family(config, CPU))
+    config = load_config("tiny-qwen-image", [f"data.folder={folder / 'images'}"])
+    dataset = cache.prepare(config, open_family(config, CPU))
     assert len(dataset.train) + len(dataset.held) == 4
 
 

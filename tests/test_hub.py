@@ -57,8 +57,8 @@ def served(tmp_path, monkeypatch):
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(transfer, "pause", lambda failures: 0.0)
-        monkeypatch.setattr("lorakit.hub.sites.pause", lambda failures: 0.0)
+        monkeypatch.setattr(transfer, "pause", lambda *_: 0.0)
+        monkeypatch.setattr("lorakit.hub.sites.pause", lambda *_: 0.0)
         monkeypatch.setattr(transfer, "TIMEOUT", (2.0, 0.4))
         monkeypatch.setattr("lorakit.hub.sites.TIMEOUT", (2.0, 0.4))
         monkeypatch.setattr(transfer, "CHUNK", 1 << 14)

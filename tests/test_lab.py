@@ -411,10 +411,8 @@ def test_form_is_the_config(shown):
     form = lab.form()
     assert form.config == load_config() and set(form.inputs) == {f.name for f in fields()}
     assert all(field.sentence in shown[0]["text/plain"] for field in fields())
-    assert form.set("sample.prompts", "[甲, 乙]") == "" and form.config.sample.prompts == [
-        "甲",
-        "乙",
-    ]
+    assert form.set("sample.prompts", "[甲, 乙]") == ""
+    assert form.config.sample.prompts == ["甲", "乙"]
     said = form.set("train.steps", "很多")
     assert "train.steps" in said and "整数" in said and form.config.train.steps == 1000
     form.set("train.steps", "77")
@@ -432,6 +430,7 @@ def test_form_is_the_config(shown):
     for wanted in (30, "blocks"):
         some.value = str(wanted)
         assert form.config.memory.offload == wanted
+    assert "每块都得重算" in form.message.value, "每一项都对，合在一起练不了，也当场说"
     form.read_yaml("train: {stps: 3}")
     assert "train.steps" in form.message.value and form.config.train.steps == 77
     form.read_yaml("lora: {rank: [1")

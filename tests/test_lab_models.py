@@ -35,7 +35,7 @@ def test_a_card_of_each_size_gets_its_preset(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(doctor, "_gpu", lambda tier: [])
     monkeypatch.setattr(doctor, "_time", lambda *a: [])
-    monkeypatch.setattr(quantize, "check", lambda *a: None)
+    monkeypatch.setattr(quantize, "lacks", lambda *a: None)
     monkeypatch.setattr(compiling, "cannot_compile", lambda device: "没有 Triton")
     monkeypatch.setattr(devices, "has_bf16", lambda device: True)
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(24))

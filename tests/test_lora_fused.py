@@ -57,16 +57,16 @@ def same(one, other):
 
 @pytest.mark.parametrize("form", convert.FORMATS)
 def test_every_format_keeps_every_delta_and_the_rank(tiny, tmp_path, form):
-    layers, places = random_lora(tiny), lora_fused.slots(Flux.original, tiny)
-    file = convert.write(layers, form, tmp_path / form, {"family": "flux"}, places)
-    again, unknown = convert.read(file, linear(tiny), places)
-    assert unknown == [] and again.keys() == layers.keys()
+    layers, names = random_lora(tiny), convert.Names.of(Flux, tiny)
+    file, rounded = convert.write(layers, form, tmp_path / form, {"family": "flux"}, names)
+    again, unknown = convert.read(file, linear(tiny), names.places)
+    assert unknown == [] and again.keys() == layers.keys() and rounded == 0
     assert max(same(layers[path], again[path]) for path in layers) < 1e-6
     assert {len(a) for a, _ in again.values()} == {3}
     names = {name.split(".lora_")[0].removesuffix(".alpha") for name in load_file(file)}
     fused = {
         "diffusers": f"transformer.{TINY}attn.to_q",
-        "comfyui": "diffusion_model.double_blocks.0.img_attn.qkv",
+        "comfyui": f"transformer.{TINY}attn.to_q",
         "kohya": "lora_unet_single_blocks_1_linear1",
     }
     assert fused[form] in names
@@ -74,7 +74,7 @@ def test_every_format_keeps_every_delta_and_the_rank(tiny, tmp_path, form):
 
 @pytest.mark.parametrize(("error", "written"), [(0.0, True), (1e-7, True), (1e-5, False)])
 def test_a_changed_layer_is_not_written(tiny, tmp_path, monkeypatch, error, written):
-    places, join = lora_fused.slots(Flux.original, tiny), lora_fused.join
+    names, join = convert.Names.of(Flux, tiny), lora_fused.join
 
     def wrong(*args):
         joined = join(*args)
@@ -82,9 +82,9 @@ def test_a_changed_layer_is_not_written(tiny, tmp_path, monkeypatch, error, writ
         return {**joined, "single_blocks.0.linear1": (a, b * (1 + error))}
 
     monkeypatch.setattr(lora_fused, "join", wrong)
-    given = (random_lora(tiny), "comfyui", tmp_path / "mine", {}, places)
+    given = (random_lora(tiny), "kohya", tmp_path / "mine", {}, names)
     if written:
-        assert convert.write(*given).exists()
+        assert convert.write(*given).file.exists()
     else:
         with pytest.raises(AssertionError, match="single_transformer_blocks"):
             convert.write(*given)
@@ -114,10 +114,10 @@ def test_fused_shapes_are_the_original_ones(tiny, tmp_path):
 
 
 def test_missing_parts_are_zero_and_come_back_missing(tiny, tmp_path):
-    places = lora_fused.slots(Flux.original, tiny)
+    names = convert.Names.of(Flux, tiny)
     layers = random_lora(tiny, lambda p: p.endswith(("attn.to_q", "attn.to_v")))
-    file = convert.write(layers, "kohya", tmp_path / "part", {}, places)
-    again, _ = convert.read(file, linear(tiny), places)
+    file, _ = convert.write(layers, "kohya", tmp_path / "part", {}, names)
+    again, _ = convert.read(file, linear(tiny), names.places)
     assert again.keys() == layers.keys()
     assert load_file(file)["lora_unet_single_blocks_0_linear1.lora_up.weight"].shape == (896, 6)
 
@@ -152,8 +152,7 @@ def test_stock_diffusers_loads_every_format(folder, tiny, tmp_path, form):
     layers = random_lora(
         tiny, lambda p: "single" not in p or p.endswith(("proj_out", "norm.linear"))
     )
-    places = lora_fused.slots(Flux.original, tiny)
-    file = convert.write(layers, form, tmp_path / form, {}, places)
+    file, _ = convert.write(layers, form, tmp_path / form, {}, convert.Names.of(Flux, tiny))
     moved = stock_change(folder, file)
     for path, change in moved.items():
         if path in layers:
@@ -163,36 +162,45 @@ def test_stock_diffusers_loads_every_format(folder, tiny, tmp_path, form):
             assert not change.any(), path
 
 
-@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+@pytest.mark.parametrize("form", ["kohya"])
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("part", ["", "attn"])
 def test_stock_converter_at_the_real_width(tmp_path, form, rank, part):
     """FLUX.1 真正的宽度：经 stock 的转换函数，每层的 ΔW 与我们的相同。"""
     shell = shell_of(num_layers=1, num_single_layers=1)
     layers = random_lora(shell, lambda p: part in p, rank)
-    places = lora_fused.slots(Flux.original, shell)
-    file = convert.write(layers, form, tmp_path / form, {}, places)
+    file, _ = convert.write(layers, form, tmp_path / form, {}, convert.Names.of(Flux, shell))
     theirs = _convert_kohya_flux_lora_to_diffusers(load_file(file))
     for path, pair in layers.items():
         stem = f"transformer.{path}"
         assert same(pair, (theirs[f"{stem}.lora_A.weight"], theirs[f"{stem}.lora_B.weight"])) < 1e-6
 
 
+def yaml_of(card, folder):
+    file = folder / "model.yaml"
+    file.write_text(f"model: {{family: {card['family']}, path: '{card['base']}'}}\n", "utf-8")
+    return file
+
+
 def test_command_line_round_trip_and_half_renamed(folder, tiny, tmp_path, capsys):
     card = {"family": "flux", "base": str(folder)}
-    file = convert.write(random_lora(tiny), "diffusers", tmp_path / "mine", card)
-    out = tmp_path / "kohya.safetensors"
-    assert main(["export", str(file), "--to", "kohya", "--out", str(out)]) == 0
-    assert main(["audit", str(out)]) == 0 and "全部对得上" in capsys.readouterr().out
+    file, _ = convert.write(random_lora(tiny), "diffusers", tmp_path / "mine", card)
+    assert lora.read(file)[1]["base"] == folder.name  # 文件里不记本地的路径
+    out, model = tmp_path / "kohya.safetensors", ["--model", str(yaml_of(card, tmp_path))]
+    assert main(["export", str(file), "--to", "kohya", "--out", str(out)]) == 1
+    assert "--model" in capsys.readouterr().err
+    exact = ["--dtype", "fp32", *model]
+    assert main(["export", str(file), "--to", "kohya", "--out", str(out), *exact]) == 0
+    assert main(["audit", str(out), *model]) == 0 and "全部对得上" in capsys.readouterr().out
     back = tmp_path / "back.safetensors"
-    assert main(["export", str(out), "--to", "diffusers", "--out", str(back)]) == 0
+    assert main(["export", str(out), "--to", "diffusers", "--out", str(back), *exact]) == 0
     ours, again = load_file(file), load_file(back)
     assert ours.keys() == again.keys()
     assert lora.read(back)[1]["rank"] == "3"
     broken = {k.replace("single_blocks", "singel_blocks"): v for k, v in load_file(out).items()}
     half = tmp_path / "half.safetensors"
     save_file(broken, half, {"lorakit": json.dumps(card)})
-    assert main(["audit", str(half)]) == 1
+    assert main(["audit", str(half), *model]) == 1
     assert "没有地方放" in capsys.readouterr().out
     no = tmp_path / "no.safetensors"
-    assert main(["export", str(half), "--out", str(no)]) == 1 and not no.exists()
+    assert main(["export", str(half), "--out", str(no), *model]) == 1 and not no.exists()

@@ -1,17 +1,19 @@
 """遮罩：权重与手算一致；裁切、翻转和图在同一处；坏的遮罩说清楚。"""
 
+import io
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lorakit import cache, flow
 from lorakit.cache.masks import weigh
 from lorakit.data import fix as data_fix
 from lorakit.data import inspect
 from lorakit.data.crops import View
+from lorakit.data.mask import read_alpha, read_mask
 from lorakit.errors import DataError
 from lorakit.training.objective import Objective
 
@@ -126,6 +128,181 @@ def test_the_doctor_knows_masks(folder):
         "mask_shape",
         "picture_empty",
     }
+
+
+HALF = np.zeros((128, 128), np.uint8)
+HALF[:, :64] = 255
+
+
+def painted() -> dict[str, Image.Image]:
+    """左半要学的遮罩，用各种模式存。"""
+    white, half = Image.new("L", (128, 128), 255), gray(HALF)
+    layer = np.zeros((128, 128, 4), np.uint8)
+    layer[:, :64] = 255
+    palette = half.point(lambda v: v // 255).convert("P")
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    photo = Image.new("RGB", (128, 128), "white")
+    photo.putalpha(half)
+    ink = Image.merge("CMYK", [Image.new("L", (128, 128))] * 3 + [half.point(lambda v: 255 - v)])
+    return {
+        "L": half, "1": half.convert("1"), "RGB": half.convert("RGB"),
+        "RGBA layer": Image.fromarray(layer), "RGBA opaque": half.convert("RGBA"),
+        "white with alpha": photo, "LA": Image.merge("LA", (white, half)),
+        "LA both": Image.merge("LA", (half, half)), "P": palette,
+        "I;16": Image.fromarray(HALF.astype(np.uint16) * 257), "CMYK": ink,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", painted())
+def test_a_mask_means_what_was_painted(folder, mode):
+    path = folder / ("0_mask.png" if mode != "CMYK" else "0_mask.jpg")
+    (folder / "0_mask.png").unlink()
+    painted()[mode].save(path, quality=100)
+    got = np.asarray(read_mask(path), int)
+    assert np.abs(got - HALF).max() <= (3 if mode == "CMYK" else 0)
+    assert [p.code for p in inspect(folder)[1].problems] == ["masks"]
+
+
+@pytest.mark.parametrize("suffix", ["webp", "heic", "avif", "bmp", "jpg"])
+def test_a_mask_in_every_format(folder, suffix):
+    (folder / "0_mask.png").unlink()
+    gray(HALF).save(folder / f"0_mask.{suffix}", quality=100)
+    got = np.asarray(read_mask(folder / f"0_mask.{suffix}"), int)
+    assert np.abs(got - HALF)[:, [0, 50, 70, 127]].max() <= 8
+    assert inspect(folder)[0][0].mask.suffix == f".{suffix}"
+
+
+def test_transparent_keys_of_masks(folder):
+    path = folder / "0_mask.png"
+    palette = painted()["P"]
+    palette.putpalette([200, 200, 200, 255, 255, 255])  # 0 号是灰的，但是透明
+    nine, deep = gray(np.where(HALF, 255, 9)), np.where(HALF, 65535, 999).astype(np.uint16)
+    keyed = [
+        (palette, 0),
+        (nine, 9),
+        (nine.convert("RGB"), (9, 9, 9)),
+        (Image.fromarray(deep), 999),
+    ]
+    for image, clear in keyed:
+        image.save(path, transparency=clear)
+        assert np.array_equal(np.asarray(read_mask(path)), HALF), image.mode
+
+
+def test_half_strength_is_kept_whatever_the_profile(folder):
+    from test_color import icc
+
+    gray(np.where(HALF, 128, 40)).save(folder / "0_mask.png", icc_profile=icc(gamma=1.0))
+    assert read_mask(folder / "0_mask.png").getextrema() == (40, 128)
+
+
+ODD = {
+    "全白": (np.full((128, 128), 255), "mask_white", "warning", "和没有遮罩一样"),
+    "几乎全白": (np.where(HALF, 255, 250), "mask_white", "warning", "和没有遮罩一样"),
+    "全黑": (np.zeros((128, 128)), "mask_black", "error", "全是黑的"),
+    "标签": (HALF // 255, "mask_black", "error", "乘以 255"),
+    "很暗": (HALF // 3, "mask_dark", "warning", "85/255"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_mask_that_means_nothing_is_told(folder, name):
+    values, code, severity, words = ODD[name]
+    gray(values).save(folder / "0_mask.png")
+    report = inspect(folder)[1]
+    assert [(p.code, p.severity) for p in report.problems] == [(code, severity), ("masks", "note")]
+    assert words in report.text()
+
+
+def test_black_paint_on_a_clear_layer_and_colour_are_told(folder):
+    layer = np.zeros((128, 128, 4), np.uint8)
+    layer[:, 64:, 3] = 255  # 在透明图层上用黑笔涂了右半
+    Image.fromarray(layer).save(folder / "0_mask.png")
+    report = inspect(folder)[1]
+    assert [p.code for p in report.errors] == ["mask_black"] and "透明图层" in report.text()
+    red = np.zeros((128, 128, 3), np.uint8)
+    red[:, :64] = 255, 160, 160
+    Image.fromarray(red).save(folder / "0_mask.png")
+    assert [p.code for p in inspect(folder)[1].warnings] == ["mask_color"]
+    Image.fromarray(red).resize((64, 64)).convert("L").save(folder / "0_mask.jpg", quality=30)
+    (folder / "0_mask.png").unlink()  # 缩小过、压得很狠的灰图不算彩色
+    assert not inspect(folder)[1].warnings
+
+
+def test_all_white_trains_like_none_and_a_clear_layer_does_not(config, family, folder):
+    layer = np.zeros((128, 128, 4), np.uint8)
+    layer[:, :64] = 255
+    Image.fromarray(layer).save(folder / "0_mask.png")
+    settings = config(f"data.folder={folder}", "data.mask=file", "eval.holdout=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mask = cache.prepare(settings, family).train[0].mask
+    half = mask.shape[-1] // 2
+    assert (mask[..., :half] == 1).all() and not mask[..., half:].any()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8, 3])
+@pytest.mark.parametrize("way", ["upright", "stored", "own exif"])
+def test_masks_turn_with_their_picture(folder, orientation, way):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    values = np.zeros((64, 128), np.uint8)
+    values[:20, :50] = 255
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (64, 128, 3), np.uint8))
+    picture.save(folder / "0.png", exif=tags)
+    want = ImageOps.exif_transpose(_with(gray(values), tags))
+    if way == "upright":
+        want.save(folder / "0_mask.png")
+    else:
+        gray(values).save(folder / "0_mask.png", exif=tags if way == "own exif" else b"")
+    got = read_mask(folder / "0_mask.png", folder / "0.png")
+    if way == "stored" and orientation == 3:  # 形状一样，看不出来：当作照看到的样子画的
+        want = gray(values)
+    assert np.array_equal(np.asarray(got), np.asarray(want))
+    assert not inspect(folder)[1].errors
+
+
+def _with(image: Image.Image, tags: Image.Exif) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=tags)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "I;16"])
+def test_alpha_of_every_mode(tmp_path, mode):
+    path, where = tmp_path / "a.png", HALF == 0
+    rgb = Image.fromarray(np.where(where[..., None], [9, 9, 9], [99, 150, 200]).astype(np.uint8))
+    options = {}
+    if mode in ("RGBA", "LA"):
+        image = rgb.convert(mode[:-1])
+        image.putalpha(gray(HALF))
+    elif mode == "P":
+        image = Image.fromarray(where.astype(np.uint8)).convert("P")
+        image.putpalette([1, 2, 3, 200, 100, 50])
+        options = {"transparency": 1}
+    elif mode == "I;16":
+        image = Image.fromarray(np.where(where, 700, 9999).astype(np.uint16))
+        options = {"transparency": 700}
+    else:
+        image, options = rgb.convert(mode), {"transparency": 9 if mode == "L" else (9, 9, 9)}
+    image.save(path, **options)
+    assert np.array_equal(np.asarray(read_alpha(path)), HALF)
+    gray(HALF).convert("RGBA").save(path)  # 处处不透明：和没有一样
+    assert read_alpha(path) is None
+
+
+def test_alpha_that_masks_nothing_or_all(config, family, folder):
+    settings = config(f"data.folder={folder}", "data.mask=alpha", "eval.holdout=0")
+    for i in range(4):
+        Image.open(folder / f"{i}.png").convert("RGBA").save(folder / f"{i}.png")
+    with pytest.raises(DataError, match="没有一张图带透明通道"):
+        cache.prepare(settings, family)
+    clear = Image.open(folder / "3.png")
+    clear.putalpha(0)
+    clear.save(folder / "3.png")
+    with pytest.raises(DataError, match=r"3\.png 整张都是透明的"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cache.prepare(settings, family)
 
 
 def test_two_masks_for_one_picture(folder):

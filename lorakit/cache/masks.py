@@ -12,6 +12,8 @@ from lorakit.data.crops import View, show
 from lorakit.data.mask import read_alpha, read_mask
 from lorakit.data.record import Record
 
+RULE = 2  # 读 _mask 图的办法一变就加 1；图的缓存不受它影响
+
 
 def weigh(mask: Image.Image, size: tuple[int, int], view: View, digest: str) -> torch.Tensor:
     """灰度遮罩 -> (1, h, w)、0 到 1：每个潜变量格子里白的比例（按面积平均）。
@@ -42,15 +44,16 @@ def plan(
     for i in chosen:
         record, view = shown[i]
         facts = {"kind": kind, "picture": record.digest}
+        facts |= {"rule": RULE} if kind == "file" else {}
         facts["mask"] = hashlib.sha256(masks[record.path].read_bytes()).hexdigest()
         fields.append({**facts, "size": list(sizes[i]), **view.fields()})
 
     def encode(batch: list[int]) -> list[dict]:
-        read = read_alpha if kind == "alpha" else read_mask
         results = []
         for j in batch:
             record, view = shown[chosen[j]]
-            mask = read(masks[record.path])
+            path = masks[record.path]
+            mask = read_alpha(path) if kind == "alpha" else read_mask(path, record.path)
             results.append({"mask": weigh(mask, fields[j]["size"], view, record.digest)})
         return results
 

@@ -11,7 +11,7 @@ _CAPTIONERS = "qwen2.5-vl（会中文）、florence-2（最快）、blip-2，或
 
 
 def _is_yaml(path: Path) -> bool:
-    return path.suffix.lower() in (".yaml", ".yml")
+    return path.suffix.lower() in (".yaml", ".yml", ".toml", ".json")
 
 
 def _chosen(args):

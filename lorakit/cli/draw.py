@@ -46,13 +46,14 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
     from lorakit import lora
     from lorakit.config import load_config, preset_for, presets
     from lorakit.hub.bundled import tiny_models
+    from lorakit.lora import steps
 
     if source and base:
         raise LorakitError(f"“{source}”和 --model_name {base} 只能写一个。")
     source = source or base
     if source is None and weights:
-        if (weights / "config.yaml").is_file():
-            return str(weights), []  # 结果文件夹里记着底模
+        if inside := steps.settings_of(weights):
+            return str(inside.parent), []  # 结果文件夹里记着底模
         source = base = lora.read(weights)[1].get("base")  # 我们写的文件也记着
     if source is None:
         raise LorakitError(

@@ -60,14 +60,32 @@ def bar(start: int = 0):
             shown.close()
 
 
+def _speak_to_nobody():
+    """终端没了，再往里写就是错：还没存好就停了。接到文件里的照常写。"""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        try:
+            if os.isatty(number):
+                os.dup2(nowhere, number)
+        except OSError:  # 早就关了
+            os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
 @contextmanager
 def interrupt(trainer):
-    """Ctrl-C 或 SIGTERM：练完手头这一步再停。"""
+    """Ctrl-C、SIGTERM、终端或 ssh 断了（SIGHUP）：练完手头这一步再停。"""
 
     def stop(number, frame):
+        if number == hang_up:
+            _speak_to_nobody()
         trainer.stop()
 
-    old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows 没有
+    asked = [signal.SIGINT, signal.SIGTERM]
+    if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:  # nohup 的：就是要它接着练
+        asked.append(hang_up)
+    old = {s: signal.signal(s, stop) for s in asked}
     try:
         yield
     finally:

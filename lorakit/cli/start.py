@@ -1,5 +1,6 @@
 """头一次用的命令：demo、sample-data、init。"""
 
+import shlex
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, command, option
@@ -55,7 +56,8 @@ def sample_data(args) -> int:
 
     folder = samples.write(args.name, args.folder)
     count = len(list(folder.rglob("*.txt")))
-    print(f"写好了 {count} 张图和描述：{folder}。打开看看，再试 lorakit check {folder}")
+    again = f"lorakit check {shlex.quote(str(folder))}"
+    print(f"写好了 {count} 张图和描述：{folder}。打开看看，再试 {again}")
     return DONE
 
 

@@ -1,5 +1,6 @@
 """命令 train：训练、途中出样张、练完写报告；几个进程时都走这里，只有 0 号写文件、说话。"""
 
+import shlex
 import statistics
 
 from lorakit.cli.options import DONE, INTERRUPTED, SET, command, option, settings
@@ -132,7 +133,8 @@ def _report(trainer, seconds: float):
     if best is not None and best != trainer.step:
         print(f"留出集损失最低的检查点是 {checkpoint.folder_of(run, best)}，多半比最后一个好。")
     verb = "compare" if config.lora.kind == "lora" else "generate"
-    command = f'lorakit {verb} {run} --prompt "你的提示词"'
+    place = shlex.quote(str(run))
+    command = f'lorakit {verb} {place} --prompt "你的提示词"'
     if trainer.family.controls[0]:
-        command = f'lorakit edit 要改的图.png "怎么改" --model {run}'
+        command = f'lorakit edit 要改的图.png "怎么改" --model {place}'
     print(f"试试：{command}")

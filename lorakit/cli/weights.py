@@ -1,5 +1,6 @@
 """与 LoRA 文件打交道的命令：export 转换、合并、缩秩，audit 体检，push 发布。"""
 
+from functools import cache
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, settings
@@ -17,16 +18,25 @@ def _family(args, file: Path):
     from lorakit import lora
     from lorakit.config import load_config
     from lorakit.families import open_family
+    from lorakit.hub import REPO
+    from lorakit.hub.bundled import tiny_models
+    from lorakit.lora import steps
 
-    inside = next((p / "config.yaml" for p in (file, *file.parents[:2]) if p.is_dir()), None)
     if args.model:
         config = settings(args.model)
-    elif inside is not None and inside.is_file():
+    elif inside := steps.settings_of(file):
         config = settings(inside)
     else:
         card = lora.read(file)[1]
         if "family" not in card or "base" not in card:
             raise LorakitError("文件里没有写是给哪个底模的。请用 --model 写上预设名或 YAML 文件。")
+        base = card["base"]
+        named = base in tiny_models() or REPO.fullmatch(base) or Path(base).is_dir()
+        if not named:  # 文件里不记本地的路径
+            raise LorakitError(
+                f"它的底模是训练那台机器上的文件夹“{base}”。请用 --model 写上预设名或 YAML 文件"
+                "（里面的 model.path 是那个文件夹）。"
+            )
         sets = [f"model.family={card['family']}", f"model.path={card['base']}"]
         config = load_config("tiny-qwen-image", sets)
     return open_family(config)
@@ -40,7 +50,13 @@ def _workflow(args) -> int:
     from lorakit.lora import comfyui, convert
 
     file = lora.find(args.file)
-    card = lora.read(file)[1]
+    made = convert.named(args.out) if args.out else file
+    tensors, card = lora.read(made)
+    if any(".lora_magnitude_vector" in key for key in tensors):  # 它不报错，只用上 BA
+        raise LorakitError(
+            f"“{made}”是 DoRA，ComfyUI 会丢掉它的长度。请先换算成 ComfyUI 的写法，"
+            "同一条命令里加上 --to comfyui --out 名字.safetensors。"
+        )
     family = args.family or card.get("family")
     if not family:
         raise LorakitError(
@@ -48,27 +64,34 @@ def _workflow(args) -> int:
         )
     base = card.get("base", "")
     name, cls = workflow_of(family, base)
-    comfyui.refuse_unknown(name)
+    if cls and card.get("family", cls.name) != cls.name:
+        raise LorakitError(f"--family：“{file}”是给 {card['family']} 练的，不是 {family}；去掉它。")
+    style = args.to or "diffusers"
+    if cls and args.out and "ComfyUI" not in cls.read_by[style]:
+        raise LorakitError(f"{family} 的 {style} 写法 ComfyUI 读不了：改成 --to comfyui。")
+    unet = cls.workflow_base(base) if cls and family == cls.name else ""
+    comfyui.refuse_unknown(name if unet is not None else base, unet is not None)
     sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(name).items()]
     sample = load_config(None, [*sets, *args.set]).sample
     trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
     if trigger and trigger not in prompt:
         prompt = f"{trigger}，{prompt}"
     folder = args.file if args.file.is_dir() else file.parent
-    called = convert.named(args.out).name if args.out else file.name
+    called = made.name
     if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
         called = f"{folder.resolve().name}.safetensors"
     plain = {key: getattr(sample, key) for key in ("steps", "guidance", "size", "seed")}
-    filled = comfyui.Fill(called, prompt, **plain, shift=cls.full_shift(sample.size))
+    filled = comfyui.Fill(called, prompt, **plain, shift=cls.full_shift(sample.size), unet=unet)
     nodes = comfyui.fill(name, filled)
     print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{name}，提示词：{prompt}）")
-    mine = convert.named(args.out) if args.out else file
-    print(f"1. 把 {mine} 复制成 ComfyUI/models/loras/{called}")
+    print(f"1. 把 {made} 复制成 ComfyUI/models/loras/{called}")
     print("2. ComfyUI 里还要有这些底模文件（没有就去它们的主页下载）：")
     for needed in comfyui.files(nodes):
         if "/loras/" not in needed:
             print(f"   ComfyUI/{needed}")
     print("3. 把工作流文件拖进 ComfyUI 的网页，点运行。")
+    if cls.full_size["scheduler"].get("shift_terminal"):
+        print("ComfyUI 的噪声表收尾与 diffusers 的不同：同一个种子，两边画的不是同一张图。")
     if "tiny" in base:
         print(f"提醒：它是给微型模型 {base} 练的，ComfyUI 里没有这个模型；换真模型练出来的才能用。")
     return DONE
@@ -77,7 +100,17 @@ def _workflow(args) -> int:
 @command(
     "lorakit export runs/mine --to kohya --out mine-kohya.safetensors",
     *_FILE,
-    option("--to", choices=("diffusers", "comfyui", "kohya"), help="写成谁的写法（diffusers）"),
+    option(
+        "--to",
+        choices=("diffusers", "comfyui", "kohya"),
+        help="写成谁的写法（diffusers）；kohya 是 sd-scripts 与 musubi-tuner 的，写完会说谁能读。"
+        "FLUX 的 kohya 把几层并成一层、空的地方补零，文件大一倍半",
+    ),
+    option(
+        "--dtype",
+        choices=("bf16", "fp16", "fp32"),
+        help="存成哪种精度（bf16）：先按 fp32 核对 ΔW，再舍入",
+    ),
     option("--out", type=Path, help="写到哪里；--merge 时是文件夹"),
     option(
         "--workflow",
@@ -109,14 +142,17 @@ def export(args) -> int:
 
 def _refuse_idle(args):
     """写了却用不上的选项：多半是漏写了另一个。"""
+    for_out = (args.also, args.weight, args.rank is not None, args.merge, args.to, args.dtype)
     idle = {
         "--prompt、--set 只写进工作流，请加上 --workflow 工作流.json": (
             args.workflow is None and (args.prompt or args.set)
         ),
-        "--also、--weight、--rank、--merge 改的是 --out 的文件，请加上 --out": (
-            args.out is None and (args.also or args.weight or args.rank is not None or args.merge)
+        "--also、--weight、--rank、--merge、--to、--dtype 管的是 --out 的文件，请加上 --out": (
+            args.out is None and any(for_out)
         ),
-        "--merge 写的是整个 Transformer，没有几种写法：去掉 --to": args.merge and args.to,
+        "--merge 写的是整个 Transformer，没有几种写法：去掉 --to、--dtype": (
+            args.merge and (args.to or args.dtype)
+        ),
     }
     for said in (said for said, wrong in idle.items() if wrong):
         raise LorakitError(f"{said}。")
@@ -146,6 +182,13 @@ def _convert(args):
     for file, weight in zip(files, weights, strict=True):
         lora_audit.refuse(lora_audit.audit(file, shell, places), file)
         several.append((convert.read(file, modules, places)[0], weight))
+    dora = any(
+        isinstance(layer, convert.Decomposed) for one, _ in several for layer in one.values()
+    )
+    if dora and (len(several) > 1 or weights != [1.0] or args.rank is not None):
+        raise LorakitError(
+            "DoRA 改的还有每行的长度，不能叠加、缩秩、改份量；去掉 --also、--weight、--rank。"
+        )
     layers = convert.combine(several) if len(several) > 1 or weights != [1.0] else several[0][0]
     if args.rank is not None:
         if args.rank < 1:
@@ -159,10 +202,45 @@ def _convert(args):
         merged = full.files_of(transformer.state_dict())
         print(f"合并好了：{full.save(args.out, family, merged.items())}")
         return
-    card = lora.read(files[0])[1]
-    style = args.to or "diffusers"
-    made = convert.write(layers, style, args.out, card, places)
-    print(f"写好了：{made}（{style}，{len(layers)} 层；重读核对过，每层的 ΔW 都没有变）")
+    _write(args, files[0], family, shell, layers)
+
+
+def _write(args, source: Path, family, shell, layers):
+    """写成一个 LoRA 文件；说清楚核对了什么、谁能读。"""
+    from lorakit import lora
+    from lorakit.lora import convert, metadata
+    from lorakit.memory import loading
+    from lorakit.results.card import licence
+
+    @cache
+    def shards():  # 只有 DoRA 写给 ComfyUI 才用得上，用到才下载
+        family.fetch("transformer")
+        return loading.Shards(family.transformer_folder)
+
+    def weight(path: str):
+        return shards()(f"{path}.weight", shell.get_submodule(path).weight)
+
+    card = {"family": family.name, **lora.read(source)[1]}
+    style, kind = args.to or "diffusers", args.dtype or "bf16"
+    base, names = card.get("base", family.folder.name), convert.Names.of(family, shell)
+    told = {"trigger": card.get("trigger", ""), "licence": licence(family, base)}
+    about = metadata.describe(family, base, source.stem, **told) | metadata.of(source)
+    given = {"dtype": convert.DTYPES[kind], "about": about, "weight": weight}
+    made, rounded = convert.write(layers, style, args.out, card, names, **given)
+    checked = "重读核对过，每层的 ΔW 都没有变"
+    if kind != "fp32":
+        checked = f"fp32 重读核对过，每层的 ΔW 都没有变；再舍入成 {kind}，最多差 {rounded:.2%}"
+    print(f"写好了：{made}（{style}，{len(layers)} 层；{checked}）")
+    dora = any(isinstance(layer, convert.Decomposed) for layer in layers.values())
+    readers = (family.read_by[style][0],) if dora else family.read_by[style]
+    others = [
+        f"{name} 请用 --to {name.lower()}{'' if dora else ' 或原文件'}"
+        for name in ("ComfyUI", "diffusers")
+        if name not in readers
+    ]
+    print("；".join(["、".join(readers) + " 能读", *others]) + "。")
+    if style == "kohya" and names.fused:
+        print("原作者把 q、k、v 等并成一层，拆开练的要补零才放得进去，所以文件大一倍半。")
 
 
 @command("lorakit audit runs/mine", *_FILE)
@@ -171,10 +249,12 @@ def audit(args) -> int:
     from lorakit import lora
     from lorakit.lora import audit as lora_audit
     from lorakit.lora import fused as lora_fused
+    from lorakit.results import checkpoint
 
     if (args.file / "metrics.jsonl").is_file():
         print(_held(args.file))
     file, family = lora.find(args.file), _family(args, args.file)
+    checkpoint.refuse_changed(file)
     shell = family.skeleton()
     result = lora_audit.audit(file, shell, lora_fused.slots(family.original, shell))
     print(result.text())

@@ -62,8 +62,18 @@ def inline(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def shown(value: Any) -> str:
+    """一个值的样子；长得写不出来、套得太深的只说是什么。"""
+    if isinstance(value, (str, Path)):
+        return str(value)
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return "一个长得写不出来的数" if isinstance(value, int) else "太大或套得太深的内容"
+
+
 def quoted(value: Any) -> str:
-    text = f"“{value}”" if isinstance(value, (str, Path)) else repr(value)
+    text = f"“{value}”" if isinstance(value, (str, Path)) else shown(value)
     return "空（没有写值）" if value is None else text if len(text) < 60 else text[:57] + "…"
 
 
@@ -87,6 +97,9 @@ def explain(error: ValidationError, known: dict[str, Any]) -> list[str]:
         else:
             head = f"{name} 的第 {rest[0] + 1} 个" if rest else name
             wants = "文字" if rest else known[name].expects
+            if kind == "not_path":
+                lines[head] = f"{head}：{item['msg'].partition('：')[2]}"
+                continue
             said = lines.setdefault(head, f"{head}：得到 {quoted(got)}，应为：{wants}。")
             hint = "" if rest else _hint(kind, known[name], got)
             lines[head] += "" if hint in said else hint  # 二选一的类型，每一支各报一次
@@ -105,11 +118,11 @@ def _hint(kind: str, field: Any, got: Any) -> str:
         return "不能是 nan 或无穷大。"
     if got == "":
         return "不能空着。"
-    if kind == "list_type" and str not in dict(kinds_of(field.type)) and "[" not in str(got):
-        return f"是不是想写 [{got}]？"
+    if kind == "list_type" and str not in dict(kinds_of(field.type)) and "[" not in shown(got):
+        return f"是不是想写 [{shown(got)[:60]}]？"
     if isinstance(got, str) and got.endswith("%"):
         return "百分数要写成小数，10% 写 0.1。"
-    close = close_to(str(got), field.constraints.get("choices", ()))
+    close = close_to(shown(got)[:60], field.constraints.get("choices", ()))
     return f"是不是想写 {close[0]}？" if close else ""
 
 

@@ -1,14 +1,34 @@
-"""读常见教程里那种扁平的训练 YAML（pretrained_model_name_or_path 打头），逐项对应到这里的设置。"""
+"""读常见教程里那种扁平的训练 YAML（pretrained_model_name_or_path 打头），逐项对应到这里的设置。
 
+底模自己说它是谁（model_index.json），说不出的才看名字。
+"""
+
+import json
+import re
+from pathlib import Path
 from typing import Any
+
+from lorakit.files import ASSETS
 
 MARK = "pretrained_model_name_or_path"  # 有这个名字就是那种 YAML
 FAMILIES = {  # 路径里的字样 -> 家族；从上往下找第一个对得上的
     "qwen-image-edit": "qwen-image-edit",
     "qwen-image": "qwen-image",
+    "flux.2-klein": "flux2-klein",
+    "flux2-klein": "flux2-klein",
+    "flux-2-klein": "flux2-klein",
     "flux": "flux",
     "z-image": "z-image",
     "kandinsky": "kandinsky5",
+}
+PIPELINES = {  # model_index.json 里的管线 -> 家族
+    "QwenImagePipeline": "qwen-image",
+    "QwenImageEditPipeline": "qwen-image-edit",
+    "QwenImageEditPlusPipeline": "qwen-image-edit",
+    "FluxPipeline": "flux",
+    "Flux2KleinPipeline": "flux2-klein",
+    "ZImagePipeline": "z-image",
+    "Kandinsky5T2IPipeline": "kandinsky5",
 }
 RENAMED = {
     MARK: "model.path",
@@ -23,6 +43,7 @@ RENAMED = {
     "adam8bit": "train.optimizer",
     "use_8bit_adam": "train.optimizer",
     "rank": "lora.rank",
+    "report_to": "run.tracker",
     "max_train_steps": "train.steps",
     "learning_rate": "train.lr",
     "lr_scheduler": "train.schedule",
@@ -44,9 +65,12 @@ VALUES = {
     ("model.quantize", "false"): "none",
     ("train.schedule", "cosine_with_restarts"): "cosine",
     ("train.schedule", "constant_with_warmup"): "constant",
+    ("run.tracker", None): "none",
+    ("run.tracker", "null"): "none",
     ("run.resume", "latest"): "auto",
     ("run.resume", None): "never",
 }
+BATCHES = ("data_config.train_batch_size", "train_batch_size")  # 都写了就用读图那里的
 MEANINGLESS = {  # 名字的开头 -> 为什么这里不需要它
     "precompute_": "这里总是先编码再训练",
     "save_cache_on_disk": "缓存总在磁盘上",
@@ -58,7 +82,8 @@ MEANINGLESS = {  # 名字的开头 -> 为什么这里不需要它
     "freeze_text_encoder": "文本编码器从不训练",
     "logging_dir": "记录写在结果文件夹的 metrics.jsonl 里",
     "tracker_project_name": "记录写在结果文件夹的 metrics.jsonl 里",
-    "report_to": "记录写在结果文件夹的 metrics.jsonl 里",
+    "wandb_": "wandb 的项目和密钥从它自己的环境变量里取（WANDB_PROJECT 等）",
+    "num_train_epochs": "练多久由步数决定（max_train_steps -> train.steps）",
 }
 
 
@@ -72,7 +97,14 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             flat[name] = value
     ours: dict[str, Any] = {}
     lines = []
+    both = [flat[name] for name in BATCHES if name in flat]
     for name, value in flat.items():
+        if name == BATCHES[1] and len(both) == 2:
+            said = f"{name}：和 {BATCHES[0]} 说的是一件事"
+            if str(both[0]) != str(both[1]):
+                said += f"，两处写得不一样（{both[0]} 和 {both[1]}），读图的用前一个：{both[0]}"
+            lines.append(said)
+            continue
         why = next((text for start, text in MEANINGLESS.items() if name.startswith(start)), None)
         if name in RENAMED:
             target = RENAMED[name]
@@ -88,9 +120,35 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if "freeze_text_encoder" in flat:  # 只有全量微调的 YAML 才写它
         ours.setdefault("lora", {})["kind"] = "full"
         lines.append("lora.kind = full（有 freeze_text_encoder，说的是全量微调）")
-    path = str(flat[MARK]).lower()
-    family = next((family for word, family in FAMILIES.items() if word in path), None)
+    if "num_train_epochs" in flat and "max_train_steps" not in flat:
+        lines.append("没有 max_train_steps：train.steps 用默认的，要改就自己写上")
+    family, how = family_of(flat[MARK])
     if family:
         ours["model"]["family"] = family
-        lines.append(f"model.family = {family}（从路径看出来的）")
+        lines.append(f"model.family = {family}（{how}）")
     return ours, lines
+
+
+def declared(folder: Path) -> str:
+    """底模的 model_index.json 说自己是哪一种管线；没有、读不懂就是空的。"""
+    try:
+        tree = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    said = tree.get("_class_name") if isinstance(tree, dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def family_of(path: Any) -> tuple[str | None, str]:
+    """底模 -> (家族, 怎么看出来的)；本地的听它自己说，别的看名字，下划线和空格当作连字符。"""
+    text = str(path)
+    try:
+        folder = Path(text).expanduser()
+        said = declared(ASSETS / text if re.fullmatch(r"tiny-[\w-]+", text) else folder)
+    except (RuntimeError, ValueError):  # ~没有这个用户；名字里有 \\0
+        said = ""
+    if said in PIPELINES:
+        return PIPELINES[said], f"它的 model_index.json 说是 {said}"
+    name = re.sub(r"[\s_]+", "-", text.lower())
+    family = next((family for word, family in FAMILIES.items() if word in name), None)
+    return family, "从路径看出来的"

@@ -8,6 +8,10 @@ from pydantic import Field as setting
 from pydantic_core import PydanticCustomError
 
 from lorakit.config.explain import is_group, kinds_of, quoted
+from lorakit.errors import ConfigError
+from lorakit.files import user_path
+
+LARGEST = 10**9 * 5  # 种子可以到 2³²
 
 
 class Group(BaseModel):
@@ -29,10 +33,34 @@ class Group(BaseModel):
             raise PydanticCustomError("not_here", "wrong kind")
         if isinstance(value, str) and int in kinds:
             try:
-                return float(value) if "e" in value.lower() else value
+                value = float(value) if "e" in value.lower() else value
             except ValueError:
                 return value
-        return Path(value).expanduser() if Path in kinds and isinstance(value, str) else value
+        if int in kinds or float in kinds:
+            return _countable(value)
+        if isinstance(value, str):
+            return _written(value, info.field_name, Path in kinds or info.field_name == "path")
+        return value
+
+
+def _countable(value: Any) -> Any:
+    """大得没有意义的数（400 位的步数）不收：后面的算术装不下它。"""
+    digits = isinstance(value, str) and len(value.strip()) > 40
+    whole = isinstance(value, int) and abs(value) > LARGEST
+    if digits or whole or (isinstance(value, float) and LARGEST < abs(value) < float("inf")):
+        raise PydanticCustomError("not_here", "too large")
+    return value
+
+
+def _written(value: str, name: str, is_path: bool) -> str | Path:
+    """写不进名字的路径，现在就说；~ 是家目录。"""
+    try:
+        path = user_path(value, name)
+    except ConfigError as error:
+        if is_path:
+            raise PydanticCustomError("not_path", "{said}", {"said": str(error)}) from None
+        return value
+    return path if is_path and name != "path" else value
 
 
 class Model(Group):

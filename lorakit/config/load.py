@@ -9,11 +9,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lorakit.config.explain import Field, close_to, explain, inline, is_group, kinds_of, quoted
-from lorakit.config.foreign import MARK, translate
+from lorakit.config.foreign import MARK, family_of, translate
 from lorakit.config.groups import Data, Eval, Group, Lora, Memory, Model, Run, Sample, Train
+from lorakit.config.others import incomplete, read_other, recognise
 from lorakit.config.read import decoded, override, parse_file
 from lorakit.errors import ConfigError
-from lorakit.files import ASSETS
+from lorakit.files import ASSETS, user_path
 
 PRESETS = ASSETS / "presets"
 
@@ -102,10 +103,18 @@ def load_config(
     Raises:
         ConfigError: 一条消息，列出全部问题，每行一个。
     """
-    known, problems, where = {field.name: field for field in _walk(Config)}, [], ""
+    known = {field.name: field for field in _walk(Config)}
+    problems, where, other = [], "", None
     if isinstance(source, (str, Path)):
-        tree, where = parse_file(_locate(source), problems), f" {source} "
-        if MARK in tree:
+        path, where = _locate(source), f" {source} "
+        tree = read_other(path)
+        tree = parse_file(path, problems, known) if tree is None else tree
+        if other := recognise(tree, _fits):
+            tree = other.ours
+            if tree:
+                said = f"{source} 是 {other.tool} 的设置，逐项对应如下："
+                say("\n  ".join([said, *other.lines]))
+        elif MARK in tree:
             tree, lines = translate(tree)
             say("\n  ".join([f"{source} 是别处的写法，逐项对应如下：", *lines]))
     elif source is None or isinstance(source, dict):
@@ -114,6 +123,10 @@ def load_config(
         raise ConfigError(f"读不了设置：得到 {quoted(source)}，应为：文件路径、预设名或字典。")
     for text in [overrides] if isinstance(overrides, str) else overrides:
         override(tree, text, known, problems)
+    if other and (lacking := _lacking(tree)):
+        shown = yaml.safe_dump(other.ours, sort_keys=False, allow_unicode=True)
+        raise ConfigError(incomplete(str(source), other, lacking, shown))
+    _settle_family(tree)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -122,6 +135,33 @@ def load_config(
         listed = "".join(f"\n  - {line}" for line in dict.fromkeys(problems))
         raise ConfigError(f"设置{where}有 {len(dict.fromkeys(problems))} 处要改：{listed}")
     return config
+
+
+def _fits(name: str, value: Any) -> bool:
+    """这一项设置收不收这个值。"""
+    tree = value
+    for part in reversed(name.split(".")):
+        tree = {part: tree}
+    try:
+        Config.model_validate(tree)
+    except ValidationError:
+        return False
+    return True
+
+
+def _lacking(tree: dict[str, Any]) -> list[str]:
+    """要练起来少不了、默认值又不是用户想要的那几项里，还没有写的。"""
+    named = {"model.path": "path", "data.folder": "folder"}
+    return [name for name, key in named.items() if not tree.get(name.split(".")[0], {}).get(key)]
+
+
+def _settle_family(tree: dict[str, Any]):
+    """写了底模、没有写家族：底模说它是哪一家，就是哪一家。"""
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("path"), str) and "family" not in model:
+        family, _ = family_of(model["path"])
+        if family:
+            tree["model"] = {**model, "family": family}
 
 
 def _walk(group: type[BaseModel], prefix: str = "") -> Iterator[Field]:
@@ -148,7 +188,10 @@ def _value(config: Config, name: str) -> Any:
 def _locate(source: str | Path) -> Path:
     """预设名、底模的名字或路径 -> 文件；找不到就说附近有什么。"""
     name = source if source in presets() else preset_for(str(source))
-    path = PRESETS / f"{name}.yaml" if name else Path(source)
+    try:
+        path = PRESETS / f"{name}.yaml" if name else user_path(source, "设置文件")
+    except ConfigError as error:
+        raise ConfigError(f"{error}可以用的有：{'、'.join(presets())}。") from error
     if path.is_file():
         return path
     folder = path if path.is_dir() else path.parent

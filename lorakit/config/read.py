@@ -2,6 +2,7 @@
 
 import codecs
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from pydantic import BaseModel
 
 from lorakit.config.explain import is_group, kinds_of, names_inside, quoted, unknown
 from lorakit.errors import ConfigError
+from lorakit.files import Unreadable, read_small
+
+LARGEST = 1 << 20  # 设置文件最多这么多字
+DEEPEST, MOST = 50, 100_000  # 最多套几层、展开以后最多几项
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,15 +37,58 @@ class _Loader(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """!!int abc 之类：值造不出来，PyYAML 抛的是各种 Python 的错。"""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            mark = node.start_mark
+            raise yaml.constructor.ConstructorError(None, None, "bad value", mark) from error
+
 
 def _parse(text: str, repeated: list[str]) -> Any:
-    """YAML 文本 -> 内容；重复的名字记进 repeated。"""
+    """YAML 文本 -> 内容；重复的名字记进 repeated。
+
+    Raises:
+        yaml.YAMLError: 语法不对、值造不出来、套得太深、引用套着引用胀得太大。
+    """
+    if len(text) > LARGEST:
+        raise yaml.YAMLError("too large")
     loader = _Loader(text)
     loader.repeated = repeated
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_bomb(node)
+        return loader.construct_document(node)
+    except (ValueError, OverflowError) as error:  # 双引号里的 \UFFFFFFFF 没有这个字
+        if isinstance(error, yaml.YAMLError):
+            raise
+        mark = loader.get_mark()
+        raise yaml.scanner.ScannerError(None, None, "unknown escape character", mark) from error
+    except RecursionError as error:
+        raise yaml.YAMLError("too deep") from error
     finally:
         loader.dispose()
+
+
+def _refuse_bomb(top: Any):
+    """一层层数展开以后有多少项：&a [*b, *b] 套上几十层，几行字就胀满内存。"""
+    level, count = [top], 0
+    for _ in range(DEEPEST):
+        below = []
+        for node in level:
+            pairs = isinstance(node, yaml.MappingNode)
+            inner = [one for pair in node.value for one in pair] if pairs else node.value
+            below += inner if isinstance(inner, list) else []
+            count += 1
+            if count > MOST or len(below) > MOST:
+                raise yaml.YAMLError("too large")
+        if not below:
+            return
+        level = below
+    raise yaml.YAMLError("too deep")
 
 
 def decoded(raw: bytes) -> str:
@@ -53,25 +101,45 @@ def decoded(raw: bytes) -> str:
         return raw.decode("gb18030")
 
 
-def parse_file(path: Path, problems: list[str]) -> dict:
+def wide_colons(text: str, known: Iterable[str] = ()) -> list[str]:
+    """写成中文冒号的行，各一句：第几行、写了什么。
+
+    Args:
+        known: 认得的设置名；不给就凡是英文名字后面跟着中文冒号的都算。
+    """
+    words = {part for name in known for part in name.split(".")}
+    said = []
+    for number, line in enumerate(text.split("\n"), 1):
+        hit = re.match(r"\s*(?:- *)?([A-Za-z_][\w.]*)\s*：", line)
+        if hit and (not words or hit[1] in words):
+            shown = quoted(line.strip())
+            mend = "“：”是中文的冒号，冒号要用英文的“:”，后面空一格"
+            said.append(f"第 {number} 行写错了：得到 {shown}，{mend}。")
+    return said
+
+
+def parse_file(path: Path, problems: list[str], known: Iterable[str] = ()) -> dict:
     """读一个 YAML 文件；读不了就说原因和改法。"""
     text = ""
     try:
-        text = decoded(path.read_bytes())
+        text = decoded(read_small(path, 4 * LARGEST))
         tree = _parse(text, problems)
     except UnicodeDecodeError:
         why = "认不出编码：请用编辑器打开，另存为 UTF-8 编码（记事本：另存为，编码选 UTF-8）。"
-    except OSError:
-        why = "打不开：请检查这个文件的读取权限。"
-    except (yaml.YAMLError, RecursionError) as error:
-        why = syntax(error, text)
+    except Unreadable as error:
+        why = f"{error}：请检查这个文件和它的读取权限。"
+    except yaml.YAMLError as error:
+        why = "".join(wide_colons(text)) or syntax(error, text)
     else:
         if isinstance(tree, dict):
+            problems += wide_colons(text, known) if known else []
             return tree
         mend = (
             "最外层要写成“名字: 值”，例如先写 train:，下一行缩进写 lr: 1e-4（英文冒号，后面空一格）"
         )
         why = f"的内容不对：得到 {quoted(tree)}，{mend}。"
+        if isinstance(tree, str) and (wide := wide_colons(text)):
+            why = "".join(wide)
         if tree is None:
             why = "是空的：可以运行 lorakit init qwen-image 得到一份带说明的，或者直接用预设名。"
     raise ConfigError(f"设置文件 {path} {why}")
@@ -82,6 +150,9 @@ _SYNTAX = {  # PyYAML 的说法 -> 怎么改；从上往下找第一个对得上
     "mapping values": "这一行多了冒号或缩进没对齐，含冒号的文字要用引号括起来",
     "expected ':'": "少了冒号，或冒号后面少了空格，要写成“名字: 值”",
     "expected ',' or": "括号没有配对，或少了逗号",
+    "bad value": "!! 后面写的类型和值对不上，去掉 !! 那一段就好",
+    "too deep": "括号或缩进套的层数太多，设置最多三四层",
+    "too large": "内容太多，不像一份设置（引用 *名字 套着引用也会这样）",
     "escape": "双引号里的反斜杠有别的意思：Windows 的路径改用单引号，或把 \\ 换成 /",
     "quoted scalar": "引号没有配对",
     "block": "缩进没有对齐，同一组的名字要从同一列开始",

@@ -3,14 +3,13 @@
 教程：notebooks/02_dataset.ipynb
 """
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
+from safetensors import SafetensorError
 
 from lorakit.data import pairs
 from lorakit.data.captions import read_sidecar, read_tables
@@ -19,8 +18,14 @@ from lorakit.data.read import read_image
 from lorakit.data.report import Fault
 from lorakit.data.trigger import apply_trigger
 from lorakit.errors import DataError, LorakitError
-from lorakit.files import write_text
+from lorakit.files import Unreadable, read_json, user_path, write_text
 
+SAFE = {"trust_remote_code": False}  # 模型自己带的代码一律不运行
+# transformers 读坏了的文件，什么都抛得出来
+BROKEN = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    ImportError, AssertionError, SafetensorError,
+)  # fmt: skip
 LENGTHS = {"short": 40, "medium": 100, "long": 220}  # 最多写多少个词元
 LANGUAGES = ("zh", "en")
 # Qwen2.5-VL 的对话格式：<|image_pad|> 是图的位置
@@ -117,10 +122,15 @@ class Captioner:
         where = self.where
         try:
             return self._load(KINDS[self.name].architecture)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except BROKEN as error:
+            if isinstance(error, LorakitError) or type(error).__name__ == "OutOfMemoryError":
+                raise
             if Path(where).is_dir():
-                why = f"“{where}”里的模型读不出来，多半是没有下载完：{str(error).splitlines()[0]}。"
-                raise LorakitError(why) from error
+                said = [line for line in str(error).splitlines() if line.strip()]
+                why = (said or [type(error).__name__])[0]
+                raise LorakitError(
+                    f"“{where}”里的模型读不出来，多半是没有下载完：{why}。这里只读 safetensors。"
+                ) from error
             raise LorakitError(
                 f"“{where}”不在本地，也没能从模型站下载。检查网络（可设 HF_ENDPOINT 用镜像），"
                 "也可以先下载好，把文件夹写给 --model。"
@@ -135,11 +145,15 @@ class Captioner:
         self.dtype = devices.pick_dtype(self.precision, self.device)
         if self.name == "qwen2.5-vl":
             # AutoProcessor 会连视频的部分一起载入，那要另装 torchvision；看图用不着
-            self.images = transformers.AutoImageProcessor.from_pretrained(where)
-            self.processor = transformers.AutoTokenizer.from_pretrained(where)
+            self.images = transformers.AutoImageProcessor.from_pretrained(where, **SAFE)
+            self.processor = transformers.AutoTokenizer.from_pretrained(where, **SAFE)
         else:
-            self.processor = transformers.AutoProcessor.from_pretrained(where)
-        model = getattr(transformers, architecture).from_pretrained(where, dtype=self.dtype)
+            self.processor = transformers.AutoProcessor.from_pretrained(where, **SAFE)
+        model, info = getattr(transformers, architecture).from_pretrained(
+            where, dtype=self.dtype, use_safetensors=True, output_loading_info=True, **SAFE
+        )
+        if lacking := [*info["missing_keys"], *(info.get("mismatched_keys") or ())]:
+            raise ValueError(f"缺 {len(lacking)} 个权重，例如 {lacking[0]}")
         return model.to(self.device).eval().requires_grad_(False)
 
     def __call__(self, image: Image.Image) -> str:
@@ -178,12 +192,12 @@ def _recognise(model: str) -> tuple[str, str]:
     """--model 写的 -> (哪一种, 从哪里载入)；本地文件夹看它的 config.json。"""
     if model in KINDS:
         return model, KINDS[model].repository
-    folder = Path(model).expanduser()
+    folder = user_path(model, "--model")
     config = folder / "config.json"
     if config.is_file():
         try:
-            names = json.loads(config.read_text("utf-8")).get("architectures") or []
-        except (ValueError, AttributeError):
+            names = read_json(config, {"architectures": [str]})["architectures"]
+        except Unreadable:
             names = []
         for name, kind in KINDS.items():
             if kind.architecture in names:
@@ -231,7 +245,7 @@ def caption_folder(
         DataError: 没有这个文件夹，或里面没有图；是编辑训练的成对图片。
         LorakitError: 写不进。
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = user_path(folder)
     if pairs.locate(folder, None):
         raise DataError(
             f"“{folder}”里 images 和 control 并排，是编辑数据：描述要写“怎么改”，"

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lorakit.data.read import EXAMPLE, INVISIBLE, one_line, read_caption, start_of
-from lorakit.data.report import Fault, Problem
+from lorakit.data.report import Fault, Problem, names
 
 SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份时，先信前面的
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("caption", "text", "prompt")  # 几个都写了，用最前面的
 MOVED = ".lorakit-moved"  # lorakit check --fix 把不能用的图移到这里
+CACHED = re.compile(r"(datasets|models|spaces)--")  # Hugging Face 缓存里一份数据的文件夹
 FIELDS = "caption、text 或 prompt"
 
 
@@ -43,10 +45,31 @@ def stay_inside(path: Path, folder: Path):
     """链接指到文件夹外面就报错：打包、搬家、换机器后它就断了，也可能读到不该读的文件。"""
     if not os.path.islink(path):  # 不用 Path.is_symlink：没有权限时它会抛错
         return
-    target = Path(os.path.realpath(path))
-    if os.path.exists(target) and not target.is_relative_to(os.path.realpath(folder)):
+    target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    # Hugging Face 的缓存里，snapshots 下面都是指到同一份数据的 blobs 的链接：那里本来就是一家
+    whole = next((one for one in (home, *home.parents) if CACHED.match(one.name)), home)
+    if os.path.exists(target) and not target.is_relative_to(whole):
         reason = f"这是一个链接，指向文件夹外面的 {target}"
-        raise Fault("link_outside", path, reason, "把真正的文件复制进来，删掉链接")
+        raise Fault(
+            "link_outside", path, reason, f"把真正的文件复制进来，删掉链接；{copied(folder)}"
+        )
+
+
+def copied(folder: Path) -> str:
+    """把一个文件夹连同链接指着的文件都复制一份的命令。"""
+    source, target = shlex.quote(str(folder)), shlex.quote(f"{folder}-copy")
+    return f"很多个就一起复制：cp -rL {source} {target}，再用 {target}"
+
+
+def links_together(problems: Sequence[Problem], pictures: Sequence[Path], folder: Path):
+    """好几张图都是指到外面的链接：合成一个问题，给一条命令。"""
+    outside = [problem for problem in problems if problem.code == "link_outside"]
+    linked = [p.path for p in outside if p.path in set(pictures)]
+    if len(linked) < 2:
+        return list(problems)
+    reason = f"{len(outside)} 个文件是链接，指向文件夹外面：{names(linked, folder)}"
+    whole = Problem.error("link_outside", folder, reason, copied(folder))
+    return [whole, *(problem for problem in problems if problem not in outside)]
 
 
 def read_sidecar(path: Path) -> str | None:
@@ -57,7 +80,7 @@ def read_sidecar(path: Path) -> str | None:
     """
     if path.suffix.lower() != ".json":
         return read_caption(path)
-    value = parse_json(_text(path))
+    value = parse_json(whole_text(path))
     if isinstance(value, str):
         mend = '改成 {"caption": "一句话"} 的样子，或把描述写进同名的 .txt'
         raise Fault("caption_json", path, f"不是合格的 JSON（{value}）", mend)
@@ -71,10 +94,12 @@ def caption_for(
     rows: Sequence[Said],
     folder: Path,
     strays: Mapping[tuple[Path, str], Path],
+    extras: Sequence[Said] = (),
 ) -> tuple[str | None, list[Problem]]:
     """一张图的描述和读它时发现的问题；两处写得不一样时报出来，不悄悄挑一个。
 
     Args:
+        extras: 别的工具的表里写的；别处都没有才用。
         strays: loose(描述) -> 没有同名的图的描述；图没有描述时，看看是不是名字写错了。
     """
     problems, told = [], []
@@ -84,7 +109,7 @@ def caption_for(
             told.append(Said(read_sidecar(path), path, path.name))
         except Fault as fault:
             problems.append(fault.problem)
-    told += rows
+    told += [*rows, *extras]
     said = [one for one in told if one.caption]
     if not said and not problems:
         return None, [_missing(picture, told, strays)]
@@ -160,7 +185,7 @@ def _read_table(
 ) -> tuple[dict[Path, Said], list[Problem]]:
     rows = _csv if path.suffix.lower() == ".csv" else _jsonl
     found, lines, problems = {}, {}, []
-    for number, row, mend in rows(_text(path)):
+    for number, row, mend in rows(whole_text(path)):
         line = f"第 {number} 行"
         try:
             if isinstance(row, str):
@@ -229,7 +254,7 @@ def _caption(row: dict, path: Path, line: str) -> str | None:
     return caption
 
 
-def _text(path: Path) -> str:
+def whole_text(path: Path) -> str:
     """一个文件的全文；读不出、不是 UTF-8、空的都由 read_caption 说清楚。"""
     read_caption(path)
     return path.read_bytes().decode("utf-8-sig")

@@ -7,6 +7,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from datetime import datetime
@@ -17,11 +18,22 @@ from lorakit.data.folder import walk
 from lorakit.data.mend import changes
 from lorakit.data.report import names
 from lorakit.errors import DataError, LorakitError, plain_reason
-from lorakit.files import write_whole
+from lorakit.files import Unreadable, inside, read_json, user_path, write_whole
 
 UNDO = ".lorakit-undo"
 FORMAT = 1
 MANIFEST = "manifest.json"
+HASH = r"[0-9a-f]{64}"
+
+
+def _hash(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(HASH, value) is not None
+
+
+SHAPE = {
+    "format": lambda number: number == FORMAT,
+    "changes": [{"path": str, "before": _hash, "to?": str, "after?": _hash}],
+}
 
 
 def fix(folder: str | Path, trigger: str = "") -> str:
@@ -30,7 +42,8 @@ def fix(folder: str | Path, trigger: str = "") -> str:
     Raises:
         LorakitError: 磁盘满、没有写的权限；写清楚停在哪里。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
+    _refuse_links(folder)
     found = walk(folder)
     # 微秒也写上：名字的先后就是修改的先后，撤销从最近的一次开始
     store = folder / UNDO / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
@@ -120,13 +133,14 @@ def undo(folder: str | Path) -> str:
         DataError: 没有可以撤销的，清单坏了，或有文件在修改之后又变了。
         LorakitError: 磁盘满、没有写的权限。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
+    _refuse_links(folder)
     # 点开头的是没有备齐就中断的，还什么都没有改
     stores = sorted(path.parent for path in (folder / UNDO).glob(f"[0-9]*/{MANIFEST}"))
     if not stores:
         raise DataError(f"{folder} 里没有可以撤销的修改（要先用过 lorakit check --fix）。")
     store = stores[-1]
-    entries = _manifest(store)
+    entries = _manifest(folder, store)
     blocked = [why for entry in entries if (why := _blocked(folder, store, entry))]
     if blocked:
         raise DataError("不能撤销，什么也没有改：\n" + "\n".join(f"  · {why}" for why in blocked))
@@ -159,14 +173,31 @@ def _restore(folder: Path, store: Path, entry: dict):
     os.replace(store / "restoring", path)
 
 
-def _manifest(store: Path) -> list[dict]:
+def _refuse_links(folder: Path):
+    """放原件的地方是链接，就会写到别的文件夹里去。"""
+    for name in (UNDO, MOVED):
+        if (folder / name).is_symlink():
+            raise DataError(f"“{folder / name}”是一个链接，不往里面放原件。请先删掉它。")
+
+
+def _manifest(folder: Path, store: Path) -> list[dict]:
+    """清单；文件夹可能是下载来的，所以只认这个文件夹里面的路径。"""
     try:
-        content = json.loads((store / MANIFEST).read_text(encoding="utf-8"))
-        if content["format"] == FORMAT:
-            return content["changes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise DataError(f"清单 {store / MANIFEST} 读不懂，不能自动撤销；原件都在 {store / 'old'} 里。")
+        entries = read_json(store / MANIFEST, SHAPE)["changes"]
+    except Unreadable as error:
+        raise DataError(
+            f"清单 {store / MANIFEST} 读不懂，不能自动撤销；原件都在 {store / 'old'} 里。"
+        ) from error
+    for entry in entries:
+        here = [inside(folder, entry[key]) for key in ("path", "to") if key in entry]
+        moved = "to" not in entry or entry["to"].startswith(f"{MOVED}/")
+        ours = entry["path"].partition("/")[0] not in (UNDO, MOVED)
+        if not (all(here) and moved and ours and inside(store / "old", entry["path"])):
+            raise DataError(
+                f"清单 {store / MANIFEST} 想改 {entry['path']}，不在这个文件夹里，或经过链接："
+                "不是 lorakit 写的，什么也没有改。"
+            )
+    return entries
 
 
 def _blocked(folder: Path, store: Path, entry: dict) -> str:

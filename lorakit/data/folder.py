@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorakit.data.captions import SIDECARS, TABLES, nfc
-from lorakit.data.mask import MASK
-from lorakit.data.report import Problem
+from lorakit.data.conventions import in_mask_folder, mask_targets
+from lorakit.data.report import Problem, relative
 from lorakit.errors import plain_reason
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # 大小写都行
+# 大小写都行
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".hif", ".avif")
 
 
 @dataclass
@@ -85,18 +86,35 @@ def walk(folder: Path, skip: Path | None = None, masks: bool = True) -> Found:
 
 
 def _masks(found: Found):
-    """“猫_mask.png”旁边有“猫.jpg”、自己又没有描述，它就是遮罩，不当训练图。"""
-    keys, rest = set(map(key_of, found.pictures)), []
+    """“猫_mask.png”旁边有“猫.jpg”、自己又没有描述，它就是遮罩，不当训练图；别的叫法也认。"""
+    folder, problems, rest, strays = found.folder, found.problems, [], []
+    keys = set(map(key_of, found.pictures))
     for path in found.pictures:
-        base = path.parent, nfc(path.stem).removesuffix(MASK)
-        if base == key_of(path) or base not in keys or key_of(path) in found.captions:
-            rest.append(path)
-        elif base in found.masks:
-            reason, mend = f"和 {found.masks[base].name} 是同一张图的遮罩", "只留一份，删掉另一份"
-            found.problems.append(Problem.error("mask_twice", path, reason, mend))
+        told = key_of(path) in found.captions
+        bases = [] if told else mask_targets(path, nfc(path.stem), keys, folder)
+        if not bases:
+            (strays if not told and in_mask_folder(path, folder) else rest).append(path)
+        elif len(bases) > 1:
+            both = "、".join((home / name).relative_to(folder).as_posix() for home, name in bases)
+            mend = f"放到那张图旁边，改名为 {bases[0][1]}_mask.png"
+            reason = f"不知道是哪一张图的遮罩，{both} 都像"
+            problems.append(Problem.error("mask_ambiguous", path, reason, mend))
+        elif bases[0] in found.masks:
+            reason = f"和 {relative(found.masks[bases[0]], folder)} 是同一张图的遮罩"
+            mend = "只留一份，删掉另一份"
+            problems.append(Problem.error("mask_twice", path, reason, mend))
         else:
-            found.masks[base] = path
-    found.pictures = rest
+            found.masks[bases[0]] = path
+    homes = {path.parent for path in found.masks.values()}
+    for path in strays:
+        if path.parent not in homes:  # 整个文件夹没有一张对得上：多半是画着面具的训练图
+            rest.append(path)
+            continue
+        reason = "在遮罩的文件夹里，可是没有同名的图，没有用到"
+        mend = "改成和图一样的名字；用不着就移走"
+        problems.append(Problem.warning("mask_orphan", path, reason, mend))
+    kept = set(rest)
+    found.pictures = [path for path in found.pictures if path in kept]
 
 
 def _sidecars(found: Found):

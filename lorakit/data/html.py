@@ -7,7 +7,7 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 
 from PIL import Image
@@ -20,8 +20,8 @@ from lorakit.data.limits import MULTIPLE, PAIRED
 from lorakit.data.read import in_threads, read_image
 from lorakit.data.record import Record
 from lorakit.data.report import SEVERITIES, Fault, Problem, Report, relative
-from lorakit.errors import DataError
-from lorakit.files import write_whole
+from lorakit.errors import DataError, inert
+from lorakit.files import user_path, write_whole
 
 SIDE = 160  # 缩略图的长边，像素
 SHOWN = 400  # 描述最多写这么多个字：有人会放进一整个日志
@@ -51,6 +51,11 @@ figcaption{font-size:.85em}figcaption p{margin:.3em 0}.size{color:#777}
 """
 
 
+def escape(text: object) -> str:
+    """文件名、描述放进网页：标签不起作用，看不见的、颠倒次序的字也现出来。"""
+    return escape_html(inert(text))
+
+
 def write(
     target: str | Path, records: Sequence[Record], report: Report, resolution: int | None = None
 ) -> Path:
@@ -63,7 +68,7 @@ def write(
         DataError: 名字不是 .html 结尾；分辨率不是 16 的倍数，或太小。
         LorakitError: 写不进。
     """
-    target = Path(target).expanduser()
+    target = user_path(target)
     if target.suffix.lower() not in (".html", ".htm"):  # 写错成一张图的名字，会把它盖掉
         raise DataError(f"--html 后面要写 .html 结尾的文件名，得到 {target}；例如 report.html。")
     resolution = Data().resolution if resolution is None else resolution

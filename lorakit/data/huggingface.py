@@ -13,9 +13,10 @@ from PIL import Image
 
 from lorakit.data import limits
 from lorakit.data.captions import CAPTION_KEYS
-from lorakit.data.read import BROKEN, ORIENTATION, TURNS, to_rgb
+from lorakit.data.color import profile_of, to_rgb
+from lorakit.data.read import BROKEN, ORIENTATION, TURNS
 from lorakit.errors import DataError, warn
-from lorakit.files import cache_root, write_whole
+from lorakit.files import cache_root, user_path, write_whole
 
 SAVED = (("dataset_info.json", "state.json"), ("dataset_dict.json",))  # save_to_disk 留下的
 # 各家常用的列名，几个都有就用最前面的
@@ -35,7 +36,7 @@ def write_dataset(rows: Iterable[Mapping], folder: str | Path) -> Path:
         DataError: 没有这些列、图不是图片、文件夹不是空的；哪一行不对会写清楚。
         LorakitError: 写不进；写到一半失败不留半个文件夹。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"文件夹“{folder}”不是空的。换一个新的文件夹名，免得混进别的图。")
 
@@ -104,17 +105,18 @@ def _write_picture(picture: object, path: Path, number: int, column: str):
         try:
             picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
             picture.load()
-        except (*BROKEN, AttributeError) as error:
+        except (*BROKEN, AttributeError, Image.DecompressionBombError) as error:
             raise DataError(f"{where}的图解不开（{error}）。换掉它，或删掉这一行。") from error
     if not isinstance(picture, Image.Image):
         kind = "空的" if picture is None else f"“{str(picture)[:30]}”"
         mend = "用 cast_column 转成 Image，或删掉这一行"
         raise DataError(f"{where}要是图片，得到{kind}。{mend}。")
     turn = TURNS.get(picture.getexif().get(ORIENTATION))
+    profile, _ = profile_of(picture)
     if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):  # PNG 存不下的
-        picture = to_rgb(picture)[0]
+        picture, profile = to_rgb(picture, profile)[0], None
     # PNG 里不留 EXIF：转正过的图再带着方向，读的时候会又转一次
-    (picture if turn is None else picture.transpose(turn)).save(path, exif=b"")
+    (picture if turn is None else picture.transpose(turn)).save(path, exif=b"", icc_profile=profile)
 
 
 def unpacked(folder: str | Path) -> Path:
@@ -123,7 +125,7 @@ def unpacked(folder: str | Path) -> Path:
     Raises:
         DataError: 没有装 datasets；里面有几个 split，不知道用哪个。
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not any(all((folder / name).is_file() for name in names) for names in SAVED):
         return folder
     splits = sorted(path.parent.name for path in folder.glob("*/state.json"))

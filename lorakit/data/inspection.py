@@ -13,30 +13,36 @@ from lorakit.data.captions import (
     TABLES,
     Said,
     caption_for,
+    links_together,
     loose,
     read_tables,
     stay_inside,
 )
+from lorakit.data.conventions import class_inside, counted, masks_beside, masks_told
 from lorakit.data.folder import IMAGE_SUFFIXES, Found, key_of, walk
 from lorakit.data.limits import MIN_SIDE, check_size
-from lorakit.data.lint import lint
+from lorakit.data.lint import lint, placeholders
 from lorakit.data.mask import check_masks
 from lorakit.data.read import RESAVE, Progress, in_threads
 from lorakit.data.record import Record
 from lorakit.data.report import Fault, Problem, Report, names, relative
 from lorakit.data.seen import Album, Seen
-from lorakit.data.trigger import has_trigger, looks_like
+from lorakit.data.tables import read_foreign, tables_of
+from lorakit.data.trigger import fill, has_trigger, looks_like
+from lorakit.files import user_path
 
 LOOKALIKE = re.compile(
     r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
 )
-COUNTED = re.compile(r"0*([1-9]\d{0,2})_.")  # “10_猫”
-CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$")
+CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$")
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha，并且不要 --fix）",
     "animation": "是动图，只用第一帧",
     "rotated": "按 EXIF 里记的方向转正了",
     "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",
+    "color": "带着别的颜色配置（Display P3、Adobe RGB 之类），换成了 sRGB，和看图软件里一样",
+    "profile": "带的颜色配置坏了，或和图对不上，没有用它，当作 sRGB",
+    "several": "是一个文件里存了几张（HEIC 连拍），只用主图",
     "sixteen": "是 16 位图，按比例换成了 8 位",
 }
 
@@ -55,25 +61,30 @@ def inspect(
         control: 控制图的文件夹；不写时，folder 里 images 和 control 并排就是成对的图。
         progress: 函数 (在做什么, 第几个, 共几个)，每看完一张图调一次。
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = user_path(folder)
     control = pairs.locate(folder, control)
     found = walk(folder, control)
     problems = list(found.problems)
     stems = Counter(map(key_of, found.pictures))
     shared = {key for key, count in stems.items() if count > 1 and key in found.captions}
     bare = [path for path in found.pictures if key_of(path) not in found.captions]
-    rows, wrong = read_tables(found.tables, found.pictures, bare, folder)
-    problems += wrong
+    ours, theirs = tables_of(found.others, found.tables)
+    rows, wrong = read_tables(ours, found.pictures, bare, folder)
+    foreign = read_foreign(theirs, found.pictures, folder, control)
+    found.others = [path for path in found.others if path not in foreign.used]
+    problems += wrong + foreign.problems
     records, did = [], defaultdict(list)
     with Album() as album:
-        results = _examine(album, found, rows, shared, folder, progress)
+        results = _examine(album, found, (rows, foreign.said), shared, folder, progress)
         for path, (record, treated, wrong) in zip(found.pictures, results, strict=True):
             problems += wrong
             for name in treated:
                 did[name].append(path)
             if record:
                 records.append(replace(record, mask=found.masks.get(key_of(path))))
-        problems += _pairing(found, stems, shared, folder) + _counted(found.pictures, folder)
+        problems += _pairing(found, stems, shared, folder) + counted(found.pictures, folder)
+        problems += class_inside(found.pictures, folder)
+        problems += masks_told(found.masks, folder) + masks_beside(folder)
         problems += check_masks(records, folder)
         if control and found.pictures:
             records, used, wrong = _with_controls(album, records, found, control)
@@ -81,17 +92,32 @@ def inspect(
             for path, seen in used.items():
                 for name in seen.did:
                     did[name].append(path)
-    problems += _repeats(records, folder) + _trigger(records, trigger, folder)
-    problems += lint(records, trigger, folder)
-    for name, reason in NOTES.items():
-        if did[name]:
-            reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
-            problems.append(Problem.note(name, reason))
+    problems = links_together(problems, found.pictures, folder)
+    problems += placeholders(records, trigger, folder)
+    filled = [replace(r, caption=fill(r.caption, trigger.strip())) for r in records]
+    problems += _repeats(records, folder) + _trigger(filled, trigger, folder)
+    problems += lint(filled, trigger, folder)
+    problems += _treated(did, folder)
     if not found.pictures and not any(p.severity == "error" for p in found.problems):
         reason = f"文件夹里没有图片（只认 {'、'.join(s[1:] for s in IMAGE_SUFFIXES)}）"
         mend = "检查路径；没有自己的图，可以先用 lorakit sample-data"
         problems.append(Problem.error("no_pictures", folder, reason, mend))
     return records, Report(folder, len(found.pictures), len(records), tuple(problems))
+
+
+def _treated(did: dict[str, list[Path]], folder: Path) -> list[Problem]:
+    """读图时替你做了的事，各有几张；HDR 的做不了，是警告。"""
+    problems = []
+    for name, reason in NOTES.items():
+        if did[name]:
+            reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
+            problems.append(Problem.note(name, reason))
+    if did["hdr"]:
+        reason = f"{len(did['hdr'])} 张图是 HDR（PQ 或 HLG 曲线），这里不会压成普通亮度，看上去发灰"
+        mend = "在相机、手机或修图软件里导出成 sRGB 的 jpg 再用"
+        where = f"{reason}：{names(did['hdr'], folder)}"
+        problems.append(Problem.warning("picture_hdr", None, where, mend))
+    return problems
 
 
 def _with_controls(
@@ -118,7 +144,7 @@ def _with_controls(
 def _examine(
     album: Album,
     found: Found,
-    rows: Mapping[Path, list[Said]],
+    rows: Sequence[Mapping[Path, list[Said]]],
     shared: set,
     folder: Path,
     progress: Progress | None,
@@ -137,8 +163,9 @@ def _examine(
         except Fault as fault:
             problems.append(fault.problem)
         if key not in shared:  # 共用的描述由 _pairing 报一次
-            told = found.captions.get(key, []), rows.get(path, [])
-            caption, wrong = caption_for(path, *told, folder, strays)
+            own, extras = (table.get(path, []) for table in rows)
+            sidecars = found.captions.get(key, [])
+            caption, wrong = caption_for(path, sidecars, own, folder, strays, extras)
             problems += wrong  # 图和描述都坏时两个都报
         usable = seen and caption and min(seen.size) >= MIN_SIDE
         record = Record(path, caption, seen.size, seen.digest, seen.look) if usable else None
@@ -188,19 +215,6 @@ def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Pr
         reason = f"{len(rest)} 个别的文件没有用到：{names(rest, folder)}"
         problems.append(Problem.note("others", reason))
     return problems
-
-
-def _counted(pictures: Sequence[Path], folder: Path) -> list[Problem]:
-    """“10_猫”这样的子文件夹：有的训练器把 10 当成重复次数，这里不猜（2024_旅行 不是 2024 次）。"""
-    tops = {path.relative_to(folder).parts[0] for path in pictures if path.parent != folder}
-    found = [(COUNTED.match(name), name) for name in sorted(tops)]
-    listed = [f"{{folder: {folder / name}, repeats: {hit[1]}}}" for hit, name in found if hit]
-    if not listed:
-        return []
-    reason = (
-        f"子文件夹的名字里有次数，这里不按它重复；要重复就写 data.folder: [{', '.join(listed)}]"
-    )
-    return [Problem.note("folder_counted", reason)]
 
 
 def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:

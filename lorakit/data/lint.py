@@ -11,7 +11,7 @@ from lorakit.data.lookalike import lookalikes
 from lorakit.data.read import CJK
 from lorakit.data.record import Record
 from lorakit.data.report import Problem, names
-from lorakit.data.trigger import has_trigger, position
+from lorakit.data.trigger import has_trigger, placeholder, position
 
 FEW = 4  # 比这少的描述看不出“每句都有”
 LONG_CHINESE, LONG_ENGLISH = 400, 300  # 字、词
@@ -20,7 +20,7 @@ CLAUSE = re.compile(r"[，。、；：！？,.;:!?\n]+")
 WORD = re.compile(r"[A-Za-z0-9_'’\-]+")
 EMPTY = {*"是在的地得了着和有与一个只张里上"}  # 虚词，单独不说明画面里有什么
 EMPTY |= {"a", "an", "the", "of", "in", "on", "at", "is", "are", "with", "and", "by", "to"}
-# 只认常见的标签：<s0>、<lora:…> 之类是别的程序的记号，不一定写错
+# 只认常见的标签：<s0> 之类是触发词；<lora:…> 这样的记号由 SYNTAX 说
 MARKUP = re.compile(
     r"</?(?:p|br|div|span|b|i|a|img|td|li|ul|html|body|font)\b[^>]*>|&(?:[a-z]{2,6}|#\d{2,5});",
     re.IGNORECASE,
@@ -31,6 +31,25 @@ CHATTER = re.compile(
     r"|希望(?:这)?对[你您]有(?:所)?帮助|^https?://\S+$|\*\*|^\s*#+ ",
     re.IGNORECASE,
 )
+# 别的程序的提示词写法：这里的文字编码器照字面读，权重、通配符都不起作用
+SYNTAX = (
+    (re.compile(r"<(?:lora|lyco|hypernet|loha|locon):[^>]*>", re.IGNORECASE),
+     "调用 LoRA 的记号", "删掉"),
+    (re.compile(r"\\[()\[\]{}]"), "反斜杠转义的括号", "去掉反斜杠，只留括号"),
+    (re.compile(r"[(\[（][^()\[\]（）]*[^()\[\]（）\d][:：]\s*-?\d*\.?\d+\s*[)\]）]"),
+     "权重的写法", "去掉括号和数字，只留词"),
+    (re.compile(r"\({2,}[^()]+\){2,}|\[{2,}[^\[\]]+\]{2,}|\{{2,}[^{}]+\}{2,}"),
+     "加重的括号", "去掉括号，只留词"),
+    (re.compile(r"\b(?:BREAK|ADDCOMM|ADDROW|ADDCOL|ADDBASE)\b"), "分段的命令", "删掉，用逗号隔开"),
+    (re.compile(r"(?<![A-Za-z0-9])__[\w/*-]+?__(?![A-Za-z0-9])"),
+     "通配符", "换成图里真有的东西"),
+    (re.compile(r"[{\[][^{}\[\]|]*\|[^{}\[\]]*[}\]]"), "几样里挑一样的写法", "只留图里真有的"),
+    (re.compile(r"\bembedding:\S+", re.IGNORECASE), "调用 embedding 的记号", "删掉"),
+    (re.compile(r"(?:^|\s)--(?:ar|v|s|no|q|n|w|h|d|l|style|stylize|niji|seed|chaos)\b(?:\s+[\w:.]+)?"),
+     "命令行的参数", "删掉"),
+    (re.compile(r"\|\|\|"), "keep_tokens 的分隔记号", "换成逗号"),
+)  # fmt: skip
+TAG = re.compile(r"[a-z0-9]+(?:_[a-z0-9()']+)+", re.IGNORECASE)  # 整个小句是 long_hair 这样的标签
 UNIT = re.compile(rf"{WORD.pattern}|\S")  # 一个汉字，或一个英文词
 
 
@@ -42,6 +61,7 @@ def lint(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]
     problems += _unchanging(records, trigger)
     found = [say(record) for say in (_garbled, _markup, _hollow) for record in records]
     problems += [problem for problem in found if problem]
+    problems += _syntax(records, trigger, folder) + _tags(records, trigger, folder)
     problems += _long(records, folder)
     return problems + _mixed(records, trigger, folder)
 
@@ -141,6 +161,58 @@ def _markup(record: Record) -> Problem | None:
         return None
     reason = f"描述里有{kind}“{found[:20]}”"
     return Problem.warning("caption_markup", record.path, reason, mend)
+
+
+def placeholders(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """描述里给触发词占位置的记号：有触发词就换成它，没有就不能练。"""
+    found = [(record.path, mark) for record in records if (mark := placeholder(record.caption))]
+    if not found:
+        return []
+    paths, marks = zip(*found, strict=True)
+    shown = "、".join(dict.fromkeys(marks))
+    where = f"{len(paths)} 份描述里有占位的记号 {shown}：{names(paths, folder)}"
+    if trigger.strip():
+        said = f"{where}；训练时换成触发词“{trigger.strip()}”"
+        return [Problem.note("trigger_placeholder", said)]
+    mend = "写上触发词（设置里的 data.trigger，或 lorakit check 的 --trigger），它会换成触发词"
+    mend += "；同类图片和不用触发词的，把它改成普通的词"
+    reason = f"{where}，可是没有触发词可换"
+    return [Problem.error("trigger_placeholder", None, reason, mend)]
+
+
+def _syntax(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """别的程序的提示词写法：一种说一次。"""
+    problems = []
+    for pattern, kind, mend in SYNTAX:
+        found = []
+        for record in records:
+            text = record.caption.replace(trigger, " ") if trigger else record.caption
+            if hit := pattern.search(text):
+                found.append((record.path, hit.group().strip()))
+        if found:
+            paths, marks = zip(*found, strict=True)
+            reason = f"{len(paths)} 份描述里有{kind}“{marks[0][:30]}”：{names(paths, folder)}"
+            reason += "；那是别的程序的写法，这里照字面读"
+            problems.append(Problem.warning("caption_syntax", None, reason, mend))
+    return problems
+
+
+def _tags(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem]:
+    """用下划线连起来的标签（long_hair）；每句都有的那一个多半是触发词。"""
+    tags = []
+    for record in records:
+        text = record.caption.replace(trigger, "，") if trigger else record.caption
+        clauses = (clause.strip().replace("\\", "") for clause in CLAUSE.split(text))
+        tags.append({one for one in clauses if TAG.fullmatch(one)})
+    always = set.intersection(*tags) if len(tags) > 1 else set()
+    found = [(r.path, sorted(own - always)) for r, own in zip(records, tags, strict=True)]
+    found = [(path, own) for path, own in found if own]
+    if not found:
+        return []
+    reason = f"{len(found)} 份描述里有下划线连起来的标签“{found[0][1][0][:30]}”："
+    reason += f"{names([path for path, _ in found], folder)}；文字编码器按平常的话读"
+    mend = f"下划线换成空格（{found[0][1][0][:30].replace('_', ' ')}），最好写成一句话"
+    return [Problem.warning("caption_syntax", None, reason, mend)]
 
 
 def _hollow(record: Record) -> Problem | None:

@@ -86,7 +86,12 @@ def places(data: Data) -> list[tuple[Source, str]]:
 
 def doctor(data: Data, progress: Progress | None = None) -> list[tuple[list[Record], Report]]:
     """体检设置里的每个来源（同类图片在最后），各返回 (可用的记录, 报告)。"""
-    return [
-        inspect(unpacked(source.folder), trigger, source.control_folder, progress)
-        for source, trigger in places(data)
-    ]
+    results = []
+    for source, trigger in places(data):
+        given = (unpacked(source.folder), trigger, source.control_folder, progress)
+        records, report = inspect(*given)
+        if source.repeats > 1:  # 次数已经写了，不必再说文件夹的名字里有次数
+            kept = tuple(p for p in report.problems if p.code != "folder_counted")
+            report = replace(report, problems=kept)
+        results.append((records, report))
+    return results

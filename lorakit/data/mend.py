@@ -75,15 +75,15 @@ def _picture(path: Path) -> Change | None:
         warnings.simplefilter("ignore")  # 大小 decode 已经查过
         image = Image.open(path, formats=FORMATS)
     with image:
-        mode, profile = image.mode, image.info.get("icc_profile")
+        mode = image.mode
     why = [WHY[name] for name in sorted(did) if name in WHY]
     if mode not in PLAIN and not why:
         why = ["去掉透明，合成在白底上" if "alpha" in did else f"从 {mode} 模式换成 RGB"]
-    if not why or "animation" in did:  # 动图只用第一帧，重存会丢掉别的帧
+    if not why or did & {"animation", "several", "hdr"}:  # 动图只用第一帧，重存会丢掉别的帧
+        return None
+    if path.suffix.lower() not in SAVE:  # HEIC、AVIF：这里读得对，重存一遍只会变差
         return None
     kind, options = SAVE[path.suffix.lower()]
-    if profile and mode == "RGB":  # 颜色没有换过，配置仍然对；换过的已经是 sRGB
-        options = {**options, "icc_profile": profile}
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return Change(path, file.getvalue(), "，".join(why))

@@ -19,6 +19,7 @@ from lorakit.data.read import in_threads, read_image
 from lorakit.data.record import Record
 from lorakit.data.report import Fault, Problem, names, relative
 from lorakit.data.seen import Album, Seen
+from lorakit.files import user_path
 
 ASPECT = 1.05  # 两张图的宽高比差过 5%，裁切后就对不齐了
 
@@ -26,7 +27,7 @@ ASPECT = 1.05  # 两张图的宽高比差过 5%，裁切后就对不齐了
 def locate(folder: Path, control: str | Path | None) -> Path | None:
     """控制图的文件夹：写明的，或 folder 里与 images 并排的 control；都没有就是 None。"""
     if control is not None:
-        return Path(os.path.expanduser(control))
+        return user_path(control)
     both = os.path.isdir(folder / "images") and os.path.isdir(folder / "control")
     return folder / "control" if both else None
 

@@ -10,18 +10,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
+from pillow_heif import register_heif_opener
 
+from lorakit.data.color import profile_of, to_rgb
 from lorakit.data.report import Fault
 from lorakit.errors import plain_reason
 
 MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
 # 后缀写错的 GIF 也认；不列 EPS 之类会调用外部程序的格式。手机的 MPO 由 JPEG 这一项带出来。
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "HEIF")
+# 只解主图：深度图、HDR 增益图、缩略图都不看，它们坏了也不要紧
+register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 # Pillow 解坏文件时会抛的；前三种是随机改坏上万个文件试出来的，其余来自它解 EXIF 与压缩块的代码
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
-          MemoryError, struct.error, zlib.error)  # fmt: skip
+          MemoryError, RuntimeError, struct.error, zlib.error)  # fmt: skip
 KINDS = {  # 文件开头的四个字节 -> 它其实是什么
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
@@ -33,7 +36,13 @@ KINDS = {  # 文件开头的四个字节 -> 它其实是什么
     b"\xff\xd8\xff\xe1": "JPEG 图片",
     b"\x89PNG": "PNG 图片",
 }
-HEIC = (b"hei", b"hev", b"mif", b"msf")  # 苹果手机照片的几种标记
+BRANDS = {  # ftyp 后面的标记 -> 读不了时说它是什么
+    b"crx ": "佳能 RAW（CR3）",
+    b"hevc": "HEIC 连拍", b"hevx": "HEIC 连拍", b"hevm": "HEIC 连拍", b"hevs": "HEIC 连拍",
+    b"msf1": "HEIC 连拍", b"avis": "AVIF 动图",
+}  # fmt: skip
+HEIC = (b"hei", b"mif", b"avi")  # 苹果手机的照片、AVIF 的几种标记
+BOXES = {b"ftyp": "视频", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}
 TAIL = 16  # 像素；JPEG 一次解这么多行
 ORIENTATION = 0x0112  # EXIF 里“拍照时怎么拿着相机”的编号
 TURNS = {
@@ -74,7 +83,9 @@ def in_threads(
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """读一张图，返回 RGB（8 位）：已按 EXIF 转正，透明合成在白底上，动图取第一帧。
+    """读一张图，返回 sRGB（8 位）：已按 EXIF 转正，颜色配置换好，透明合成在白底上，动图取第一帧。
+
+    要看图的地方都用它：训练图、控制图、样张的控制图、网页里的缩略图、要改的图、你自己的图。
 
     Raises:
         DataError: 打不开、没有权限、空文件、不是图片、不完整、太大。
@@ -85,21 +96,20 @@ def read_image(path: str | Path) -> Image.Image:
 def decode(path: Path, data: bytes) -> tuple[Image.Image, frozenset[str]]:
     """解开一个图片文件的内容，返回 (RGB 图, 做过的处理)；path 只用来说是哪个文件。
 
-    处理的代号：alpha、animation、rotated、cmyk、sixteen；grey 是看着像只下载了一半。
+    处理的代号：alpha、animation、several、rotated、cmyk、sixteen、color、profile（见 to_rgb）；
+    hdr 是没有换的 HDR，grey 是看着像只下载了一半。
     """
-    if not data:
-        raise Fault("picture_empty", path, "文件是空的（0 字节）", AGAIN)
     image, orientation = open_picture(path, data)
     did = set()
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO 的第二帧只是缩略图
-        did.add("animation")
+        did.add("several" if image.format == "HEIF" else "animation")
     if data[:4] == b"\x89PNG" and data[24] == 16:  # PNG 头里的位深
         did.add("sixteen")
     if image.mode == "CMYK":
         did.add("cmyk")
-    picture, transparent = to_rgb(image)
-    if transparent:
-        did.add("alpha")
+    profile, hdr = profile_of(image, data)
+    picture, treated = to_rgb(image, profile)
+    did |= treated | ({"hdr"} if hdr else set())
     if image.format in ("JPEG", "MPO") and _grey_below(picture):
         did.add("grey")
     # 不用 ImageOps.exif_transpose：它还要重写 EXIF，EXIF 有一点坏就会失败
@@ -131,15 +141,30 @@ def read_bytes(path: Path) -> bytes:
     raise Fault("file_missing", path, "没有这个文件", "检查名字和位置")
 
 
-def open_picture(path: Path, data: bytes) -> tuple[Image.Image, object]:
-    """解码，返回 (图, EXIF 方向)。"""
+def peek(path: Path) -> tuple[tuple[int, int], int | None]:
+    """只看文件头：(存着的宽高, EXIF 方向)。
+
+    Raises:
+        DataError: 和 read_image 一样。
+    """
+    image, orientation = open_picture(path, read_bytes(path), whole=False)
+    return image.size, orientation
+
+
+def open_picture(path: Path, data: bytes, whole: bool = True) -> tuple[Image.Image, int | None]:
+    """解码（whole 是 False 就只看文件头），返回 (图, EXIF 方向)；没有写方向是 None。"""
+    if not data:
+        raise Fault("picture_empty", path, "文件是空的（0 字节）", AGAIN)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 大小自己检查；EXIF 里的小毛病不影响像素
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise _bomb(path, f"{image.width}x{image.height}")
-            image.load()
+            if whole:
+                image.load()
+            if image.width * image.height > MAX_PIXELS:  # HEIC 的头可以说小了，解开才知道
+                raise _bomb(path, f"{image.width}x{image.height}")
             orientation = image.getexif().get(ORIENTATION)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # 这时还没有 image，只能从 Pillow 的话里取大小
@@ -178,10 +203,13 @@ def _unknown(path: Path, data: bytes) -> Fault:
             return Fault("picture_text", path, reason, "多半是下载到了网页或指针文件；" + AGAIN)
     if head.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8")):
         return _damaged(path, "文件头不完整")
-    kind = KINDS.get(head[:4])
-    if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        kind = "AVIF" if brand[:3] == b"avi" else "HEIC" if brand[:3] in HEIC else "视频"
+    kind = KINDS.get(head[:4]) or BOXES.get(head[4:8])
+    if kind == "视频" and head[8:11] in HEIC:
+        if head[8:11] != b"avi" or features.check("avif"):
+            return _damaged(path, "里面的画面不完整")
+        kind = "AVIF（这里的 Pillow 没带解它的库）"
+    elif kind == "视频":
+        kind = BRANDS.get(head[8:12], kind)
     if kind:
         reason = f"其实是 {kind} 文件，只是名字叫 {path.suffix}"
         return Fault("picture_kind", path, reason, RESAVE + "，只改后缀没有用")
@@ -194,39 +222,6 @@ def _grey_below(picture: Image.Image) -> bool:
     return height > 2 * TAIL and picture.crop((0, height - TAIL, width, height)).getextrema() == (
         ((128, 128),) * 3
     )
-
-
-def to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """任何模式 -> (RGB, 是否真有透明的地方)。"""
-    if image.mode.startswith("I"):  # 16 位灰度：convert 会把 255 以上全截成白，要按比例缩
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)  # (H, W)
-        clear = image.info.get("transparency")
-        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-        if isinstance(clear, int):
-            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-        image = grey
-    if image.mode == "CMYK":
-        return _from_cmyk(image), False
-    if not image.has_transparency_data:
-        return image.convert("RGB"), False
-    rgba = image.convert("RGBA")
-    if rgba.getchannel("A").getextrema()[0] == 255:
-        return rgba.convert("RGB"), False
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB"), True
-
-
-def _from_cmyk(image: Image.Image) -> Image.Image:
-    """印刷色 -> RGB；带色彩配置的按配置换，否则颜色会偏得很明显。"""
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, ImportError):
-            pass  # 配置坏了或这台机器的 Pillow 没带 littlecms：用下面的通用换法，颜色只是差一点
-    return image.convert("RGB")
 
 
 def read_caption(path: str | Path) -> str:

@@ -6,22 +6,29 @@
 import base64
 import hashlib
 import json
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import PIL
+import pillow_heif
 
 from lorakit.data.lookalike import look
 from lorakit.data.read import decode, read_bytes
 from lorakit.files import cache_root
 
 FILE = "seen.tsv"
-VERSION = f"1 {PIL.__version__}"  # 看图的办法或 Pillow 变了，以前记的就不算
+VERSION = (
+    f"2 {PIL.__version__} {pillow_heif.__version__}"  # 看图的办法或 Pillow 变了，以前记的就不算
+)
 
 
 class Seen(NamedTuple):
-    """看一眼就知道的事：转正后的 (宽, 高)、内容的 sha256、看上去的样子、做过的处理、是不是一色。"""
+    """看一眼就知道的事：转正后的 (宽, 高)、是哪张图、看上去的样子、做过的处理、是不是一色。
+
+    是哪张图：内容的 sha256；按颜色配置换过颜色的另算一个，以前没有换就编码的缓存不会再用。
+    """
 
     size: tuple[int, int]
     digest: str
@@ -59,13 +66,18 @@ class Album:
         facts = self._lines.get(key, "").partition("\t")[2].partition("\t")[0]
         if facts and self._lines[key] == _line(key, facts):  # 坏了一个字节也重新看
             size, seen, did, blank = json.loads(facts)
-            return Seen(tuple(size), digest, base64.b64decode(seen), frozenset(did), blank)
+            which = _which(digest, did)
+            return Seen(tuple(size), which, base64.b64decode(seen), frozenset(did), blank)
         picture, did = decode(path, data)
         blank = all(low == high for low, high in picture.getextrema())
-        seen = Seen(picture.size, digest, look(picture), did, blank)
+        seen = Seen(picture.size, _which(digest, did), look(picture), did, blank)
         facts = [seen.size, base64.b64encode(seen.look).decode(), sorted(did), blank]
         self._new.append(_line(key, json.dumps(facts)))
         return seen
+
+
+def _which(digest: str, did: Collection[str]) -> str:
+    return hashlib.sha256(f"{digest} sRGB".encode()).hexdigest() if "color" in did else digest
 
 
 def _line(key: str, facts: str) -> str:

@@ -1,7 +1,6 @@
 """照设置挑好要训练的记录：训练的、留出的、同类的，各用哪张遮罩；不能练的，编码之前就说。"""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,17 +42,31 @@ def select(config, family) -> Selection:
     records = fit_controls(family, load_sources(data.sources, data.trigger))
     prior = load_prior(data.class_folder, data.trigger, records)
     prior = fit_controls(family, prior, "data.class_folder：")
+    marked = [record for record in records if record.mask]
+    if marked and data.mask != "file":
+        said = f"{len(marked)} 张图旁边有遮罩（{marked[0].mask.name} 等），没有用到"
+        if "mask" not in data.model_fields_set:
+            raise DataError(
+                f"data.mask：{said}。要用就写 data.mask=file；不用就写 data.mask=none，或移走它们。"
+            )
+        warn(f"{said}：data.mask 写的是 {data.mask}。")
     train, held = split_holdout(records, config.eval.holdout)
     return Selection(train, held, prior, mask_files(records, data.mask))
 
 
 def fit_controls(family, records: Sequence[Record], where: str = "") -> list[Record]:
-    """控制图的张数要合家族的胃口：用不到的说一声再去掉，缺的、多的报错（where 写在最前面）。"""
+    """控制图的张数要合家族的胃口：用不到的、缺的、多的都报错（where 写在最前面）。"""
     least, most = family.controls
     if not most:
         if any(record.controls for record in records):
-            warn(f"{where}{family.name} 不看控制图，它们没有起作用。")
-        return [replace(r, controls=(), control_sizes=(), control_digests=()) for r in records]
+            mend = (
+                "要练编辑，model 一组写编辑的底模；只练图，data.folder 写目标图的文件夹（images），"
+            )
+            raise DataError(
+                f"{where}{family.name} 不看控制图，给它的控制图不会起作用。"
+                f"{mend}不写 data.control_folder。"
+            )
+        return list(records)
     for record in records:
         count = len(record.controls)
         if count < least:

@@ -1,4 +1,4 @@
-"""触发词：描述里有没有、是不是写成了长得像的字、没有就加上。"""
+"""触发词：描述里有没有、是不是写成了长得像的字、是不是只占着位置；没有就加上。"""
 
 import re
 import unicodedata
@@ -9,6 +9,26 @@ from lorakit.data.read import CJK
 TWINS = str.maketrans(
     "АВЕКМНОРСТХаеорсухіјѕһԁοανΑΒΕΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXaeopcyxijshdoavABEHIKMNOPTYX"
 )
+
+# 别处给触发词占位置的记号：[trigger]、{name}、<token>、%trigger%、__trigger__、【触发词】
+_WORDS = r"(?:trigger(?:[ _-]?(?:word|token|phrase))?|(?:instance|concept)(?:[ _-]?token)?"
+_WORDS += r"|name|token|触发词)"
+_PAIRS = (r"\[+", r"\]+"), (r"\{+", r"\}+"), ("<", ">"), ("%", "%"), ("__", "__"), ("【", "】")
+PLACEHOLDER = re.compile(
+    "|".join(rf"{left}\s*{_WORDS}\s*{right}" for left, right in _PAIRS) + r"|\$\{?trigger\b\}?",
+    re.IGNORECASE,
+)
+
+
+def placeholder(caption: str) -> str:
+    """描述里头一个给触发词占位置的记号，没有就是空的。"""
+    found = PLACEHOLDER.search(caption)
+    return found.group() if found else ""
+
+
+def fill(caption: str, trigger: str) -> str:
+    """占位置的记号换成触发词；没有触发词就原样。"""
+    return PLACEHOLDER.sub(lambda _: trigger, caption) if trigger else caption
 
 
 def has_trigger(caption: str, trigger: str) -> bool:
@@ -30,8 +50,9 @@ def position(caption: str, trigger: str) -> int | None:
 
 
 def apply_trigger(caption: str, trigger: str) -> str:
-    """描述里没有触发词就加在最前面：中文描述用“，”隔开，其他用“, ”。"""
+    """描述里没有触发词就加在最前面：中文描述用“，”隔开，其他用“, ”；占位置的记号先换成它。"""
     trigger = trigger.strip()
+    caption = fill(caption, trigger)
     if not trigger or has_trigger(caption, trigger):
         return caption
     return f"{trigger}{'，' if CJK.search(caption) else ', '}{caption}"

@@ -8,7 +8,7 @@
     编码    load("vae") 与 encode_images，load("text") 与 encode_prompts、control_cond；都放掉
     训练    load("transformer")、recompute_context、shift；每一步 collate、predict_velocity
     画图    pipeline（scheduler、times），sample_arguments、prompt_arguments、guide、decode
-    导出    original、workflows、full_shift
+    导出    别的软件怎么叫它、谁能读，见 elsewhere.py
 """
 
 import math
@@ -22,11 +22,13 @@ from torch import nn
 
 from lorakit import flow
 from lorakit.families import shared
+from lorakit.families.elsewhere import Elsewhere
 from lorakit.families.parts import Parts
 from lorakit.families.shared import Cond
+from lorakit.memory import loading
 
 
-class Family(Parts, ABC):
+class Family(Parts, Elsewhere, ABC):
     """一个模型家族；`folder` 是 diffusers 布局的文件夹。
 
     Args:
@@ -49,10 +51,7 @@ class Family(Parts, ABC):
     full_size: ClassVar[dict[str, dict]] = {}
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
-    workflows: ClassVar[dict[str, str]] = {}  # ComfyUI 工作流：路径里的字样，同上 -> 名字
     output: str = "images"  # stock 管线把画好的图叫什么
-    # 原作者给层起的名字 -> diffusers 里是哪一层，或按次序并成它的哪几层；{} 是块号
-    original: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init__(self, *place, guidance: float = 1.0, **how):
         super().__init__(*place, **how)
@@ -130,7 +129,10 @@ class Family(Parts, ABC):
         """文件夹里的调度器，与推理用的相同。"""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
+        with loading.explaining(self.folder / "scheduler"):
+            return FlowMatchEulerDiscreteScheduler.from_pretrained(
+                self.folder, subfolder="scheduler", local_files_only=True
+            )
 
     def times(self, steps: int, width: int, height: int) -> torch.Tensor:
         """推理走过的 steps + 1 个时刻，从 1 到 0；与 stock 管线在这个尺寸上走的相同。"""
@@ -158,11 +160,3 @@ class Family(Parts, ABC):
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
-
-    @classmethod
-    def full_shift(cls, side: int) -> float:
-        """真模型画 side² 的图时的时间偏移：照 full_size 算，不用下载。"""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        config = FlowMatchEulerDiscreteScheduler(**cls.full_size["scheduler"]).config
-        return cls._shift_of(config, side, side)

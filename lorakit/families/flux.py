@@ -24,9 +24,12 @@ class Flux(KLVae, Family):
     """
 
     name = "flux"
+    called: ClassVar = {"": ("flux-1-dev", "flux1")}
     pipeline_class = "FluxPipeline"
     licences: ClassVar = {"tiny-flux": "apache-2.0", "": "flux-1-dev-non-commercial-license"}
     workflows: ClassVar = {"": "flux"}
+    editions = r"(krea|kontext|fill|canny|depth|schnell)"
+    base_files: ClassVar = {"krea": "flux1-krea-dev.safetensors"}
     multiple = 16
     embedded_guidance = True
     said_as: ClassVar = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
@@ -47,6 +50,13 @@ class Flux(KLVae, Family):
         "attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0|{TEXT})|{SINGLE}",
         "image-attention": rf"transformer_blocks\.\d+\.attn\.({QKV}|to_out\.0)|{SINGLE}",
         "all-linear": r"(single_)?transformer_blocks\..*",
+    }
+    kohya_original = True
+    comfyui_prefix = "transformer."  # 并起来再补零，文件大一倍半；ComfyUI 拆开的也认
+    read_by: ClassVar = {
+        "diffusers": ("diffusers", "ComfyUI", "DiffSynth"),
+        "comfyui": ("ComfyUI", "diffusers", "DiffSynth"),
+        "kohya": ("sd-scripts", "ComfyUI", "diffusers", "DiffSynth"),
     }
     original: ClassVar = {
         "double_blocks.{}.img_attn.qkv": tuple(f"{DOUBLE}attn.to_{x}" for x in "qkv"),

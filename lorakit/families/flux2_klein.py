@@ -1,6 +1,5 @@
 """FLUX.2 klein：双流加单流的 Transformer，Qwen3 的三层隐状态当文字条件，VAE 自带归一化统计量。"""
 
-import json
 import math
 from functools import cached_property
 from typing import ClassVar
@@ -16,6 +15,10 @@ IMAGE = r"to_q|to_k|to_v|to_out\.0"
 TEXT = r"add_q_proj|add_k_proj|add_v_proj|to_add_out"
 SINGLE = r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
 BASE = "black-forest-labs/FLUX.2-klein-base-{}"
+DOUBLE, ALONE = "transformer_blocks.{}.", "single_transformer_blocks.{}.attn."
+TIME = "time_guidance_embed.timestep_embedder."
+MODULATIONS = ("double_stream_modulation_img", "double_stream_modulation_txt",
+               "single_stream_modulation")  # fmt: skip
 STEPS = 50  # stock 管线的时间偏移还随步数变；训练时按它默认的步数算
 
 
@@ -26,6 +29,10 @@ class Flux2Klein(Family):
     """
 
     name = "flux2-klein"
+    called: ClassVar = {
+        "9b": ("Flux.2-klein-9b", "flux_2_klein_9b"),
+        "": ("Flux.2-klein-4b", "flux_2_klein_4b"),
+    }
     pipeline_class = "Flux2KleinPipeline"
     text_parts: ClassVar = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
@@ -46,6 +53,27 @@ class Flux2Klein(Family):
         "image-attention": rf"transformer_blocks\.\d+\.attn\.({IMAGE})|{SINGLE}",
         "all-linear": r"(single_)?transformer_blocks\..*",
     }
+    kohya_original = True
+    comfyui_prefix = "transformer."
+    original: ClassVar = {
+        "double_blocks.{}.img_attn.qkv": tuple(f"{DOUBLE}attn.to_{x}" for x in "qkv"),
+        "double_blocks.{}.txt_attn.qkv": tuple(f"{DOUBLE}attn.add_{x}_proj" for x in "qkv"),
+        "double_blocks.{}.img_attn.proj": (f"{DOUBLE}attn.to_out.0",),
+        "double_blocks.{}.txt_attn.proj": (f"{DOUBLE}attn.to_add_out",),
+        "double_blocks.{}.img_mlp.0": (f"{DOUBLE}ff.linear_in",),
+        "double_blocks.{}.img_mlp.2": (f"{DOUBLE}ff.linear_out",),
+        "double_blocks.{}.txt_mlp.0": (f"{DOUBLE}ff_context.linear_in",),
+        "double_blocks.{}.txt_mlp.2": (f"{DOUBLE}ff_context.linear_out",),
+        "single_blocks.{}.linear1": (f"{ALONE}to_qkv_mlp_proj",),
+        "single_blocks.{}.linear2": (f"{ALONE}to_out",),
+        **{f"{name}.lin": (f"{name}.linear",) for name in MODULATIONS},
+        "img_in": ("x_embedder",),
+        "txt_in": ("context_embedder",),
+        "time_in.in_layer": (f"{TIME}linear_1",),
+        "time_in.out_layer": (f"{TIME}linear_2",),
+        "final_layer.linear": ("proj_out",),
+        "final_layer.adaLN_modulation.1": ("norm_out.linear", "norm_out.linear"),
+    }
     distilled: ClassVar = {f"klein-{size}": BASE.format(size) for size in ("4B", "9B")}
 
     @cached_property
@@ -57,7 +85,7 @@ class Flux2Klein(Family):
         """名字看不出来时，还有 model_index.json 里的 is_distilled。"""
         super().refuse_distilled(path)
         index = self.folder / "model_index.json"
-        if index.is_file() and json.loads(index.read_text("utf-8")).get("is_distilled"):
+        if index.is_file() and self.small("model_index.json").get("is_distilled"):
             raise distilled_error(path, " 或 ".join(self.distilled.values()))
 
     def _scales(self, vae) -> tuple[torch.Tensor, torch.Tensor]:

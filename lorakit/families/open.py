@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from lorakit import hub
-from lorakit.errors import ConfigError
+from lorakit.config.foreign import PIPELINES, declared
+from lorakit.errors import ConfigError, WeightsError, warn
 from lorakit.families.registry import REGISTRY, get
+from lorakit.files import Unreadable, read_json, user_path
 from lorakit.hub.bundled import bundled, tiny_models
 from lorakit.memory import devices, quantize
 
@@ -32,7 +34,7 @@ def open_blank(
         dtype: 不写就照 model.precision。
     """
     path = config.model.path
-    local = bundled(path) if path in tiny_models() else Path(path).expanduser()
+    local = bundled(path) if path in tiny_models() else user_path(path, "model.path")
     cls = get(config.model.family)
     if not (local / "model_index.json").is_file():
         local = folder
@@ -51,6 +53,7 @@ def open_family(config, device: torch.device | None = None):
     model = hub.find(config.model.path, config.model.source)
     family = _configured(cls, model.folder, config, device, model=model)
     quantize.check(family.quantize, family.device)
+    family.check_small()
     return family
 
 
@@ -59,7 +62,10 @@ def _refuse_other_family(cls: type, folder: Path, path: str):
     file = folder / "transformer" / "config.json"
     if not file.is_file():
         return
-    found = json.loads(file.read_text("utf-8")).get("_class_name")
+    try:
+        found = read_json(file).get("_class_name")
+    except Unreadable as error:
+        raise WeightsError(f"model.path：{error}请删掉它重新下载。") from error
     if found == cls.full_size["transformer"]["_class_name"]:
         return
     kinds = {name: get(name).full_size["transformer"]["_class_name"] for name in REGISTRY}
@@ -71,9 +77,23 @@ def _refuse_other_family(cls: type, folder: Path, path: str):
     )
 
 
+def _refuse_other_pipeline(cls: type, folder: Path, path: str):
+    """底模的 model_index.json 说自己是哪一种管线，就是哪一家：编辑与文生图的网络是同一种。"""
+    said = declared(folder)
+    owner = PIPELINES.get(said)
+    if owner and owner != cls.name:
+        raise ConfigError(
+            f"model.path：“{path}”的 model_index.json 说它是 {said}，是 {owner} 家族的，"
+            f"不是 {cls.name}。请写 model.family={owner}，或换一个 model.path。"
+        )
+    if said and not owner:
+        warn(f"“{path}”的 model_index.json 说它是 {said}，这里没有它；当作 {cls.name} 来练。")
+
+
 def _configured(cls: type, folder: Path, config, device=None, dtype=None, **how):
     device = device or device_for(config.model.path)
     _refuse_other_family(cls, folder, config.model.path)
+    _refuse_other_pipeline(cls, folder, config.model.path)
     how |= {"quantize": config.model.quantize, "offload": config.memory.offload}
     dtype = dtype or devices.pick_dtype(config.model.precision, device)
     return cls(folder, device, dtype, guidance=config.train.guidance, **how)

@@ -2,7 +2,7 @@
 
 import copy
 import gc
-import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +10,25 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from lorakit.errors import WeightsError
+from lorakit.files import Unreadable, read_json
 from lorakit.memory import loading, streaming
+
+REPEATS = re.compile(r"layers|blocks|depth")  # 设置里说有几层的项
+NUMBERS = dict.fromkeys(
+    ("shift?", "base_shift?", "max_shift?", "base_image_seq_len?", "max_image_seq_len?"), float
+)  # 调度器的设置里要拿来算的
+
+
+def _size(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 16
+
+
+SHAPES = {  # 小文件该是什么样；别的只要是“名字: 值”
+    "scheduler/scheduler_config.json": NUMBERS,
+    "vae/config.json": {"z_dim?": _size, "latent_channels?": _size},
+}
+MOST = 1000  # 没有哪个底模有这么多层：坏了的设置会一直造下去
 
 
 @contextmanager
@@ -60,29 +78,71 @@ class Parts:
 
     def config_of(self, part: str) -> dict:
         """一个部分的 config.json。"""
-        return json.loads((self.folder / part / "config.json").read_text("utf-8"))
+        return self.small(f"{part}/config.json")
+
+    def small(self, name: str) -> dict:
+        """文件夹里的一个小文件，例如 vae/config.json。
+
+        Raises:
+            WeightsError: 没有、坏了，或数大得离谱。
+        """
+        try:
+            found = read_json(self.folder / name, SHAPES.get(name, dict))
+        except Unreadable as error:
+            raise WeightsError(f"model.path：{error}请删掉它重新下载。") from error
+        for key, value in found.items():
+            if REPEATS.search(key) and type(value) is int and value > MOST:
+                raise WeightsError(
+                    f"model.path：“{self.folder / name}”里 {key} 是 {value}，不会有这么多层。"
+                    "文件坏了，请删掉它重新下载。"
+                )
+        return found
+
+    def check_small(self):
+        """载入之前先看一遍各部分的小文件：真模型要等几分钟才读到它们。"""
+        for part in ("transformer", "vae"):
+            if (self.folder / part).is_dir():
+                self.class_of(part)
+        texts = (f"{p}/config.json" for p in self.text_parts)
+        for part in ("model_index.json", "scheduler/scheduler_config.json", *texts):
+            if (self.folder / part).exists():
+                self.small(part)
 
     def class_of(self, part: str) -> type:
         """diffusers 里的类，由文件夹里的 config.json 说了算。"""
         import diffusers
 
-        return getattr(diffusers, self.config_of(part)["_class_name"])
+        name = self.config_of(part).get("_class_name")
+        made = getattr(diffusers, name, None) if isinstance(name, str) else None
+        if not (isinstance(made, type) and issubclass(made, diffusers.ModelMixin)):
+            raise WeightsError(
+                f"model.path：“{self.folder / part / 'config.json'}”说它是 {str(name)[:60]}，"
+                "diffusers 里没有这个模型。文件坏了，或要更新 diffusers。"
+            )
+        return made
 
     def skeleton(self) -> nn.Module:
         """没有权重的 Transformer（meta 设备）：不花内存就能核对层名与形状。"""
+        return self._empty(self.folder / "transformer")
+
+    def _empty(self, folder: Path) -> nn.Module:
         cls = self.class_of("transformer")
-        return loading.empty(cls, cls.load_config(self.folder, subfolder="transformer"))
+        with loading.explaining(folder):
+            return loading.empty(cls, cls.load_config(folder, local_files_only=True))
 
     def token_limit(self, tokenizer: str, most: int = 512) -> int:
         """总把文字补到固定长度的家族：补到几个词元，由分词器的设置说了算，最多 most。"""
-        file = self.folder / tokenizer / "tokenizer_config.json"
-        return min(most, json.loads(file.read_text("utf-8")).get("model_max_length", most))
+        said = self.small(f"{tokenizer}/tokenizer_config.json").get("model_max_length", most)
+        return int(min(most, said)) if isinstance(said, int | float) and said >= 1 else most
 
     def count_tokens(self, captions: list[str]) -> list[int]:
         """每句描述占文字编码器几个词元（不算模板）；只读分词器，不载入模型。"""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / self.caption_tokenizer)
+        with loading.explaining(self.folder / self.caption_tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.folder / self.caption_tokenizer, trust_remote_code=False, local_files_only=True
+            )
         ids = tokenizer(captions, add_special_tokens=False, verbose=False)["input_ids"]
         return [len(row) for row in ids]
 
@@ -104,9 +164,8 @@ class Parts:
         return self.parts[part]
 
     def _load_vae(self) -> nn.Module:
-        vae = self.class_of("vae").from_pretrained(
-            self.folder, subfolder="vae", torch_dtype=self.dtype
-        )
+        cls = self.class_of("vae")
+        vae = loading.whole_from(cls, self.folder, "vae", torch_dtype=self.dtype)
         return vae.to(self.device).eval().requires_grad_(False)
 
     def _load_text(self) -> tuple:
@@ -118,13 +177,14 @@ class Parts:
         for part, name in self.text_parts.items():
             cls = getattr(transformers, name)
             encodes = issubclass(cls, nn.Module)  # 其余是分词器、图片处理器
-            made.append(
-                cls.from_pretrained(self.folder, subfolder=part, **(where if encodes else {}))
-            )
             if encodes:
+                made.append(loading.whole_from(cls, self.folder, part, **where))
                 made[-1].eval().requires_grad_(False)
                 if tight:
                     streaming.stream(made[-1], self.device)
+                continue
+            with loading.explaining(self.folder / part):
+                made.append(cls.from_pretrained(self.folder, subfolder=part, local_files_only=True))
         return tuple(made)
 
     def _tight(self) -> bool:
@@ -137,8 +197,8 @@ class Parts:
         return size + (2 << 30) > torch.cuda.mem_get_info(self.device)[0]
 
     def _load_transformer(self) -> nn.Module:
-        cls, folder = self.class_of("transformer"), self.transformer_folder
-        model, place = loading.empty(cls, cls.load_config(folder)), (self.device, self.dtype)
+        folder = self.transformer_folder
+        model, place = self._empty(folder), (self.device, self.dtype)
         read = loading.random_weights(*place) if self.random_weights else loading.Shards(folder)
         moves = streaming.moving(list(loading.blocks(model).values()), self.offload)
         self.streamer = streaming.Streamer(self.device) if moves else None

@@ -20,8 +20,16 @@ class QwenImage(Family):
     """Qwen/Qwen-Image（20 B）与同结构的微型模型；时间参数是 t，输出就是 v，没有内嵌引导。"""
 
     name = "qwen-image"
+    called: ClassVar = {"": ("Qwen-Image", "qwen_image")}
+    read_by: ClassVar = {
+        "diffusers": ("diffusers", "ComfyUI"),
+        "comfyui": ("ComfyUI", "diffusers", "DiffSynth"),
+        "kohya": ("musubi", "ComfyUI", "diffusers"),
+    }
     licences: ClassVar = {"": "apache-2.0"}
     workflows: ClassVar = {"": "qwen-image"}
+    editions = r"(?:image|edit)[-_ ]?(\d{4}|\d\.\d)(?!\d)"
+    base_files: ClassVar = {"2512": "qwen_image_2512_fp8_e4m3fn.safetensors"}  # Comfy-Org 的
     multiple = 16
     pipeline_class = "QwenImagePipeline"
     text_parts: ClassVar = {

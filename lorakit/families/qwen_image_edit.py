@@ -1,6 +1,5 @@
 """Qwen-Image-Edit：同一个 Qwen-Image，外加控制图；它进两处，VAE（词元接在后面）和 Qwen2.5-VL。"""
 
-import json
 from typing import ClassVar
 
 import torch
@@ -18,9 +17,18 @@ class QwenImageEdit(QwenImage):
     """Qwen/Qwen-Image-Edit，以及能看一到三张控制图的 2509 / 2511（QwenImageEditPlusPipeline）。"""
 
     name = "qwen-image-edit"
+    called: ClassVar = {
+        "2509": ("Qwen-Image-Edit-Plus", "qwen_image_edit"),
+        "2511": ("Qwen-Image-Edit-2511", "qwen_image_edit"),
+        "": ("Qwen-Image-Edit", "qwen_image_edit"),
+    }
     multiple = 32
     controls = (1, 1)
-    workflows: ClassVar = {"2509": "qwen-image-edit-2509", "": "qwen-image-edit"}
+    workflows: ClassVar = {
+        "2509": "qwen-image-edit-2509", "2511": "qwen-image-edit-2509", "": "qwen-image-edit",
+    }  # fmt: skip
+    # 2511 的参考图用另一个时刻：ComfyUI 从这个文件里的记号知道，节点与 2509 的相同
+    base_files: ClassVar = {"2509": "", "2511": "qwen_image_edit_2511_bf16.safetensors"}
     text_parts: ClassVar = {**QwenImage.text_parts, "processor": "Qwen2VLImageProcessorPil"}
     full_size: ClassVar = {
         **QwenImage.full_size,
@@ -30,8 +38,7 @@ class QwenImageEdit(QwenImage):
 
     def __init__(self, folder, *place, **how):
         super().__init__(folder, *place, **how)
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        self.pipeline_class = index["_class_name"]
+        self.pipeline_class = self.small("model_index.json").get("_class_name")
         if self.pipeline_class not in ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"):
             raise ConfigError(
                 f"model.family：“{folder.name}”是 {self.pipeline_class}，不是编辑模型。"

@@ -31,6 +31,8 @@ def workflow_of(family: str, base: str = "") -> tuple[str, type | None]:
     """家族名（或工作流自己的名字）与底模 -> ComfyUI 工作流的名字，与它所属的家族类。"""
     if family in REGISTRY:
         cls = get(family)
-        return next((name for word, name in cls.workflows.items() if word in base), family), cls
+        return next(
+            (name for word, name in cls.workflows.items() if word in base.lower()), family
+        ), cls
     owners = (cls for cls in map(get, REGISTRY) if family in cls.workflows.values())
     return family, next(owners, None)

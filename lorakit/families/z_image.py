@@ -17,15 +17,31 @@ class ZImage(KLVae, Family):
     """Tongyi-MAI/Z-Image（6 B）；时间参数是 1 - t，输出是 -v，没有内嵌引导。"""
 
     name = "z-image"
+    called: ClassVar = {"": ("Z-Image", "z_image")}
     pipeline_class = "ZImagePipeline"
     text_parts: ClassVar = {"text_encoder": "Qwen3Model", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"": "apache-2.0"}
     workflows: ClassVar = {"": "z-image"}
+    editions = r"(turbo|omni|edit)"
     multiple = 16
     targets: ClassVar = {
         "attention": rf"{BLOCKS}\.{ATTENTION}",
         "image-attention": rf"{IMAGE_BLOCKS}\.{ATTENTION}",
         "all-linear": rf"{BLOCKS}\.{LINEAR}",
+    }
+    read_by: ClassVar = {
+        "diffusers": ("diffusers", "ComfyUI"),
+        "comfyui": ("ComfyUI", "diffusers", "DiffSynth"),
+        "kohya": ("musubi", "diffusers"),  # ComfyUI 的 lora_unet_ 只认并起来的 qkv
+    }
+    # 只用来读：原作者的文件（也是 ComfyUI 自己的）把 q、k、v 并成一层；别的层名字相同
+    original: ClassVar = {
+        name: parts
+        for block in ("layers", "noise_refiner", "context_refiner")
+        for name, parts in {
+            f"{block}.{{}}.attention.qkv": tuple(f"{block}.{{}}.attention.to_{x}" for x in "qkv"),
+            f"{block}.{{}}.attention.out": (f"{block}.{{}}.attention.to_out.0",),
+        }.items()
     }
     distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lorakit.files import ASSETS, write_whole
+from lorakit.files import ASSETS, user_path, write_whole
 
 SHARED = "shared.json"  # {"vae": "tiny-qwen-image"}：这一部分与那个模型的逐字节相同
 
@@ -30,7 +30,8 @@ def bundled(name: str) -> Path:
     shared = json.loads((home / SHARED).read_text("utf-8"))
     parts = {path.name: path for path in home.iterdir() if path.name != SHARED}
     parts |= {part: ASSETS / other / part for part, other in shared.items()}
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorakit"
+    place = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = user_path(place, "XDG_CACHE_HOME") / "lorakit"
     whole = cache / f"{name}-{_digest(parts)}"
     return whole if whole.is_dir() else write_whole(whole, lambda to: _gather(parts, to))
 

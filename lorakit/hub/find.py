@@ -14,6 +14,7 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from lorakit.errors import LorakitError, LorakitWarning, plain_reason
+from lorakit.files import WEIGHT_MAP, Unreadable, inside, read_json, user_path
 from lorakit.hub import transfer
 from lorakit.hub.bundled import bundled, tiny_models
 from lorakit.hub.sites import SITES, Listing, ask
@@ -34,7 +35,11 @@ class Gated(LorakitError):
 def absent(folder: Path, parts: Sequence[str] = ()) -> list[str]:
     """diffusers 布局的文件夹里缺什么：parts 里各部分（不写就是全部）的文件夹或权重。"""
     index = _json(folder / INDEX)
-    named = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+    named = [
+        name
+        for name, kind in index.items()
+        if isinstance(kind, list) and kind and kind[0] and inside(folder, name)
+    ]
     lacking = []
     for part in parts or named:
         home = folder / part
@@ -44,20 +49,24 @@ def absent(folder: Path, parts: Sequence[str] = ()) -> list[str]:
             found = {path.name for path in home.glob("*.safetensors") if path.is_file()}
             found = set(filter(WEIGHTS.fullmatch, found))
             indexes = [p for p in home.glob("*.safetensors.index.json") if p.name.count(".") == 3]
-            shards = {name for p in indexes for name in _json(p).get("weight_map", {}).values()}
-            lacking += [f"{part}/{name}" for name in sorted(shards - found)]
+            shards = {n for p in indexes for n in _json(p, WEIGHT_MAP)["weight_map"].values()}
+            # 有目录就由它说了算：分片可以随便叫什么，但要是这个文件夹里的 safetensors
+            there = {n for n in shards if _shard(home, n)}
+            lacking += [f"{part}/{name}" for name in sorted(shards - there)]
             lacking += [] if shards or found else [f"{part}/*.safetensors"]
     return lacking
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path, shape=dict) -> dict:
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise LorakitError(
-            f"model.path：“{path}”读不出来（{error}）。文件坏了，请删掉它重新下载。"
-        ) from error
-    return found if isinstance(found, dict) else {}
+        return read_json(path, shape)
+    except Unreadable as error:
+        raise LorakitError(f"model.path：{error}请删掉它重新下载。") from error
+
+
+def _shard(home: Path, name: str) -> bool:
+    plain = "/" not in name and "\\" not in name and name.endswith(".safetensors")
+    return plain and (home / name).is_file()
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,7 @@ def find(path: str, source: str = "auto") -> Model:
     Raises:
         LorakitError: 本地没有、站上没有、要先同意许可、或连不上。
     """
-    local = bundled(path) if path in tiny_models() else Path(path).expanduser()
+    local = bundled(path) if path in tiny_models() else user_path(path, "model.path")
     if (local / INDEX).is_file():
         return Model(path, local)
     if local.is_dir():

@@ -12,6 +12,7 @@ import requests
 from huggingface_hub import constants, get_token
 from huggingface_hub.file_download import repo_folder_name
 
+from lorakit.files import SMALL, Unreadable, parse_json, read_small, user_path
 from lorakit.hub.transfer import (
     TIMEOUT,
     TRIES,
@@ -19,10 +20,43 @@ from lorakit.hub.transfer import (
     Refused,
     Remote,
     Unreachable,
+    blocks,
     pause,
     plain_network,
     raise_for,
 )
+
+LONGEST = 300.0  # 秒：一句回答最多收这么久
+
+
+def _size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 50
+
+
+def _maybe_size(value: object) -> bool:
+    return value is None or _size(value)
+
+
+# 两个站的回答该是什么样；没提到的不看
+HUGGING_FACE = {
+    "siblings": [
+        {
+            "rfilename": str,
+            "size?": _maybe_size,
+            "lfs?": lambda lfs: (
+                lfs is None or (isinstance(lfs, dict) and _maybe_size(lfs.get("size")))
+            ),
+        }
+    ]
+}
+MODELSCOPE = {"Data": {"Files": [lambda one: isinstance(one, dict) and _entry(one)]}}
+
+
+def _entry(one: dict) -> bool:
+    """ModelScope 的一项：文件要有路径与大小，文件夹不看。"""
+    return one.get("Type") == "tree" or (
+        isinstance(one.get("Path"), str) and _size(one.get("Size"))
+    )
 
 
 @dataclass(frozen=True)
@@ -34,38 +68,48 @@ class Listing:
     gated: bool = False
 
 
-def ask(url: str, headers: dict[str, str], method: str = "GET") -> requests.Response:
-    """问站上一句话；连不上、忙不过来就多试几次。
+def ask(url: str, headers: dict[str, str], method: str = "GET") -> bytes:
+    """问站上一句话，返回它的回答；连不上、忙不过来就多试几次。
 
     Raises:
         Refused: 401、403、404 等。
         Unreachable: 试了几次都不行。
     """
     for failures in range(1, TRIES + 1):
+        asked = 0.0
         try:
-            response = requests.request(method, url, headers=headers, timeout=TIMEOUT)
-            raise_for(response.status_code)
-            return response
+            with requests.request(
+                method, url, headers=headers, timeout=TIMEOUT, stream=True
+            ) as response:
+                raise_for(response)
+                return b"" if method == "HEAD" else _whole(response)
         except Busy as error:
-            reason = f"服务器回答 {error.status}"
+            reason, asked = f"服务器回答 {error.status}", error.wait
         except requests.ConnectionError as error:  # 名字解析不了、拒绝连接：再试多半也一样
             raise Unreachable(plain_network(error)) from error
         except requests.RequestException as error:
             reason = plain_network(error)
         if failures < TRIES:
-            time.sleep(pause(failures))
+            time.sleep(pause(failures, asked))
     raise Unreachable(f"{reason}，试了 {TRIES} 次")
 
 
-def facts(response: requests.Response) -> dict:
-    """回答里的 JSON；不是 JSON 就当连错了地方。"""
+def _whole(response: requests.Response) -> bytes:
+    """一句回答的全部字节；长得没有尽头的不收。"""
+    raw, until = bytearray(), time.monotonic() + LONGEST
+    for block in blocks(response):
+        raw += block
+        if len(raw) > SMALL or time.monotonic() > until:
+            raise Unreachable("回答长得没有尽头，多半不是模型站（看看地址和代理）")
+    return bytes(raw)
+
+
+def facts(raw: bytes, shape=dict) -> dict:
+    """回答里的 JSON；不是 JSON、样子不对，就当连错了地方。"""
     try:
-        found = response.json()
-    except ValueError as error:
-        raise Unreachable("回答的不是 JSON，多半不是模型站（看看地址和代理）") from error
-    if not isinstance(found, dict):
-        raise Unreachable("回答的样子不对，多半不是模型站（看看地址和代理）")
-    return found
+        return parse_json(raw, shape)
+    except Unreadable as error:
+        raise Unreachable(f"的回答{error}，多半不是模型站（看看地址和代理）") from error
 
 
 def _hex(value: object) -> str:
@@ -99,17 +143,22 @@ class HuggingFace:
         ref = self.root(repo) / "refs" / "main"
         if not ref.is_file():
             return None
-        folder = self.root(repo) / "snapshots" / ref.read_text("utf-8").strip()
-        return folder if (folder / "model_index.json").is_file() else None
+        try:  # 别的程序写的：只认版本号，不跟着它走到别处
+            commit = _hex(read_small(ref, 1 << 12).decode().strip())
+        except (Unreadable, ValueError):
+            return None
+        folder = self.root(repo) / "snapshots" / commit
+        return folder if commit and (folder / "model_index.json").is_file() else None
 
     def listing(self, repo: str) -> Listing:
         """现在有哪些文件。"""
-        info = facts(ask(f"{self.endpoint}/api/models/{repo}?blobs=true", self.headers()))
+        address = f"{self.endpoint}/api/models/{repo}?blobs=true"
+        info = facts(ask(address, self.headers()), HUGGING_FACE)
         commit = _hex(info.get("sha"))
         if not commit:
             raise Unreachable("没有说版本号，多半不是模型站（看看地址和代理）")
         files = []
-        for entry in info.get("siblings", []):
+        for entry in info["siblings"]:
             path, lfs = entry["rfilename"], entry.get("lfs") or {}
             url = f"{self.endpoint}/{repo}/resolve/{commit}/{quote(path)}"
             sha, size = _hex(lfs.get("sha256")), lfs.get("size", entry.get("size"))
@@ -172,7 +221,7 @@ class ModelScope:
     def places(self, repo: str) -> list[Path]:
         """它的库历来放模型的地方，第一个是我们写的地方。"""
         chosen = os.environ.get("MODELSCOPE_CACHE")
-        base = Path(chosen or "~/.cache/modelscope").expanduser()
+        base = user_path(chosen or "~/.cache/modelscope", "MODELSCOPE_CACHE")
         owner, name = repo.split("/")
         old = Path("models") / owner / name.replace(".", "___")
         snapshots = base / "models" / f"{owner}--{name}" / "snapshots"
@@ -187,15 +236,16 @@ class ModelScope:
     def listing(self, repo: str) -> Listing:
         """现在有哪些文件。"""
         address = f"{self.endpoint}/api/v1/models/{repo}/repo"
-        found = facts(ask(f"{address}/files?Revision=master&Recursive=True", self.headers()))
+        raw = ask(f"{address}/files?Revision=master&Recursive=True", self.headers())
+        found = facts(raw)
         if found.get("Success") is False:  # 有的错误它用 200 回答
-            raise Refused(int(found.get("Code") or 404))
+            code = found.get("Code")
+            raise Refused(code if _size(code) and 400 <= code < 600 else 404)
         files = []
-        for entry in (found.get("Data") or {}).get("Files") or []:
+        for entry in facts(raw, MODELSCOPE)["Data"]["Files"]:
             if entry.get("Type") != "tree":
                 url = f"{address}?Revision=master&FilePath={quote(entry['Path'], safe='')}"
-                size, sha = int(entry["Size"]), _hex(entry.get("Sha256"))
-                files.append(Remote(entry["Path"], size, url, sha))
+                files.append(Remote(entry["Path"], entry["Size"], url, _hex(entry.get("Sha256"))))
         return Listing(tuple(files), "master")
 
     def root(self, repo: str) -> Path:

@@ -6,13 +6,17 @@
 import hashlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import requests
+import urllib3
 
 from lorakit.errors import LorakitError, plain_reason
 
@@ -21,7 +25,10 @@ TRIES = 5  # 连着这么多次一个字节也没收到，就不再试
 SPOILT = 2  # 内容对不上，最多从头重下几次
 WORKERS = 4  # 同时下几个文件
 CHUNK = 1 << 20
+QUIET = 20.0  # 秒：等得比这久，就说一声
 QUICK = 5_000_000  # 不到这么多字节，一眨眼就好，不画进度条
+PATIENCE = 600.0  # 秒：站上请我们等（Retry-After），最多等这么久
+SLOWEST, WINDOW = 1024, 60.0  # 一分钟里收到的不到这么多字节，就当停住了
 LATER = {408, 425, 429, 500, 502, 503, 504}  # 等一等再试也许就好的状态
 
 
@@ -45,11 +52,11 @@ class Refused(Exception):
 
 
 class Busy(Exception):
-    """服务器一时忙不过来，等一等再试。"""
+    """服务器一时忙不过来，等一等再试；wait 是它请我们等的秒数。"""
 
-    def __init__(self, status: int):
+    def __init__(self, status: int, wait: float = 0.0):
         super().__init__(status)
-        self.status = status
+        self.status, self.wait = status, wait
 
 
 class Unreachable(Exception):
@@ -161,6 +168,7 @@ def _receive(remote: Remote, part: Path, headers, show, stop):
     """收到够为止：每断一次从断的地方接着要，收到过数据就重新数次数。"""
     failures = 0
     while True:
+        asked = 0.0
         if stop.is_set():
             raise _Stopped
         have = part.stat().st_size if part.is_file() else 0
@@ -177,18 +185,26 @@ def _receive(remote: Remote, part: Path, headers, show, stop):
         except requests.RequestException as error:
             reason = plain_network(error)
         except Busy as error:
-            reason = f"服务器回答 {error.status}"
+            reason, asked = f"服务器回答 {error.status}", error.wait
         now = part.stat().st_size if part.is_file() else 0
         failures = 0 if now > have else failures + 1
         if failures >= TRIES:
             raise Unreachable(f"{remote.path}：{reason}，试了 {TRIES} 次")
         if now < remote.size:
-            stop.wait(pause(failures))
+            stop.wait(pause(failures, asked))
 
 
-def pause(failures: int) -> float:
-    """第几次失败之后等多少秒：越来越久。"""
-    return min(0.5 * 2**failures, 20.0)
+def pause(failures: int, asked: float = 0.0) -> float:
+    """第几次失败之后等多少秒：越来越久；站上请我们等 asked 秒的，至少等这么久。
+
+    Raises:
+        Unreachable: 要等太久。
+    """
+    if asked > PATIENCE:
+        raise Unreachable(f"服务器请我们等 {asked / 60:.0f} 分钟再来")
+    if asked > QUIET:
+        print(f"服务器忙，请我们等 {asked:.0f} 秒；到时候自动接着来。", file=sys.stderr)
+    return max(min(0.5 * 2**failures, 20.0), asked)
 
 
 def _stream(remote: Remote, part: Path, have: int, headers, show, stop):
@@ -200,28 +216,68 @@ def _stream(remote: Remote, part: Path, have: int, headers, show, stop):
             part.unlink()
             show(-have)
             return
-        raise_for(response.status_code)
+        raise_for(response)
         resumed = response.status_code == 206 and _begins_at(response, have)
         if have and not resumed:  # 不会接着给的服务器，从头收
             show(-have)
         with part.open("ab" if resumed else "wb") as file:
-            for block in response.iter_content(CHUNK):
+            room = remote.size - (have if resumed else 0)
+            for block in blocks(response):
                 if stop.is_set():
                     raise _Stopped
-                file.write(block)
-                show(len(block))
+                file.write(block[:room])  # 比说好的多给的不要：盘不能让它写满
+                show(len(block[:room]))
+                room -= len(block)
+                if room < 0:
+                    return
+
+
+def blocks(response: requests.Response):
+    """一块块收到的字节：来多少给多少，不凑整；一直只滴几个字节的当断了。
+
+    Raises:
+        requests.Timeout: 太慢。
+        requests.RequestException: 传到一半断了。
+    """
+    read = getattr(response.raw, "read1", None) or response.raw.read
+    since, got = time.monotonic(), 0
+    try:
+        while block := read(CHUNK, decode_content=True):
+            yield block
+            got += len(block)
+            if time.monotonic() - since > WINDOW:
+                if got < SLOWEST:
+                    raise requests.ReadTimeout("too slow")
+                since, got = time.monotonic(), 0
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise requests.ReadTimeout(error) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error
 
 
 def _begins_at(response, place: int) -> bool:
     return response.headers.get("Content-Range", "").startswith(f"bytes {place}-")
 
 
-def raise_for(status: int):
+def raise_for(response: requests.Response):
     """状态码不对就报：一时的 Busy，其余 Refused。"""
+    status = response.status_code
     if status in LATER:
-        raise Busy(status)
+        raise Busy(status, _retry_after(response.headers.get("Retry-After", "")))
     if status >= 400:
         raise Refused(status)
+
+
+def _retry_after(said: str) -> float:
+    """Retry-After：秒数，或一个时刻；看不懂的当没有说。"""
+    if said.strip().isdecimal():
+        return float(said.strip()[:9])
+    try:
+        when = parsedate_to_datetime(said)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def plain_network(error: Exception) -> str:

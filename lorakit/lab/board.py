@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from lorakit.errors import inert
 from lorakit.flow import EVAL_T
 from lorakit.lab.display import Placed, both, frame, pictured, put, widgets
 from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack, wall
@@ -96,7 +97,7 @@ class Board(Placed):
     def say(self, text: str, bad: bool = False):
         """状态那一行；bad 用红字。"""
         color = RED if bad else "inherit"
-        self.status.value = f'<span style="color:{color}">{escape(text)}</span>'
+        self.status.value = f'<span style="color:{color}">{escape(inert(text))}</span>'
 
     def running(self, yes: bool):
         """训练中能停，停了能继续。"""

@@ -11,6 +11,7 @@ from lorakit.config.explain import Field
 from lorakit.config.read import syntax
 from lorakit.errors import ConfigError
 from lorakit.lab.display import Placed, both, table, widgets
+from lorakit.training import preflight
 
 
 def form(config: Config | None = None, groups: tuple[str, ...] = ()) -> "Form":
@@ -113,7 +114,8 @@ class Form(Placed):
         self._settle()
 
     def _settle(self):
-        self._say("")
+        found = preflight.clashes(preflight.Case(self.config))
+        self._say("\n".join(said for _, said in found))  # 每一项都对，合在一起却练不了
         self.yaml.value = self.config.to_yaml()
 
     def _say(self, text: str):

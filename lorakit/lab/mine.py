@@ -8,11 +8,14 @@ from PIL import Image
 from lorakit.data.crops import fit
 from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
+from lorakit.files import user_path
 from lorakit.lab.display import both, frame, headless, put, widgets
 from lorakit.lab.notes import notes
 from lorakit.results.report import save_image
 from lorakit.tiny.world import Scene, Thing, render
 
+# 有的系统不认得苹果手机照片是图，要把后缀也写上
+ACCEPT = "image/*,.heic,.heif,.hif,.avif"
 SIDE = 256  # 存下来的边长；再大对微型模型没有用
 
 
@@ -34,7 +37,7 @@ def my_picture(path: str | Path | None = None) -> Image.Image:
         DataError: 打不开这张图；会说为什么。
     """
     if path is not None:
-        return _keep(read_image(Path(path).expanduser()))
+        return _keep(read_image(user_path(path)))
     if _place().is_file() and not headless():
         return read_image(_place())
     return render(Scene((Thing("cat", "orange", "center", "big"),), "meadow", seed=7), SIDE)
@@ -43,7 +46,7 @@ def my_picture(path: str | Path | None = None) -> Image.Image:
 def upload():
     """一个上传按钮：选一张图，就成了“你的图”；也可以直接用 my_picture("路径")。"""
     w = widgets()
-    button = w.FileUpload(accept="image/*", multiple=False, description="换成我的图")
+    button = w.FileUpload(accept=ACCEPT, multiple=False, description="换成我的图")
     shown, said = frame(width=128), w.HTML()
     shown.layout.display = "none"
 

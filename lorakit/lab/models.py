@@ -13,7 +13,7 @@ from lorakit.hub.bundled import tiny_models
 from lorakit.machine import doctor, estimate
 
 TINY = "tiny-"
-SAID = ("model", "download", "vram", "host-need", "disk", "time", "quantize", "compile")
+SAID = ("model", "download", "vram", "host-need", "disk", "time", "quantize", "settings", "compile")
 
 
 def open_model(name: str) -> Config:

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lorakit.config import Config
+from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.lab.board import Board
@@ -24,6 +25,7 @@ from lorakit.train import Step
 
 POLL = 0.5  # 秒；隔多久看一眼它写了什么
 TAIL = 2000  # 出错时最多引用它最后说的这么多字
+STEP = [field.name for field in fields(Step)]
 INTERRUPTED = 130  # 被打断但已经存好
 
 
@@ -91,6 +93,7 @@ class _Seen:
 
     def __init__(self, folder: Path, board: Board, prompts: int, since: int):
         self.folder, self.board, self.prompts, self.since = folder, board, prompts, since
+        self.tail = run_folder.Tail(folder)
         self.step = board.steps[-1] if board.steps else 0
         self.started = bool(board.held or board.by_t)
         self.shown = {step for step, _ in board.samples}
@@ -98,22 +101,22 @@ class _Seen:
     def look(self):
         """搬来新的记录与样张；早先那一次留下的文件不看（续训会先重写一遍记录）。"""
         metrics = self.folder / "metrics.jsonl"
-        for row in run_folder.read(self.folder) if self._fresh(metrics) else ():
+        for row in self.tail.new() if self._fresh(metrics) else ():
             if row["step"] == 0 and not self.started:
                 self.started = True
                 self.board.show_start(row.get("held"))
-            elif row["step"] <= self.step:
+            elif row["step"] <= self.step or row.get("loss") is None:
                 continue
             else:
                 self.step = row["step"]
-                self.board.show(Step(**row))
+                self.board.show(Step(**{name: row.get(name) for name in STEP}))
             if row.get("held_each"):
                 self.board.show_by_t(row["step"], np.mean(row["held_each"], axis=0).tolist())
         for step in sorted(self._sample_steps() - self.shown):
             files = [self.folder / "samples" / f"{step}_{i}.png" for i in range(self.prompts)]
             if all(map(self._fresh, files)):
                 self.shown.add(step)
-                self.board.show_samples(step, [Image.open(f).convert("RGB") for f in files])
+                self.board.show_samples(step, [read_image(f) for f in files])
 
     def _fresh(self, file: Path) -> bool:
         return file.is_file() and file.stat().st_mtime_ns >= self.since

@@ -4,7 +4,8 @@
 """
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -12,12 +13,13 @@ from lorakit import infer
 from lorakit.config import Config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
+from lorakit.files import write_text
 from lorakit.hub.bundled import tiny_models
 from lorakit.lab.board import Board
 from lorakit.lab.display import Placed, headless
 from lorakit.lab.notes import JOBS
 from lorakit.lab.process import Process
-from lorakit.results import checkpoint
+from lorakit.results import checkpoint, lock
 from lorakit.results import folder as run_folder
 from lorakit.train import Trainer
 
@@ -77,6 +79,9 @@ class Run(Placed):
             worker.stop()
         if self.running:
             self.board.say("正在停下：先把这一步存好……")
+        elif owner := lock.busy(self.config.run.output):  # 重启过内核：先前的那个进程还在练
+            write_text(self.config.run.output / "STOP", "")
+            self.board.say(f"进程 {owner['pid']} 还在这里练，已请它存好再停；停了再按“继续”。")
 
     def go_on(self) -> "Run":
         """从最后的检查点接着练；学到的、走到哪一步都和没停过一样。"""
@@ -117,11 +122,12 @@ class Run(Placed):
         found = checkpoint.latest(self.config.run.output)
         self.board.rewind(checkpoint.step_of(found) if found else 0)
         self.board.running(True)
-        pool = ThreadPoolExecutor(1, thread_name_prefix="train")
-        self._job = pool.submit(self._follow if self.process else self._train)
-        JOBS[self.config.run.output.resolve()] = self._job
-        self._job.add_done_callback(self._ended)
-        pool.shutdown(wait=False)
+        self._job = job = Future()
+        JOBS[self.config.run.output.resolve()] = job
+        job.add_done_callback(self._ended)
+        work = self._follow if self.process else self._train
+        # 不用线程池：关内核时它先等活做完才说要走，活就来不及知道该停了
+        threading.Thread(target=_into, args=(job, work), name="train").start()
 
     def _ended(self, job: Future):
         error, step = job.exception(), self.step
@@ -140,13 +146,21 @@ class Run(Placed):
         self.board.bar.value = self.step
 
     def _train(self):
-        board, sample = self.board, self.config.sample
         self.trainer = trainer = Trainer(self.config)
+        try:
+            self._teach(trainer)
+        finally:
+            trainer.close()  # 第一步之前就出了错的，也放开文件夹
+
+    def _teach(self, trainer: Trainer):
+        board, sample = self.board, self.config.sample
         if self._halt.is_set():  # 载入模型的那几秒里就按了停止
             trainer.stop()
         if trainer.step == 0:
             self._look(0)
         for step in trainer:
+            if not threading.main_thread().is_alive():  # 内核在关：存好就走
+                trainer.stop()
             if step.step == 1:  # 训练前的那次检验由 Trainer 记在 metrics.jsonl 里
                 board.show_start(run_folder.read(self.config.run.output)[0].get("held"))
             board.show(step)
@@ -167,3 +181,14 @@ class Run(Placed):
             pipe = trainer.pipeline()
             images = infer.preview(trainer.family, pipe, config, trainer.dataset)
             self.board.show_samples(step, images)
+
+
+def _into(job: Future, work: Callable):
+    """在线程里做 work，结果或错误交给 job。"""
+    job.set_running_or_notify_cancel()
+    try:
+        work()
+    except BaseException as error:  # 什么错都要交给等着的人
+        job.set_exception(error)
+    else:
+        job.set_result(None)

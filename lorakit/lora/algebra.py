@@ -27,7 +27,8 @@ def plain(path: str, layer: Layer) -> Pair | dora.Dora:
     if layer.rank > lokr.PLAIN_RANK:
         raise WeightsError(
             f"{path} 是 LoKr，写成普通 LoRA 要秩 {layer.rank}，最多 {lokr.PLAIN_RANK}。"
-            "请直接用原来的文件（diffusers 和 ComfyUI 都能读），或加 --merge 合并进底模。"
+            "请直接用原来的文件（ComfyUI 能读；diffusers 用 pipe.transformer.load_lora_adapter），"
+            "或加 --merge 合并进底模。"
         )
     return layer.pair()
 

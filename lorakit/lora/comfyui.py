@@ -28,6 +28,7 @@ class Fill:
     size: int
     seed: int
     shift: float  # 真模型在这个尺寸上的时间偏移；自己会算的工作流用不上
+    unet: str = ""  # 底模文件；空的就不改
 
 
 def names() -> list[str]:
@@ -40,11 +41,12 @@ def signatures() -> dict[str, dict]:
     return json.loads((FOLDER / "nodes.json").read_text("utf-8"))["nodes"]
 
 
-def refuse_unknown(name: str):
-    """没有现成的这一份，就说有哪些。"""
-    if name not in names():
+def refuse_unknown(name: str, known: bool = True):
+    """没有现成的这一份，就说怎么办：LoRA 文件是好的，别家的工作流载入的是别的底模。"""
+    if name not in names() or not known:
         raise LorakitError(
-            f"没有“{name}”的 ComfyUI 工作流。可选：{'、'.join(names())}；用 --family 写其中一个。"
+            f"没有“{name}”的 ComfyUI 工作流。LoRA 文件本身 ComfyUI 能读：放进 models/loras，"
+            "在你画它的工作流里，载入底模之后接一个“LoRA 加载器（仅模型）”节点。"
         )
 
 
@@ -78,6 +80,8 @@ def fill(name: str, values: Fill) -> dict[str, dict]:
         "ModelSamplingAuraFlow": {"shift": round(values.shift, 2)},
         "ImageScaleToTotalPixels": {"megapixels": round((values.size / 1024) ** 2, 2)},
     }
+    if values.unet:
+        changes["UNETLoader"] = {"unet_name": values.unet}
     for node in nodes.values():
         node["inputs"] |= changes.get(node["class_type"], {})
         if node["_meta"]["title"] == "提示词":

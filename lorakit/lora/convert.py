@@ -1,13 +1,26 @@
 """LoRA 文件换写法的一套：foreign 读、algebra 算、export 写；这里把它们的名字放在一处。"""
 
 from lorakit.lora.algebra import Layers, Pair, combine, delta, merge, plain, resize
-from lorakit.lora.export import FORMATS, named, write
+from lorakit.lora.export import (
+    DTYPES,
+    FORMATS,
+    Decomposed,
+    Names,
+    Written,
+    named,
+    spell,
+    write,
+)
 from lorakit.lora.foreign import read
 
 __all__ = [
+    "DTYPES",
     "FORMATS",
+    "Decomposed",
     "Layers",
+    "Names",
     "Pair",
+    "Written",
     "combine",
     "delta",
     "merge",
@@ -15,5 +28,6 @@ __all__ = [
     "plain",
     "read",
     "resize",
+    "spell",
     "write",
 ]

@@ -1,21 +1,118 @@
-"""把 LoRA 写成各家的样子；写完当场重读，核对每一层的 ΔW 没有变。"""
+"""把 LoRA 写成各家的样子；写完当场重读，核对每一层的 ΔW 没有变，然后才舍入成 bf16、fp16。
 
-import json
-from collections.abc import Mapping
+谁读哪一种，在家族的 read_by 里；tests/reader_names.py 有各家认得的名字，写出的每一个都照它核对过。
+DoRA 写给 ComfyUI 时要底模的权重：它除的是 |W|，训练时除的是 |W+BA|，所以 dora_scale 按行换算。
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, WeightsError
 from lorakit.files import write_whole
 from lorakit.lora import fused as lora_fused
-from lorakit.lora.algebra import Layers, distance, plain
+from lorakit.lora import metadata
+from lorakit.lora.algebra import Layers, Pair, distance, plain
 from lorakit.lora.foreign import read
 from lorakit.lora.tensors import write_tensors
 
 FORMATS = ("diffusers", "comfyui", "kohya")
-SAME = 1e-6  # 转换前后 ΔW 的相对误差不能超过它
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SAME = 1e-6  # 转换前后（舍入之前）ΔW 的相对误差不能超过它
+LOST = 0.05  # 舍入之后差得比它多，就不写：这种精度装不下这个 LoRA
+Weight = Callable[[str], torch.Tensor]  # 层名 -> 底模的权重 (出, 入)
+
+
+@runtime_checkable
+class Decomposed(Protocol):
+    """DoRA 的一层：W' = m · (W + BA) / |W + BA|，长度按行算；缩放已折进 B。"""
+
+    a: torch.Tensor  # (r, 入)
+    b: torch.Tensor  # (出, r)
+    magnitude: torch.Tensor  # m，(出,)
+
+
+@dataclass(frozen=True)
+class Names:
+    """一个家族的层，交给别家时怎么叫。"""
+
+    places: lora_fused.Slots = field(default_factory=dict)  # 原作者的名字，读与写都用
+    fused: bool = False  # kohya 用不用原作者的名字
+    comfyui: str = "diffusion_model."
+
+    @classmethod
+    def of(cls, family, transformer: nn.Module) -> "Names":
+        """transformer 是骨架就够。"""
+        places = lora_fused.slots(family.original, transformer)
+        return cls(places, family.kohya_original, family.comfyui_prefix)
+
+
+class Written(NamedTuple):
+    """写好的文件，与舍入之后差得最多的那一层 ΔW 的相对误差（fp32 是 0）。"""
+
+    file: Path
+    rounded: float
+
+
+def spell(
+    layers: Mapping[str, Pair | Decomposed], form: str, names: Names, weight: Weight | None = None
+) -> dict[str, torch.Tensor]:
+    """层 -> {张量名: 张量}，照 form 的写法；只看形状，所以 meta 设备上的也行。
+
+    Raises:
+        WeightsError: 这种写法里没有这一层，或装不下 DoRA。
+    """
+    if form == "kohya" and (dora := [p for p, layer in layers.items() if _is_dora(layer)]):
+        raise WeightsError(
+            f"{dora[0]} 是 DoRA：sd-scripts、musubi-tuner 没有这种写法。"
+            "请用 --to comfyui、--to diffusers，或加 --merge 合并进底模。"
+        )
+    if form == "kohya" and names.fused:
+        known = {path for parts in names.places.values() for path, _ in parts}
+        if strange := [path for path in layers if path not in known]:
+            raise WeightsError(f"kohya 的写法里没有 {strange[0]} 这一层；请用 --to comfyui。")
+        layers = lora_fused.join(layers, names.places)
+    tensors = {}
+    for path, layer in layers.items():
+        stem = {
+            "diffusers": f"transformer.{path}",
+            "comfyui": f"{names.comfyui}{path}",
+            "kohya": f"lora_unet_{path.replace('.', '_')}",
+        }[form]
+        a, b = (layer.a, layer.b) if _is_dora(layer) else layer
+        down, up = ("lora_down", "lora_up") if form == "kohya" else ("lora_A", "lora_B")
+        tensors |= {f"{stem}.{down}.weight": a, f"{stem}.{up}.weight": b}
+        if form == "kohya":
+            tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))  # 等于秩：乘 1
+        elif _is_dora(layer) and form == "comfyui":
+            scale = dora_scale(layer, weight(path))
+            # 前后两半对调的层：ComfyUI 只对调 BA，长度照它自己的次序
+            swapped = lora_fused.is_swapped(path, names.places)
+            tensors[f"{stem}.dora_scale"] = scale.roll(len(scale) // 2, 0) if swapped else scale
+        elif _is_dora(layer):
+            tensors[f"{stem}.lora_magnitude_vector"] = layer.magnitude.float().flatten()
+    return tensors
+
+
+def _is_dora(layer) -> bool:
+    return isinstance(layer, Decomposed)
+
+
+def dora_scale(layer: Decomposed, weight: torch.Tensor) -> torch.Tensor:
+    """ComfyUI 的 dora_scale (出, 1) = m · |W| / |W + BA|，长度按行算。
+
+    ComfyUI 算的是 dora_scale · (W + BA) / |W|，训练时算的是 m · (W + BA) / |W + BA|。
+    """
+    base = weight.double().cpu()
+    moved = base + layer.b.double() @ layer.a.double()
+    length = moved.norm(dim=1).clamp(min=1e-30)
+    return (layer.magnitude.double().flatten() * base.norm(dim=1) / length)[:, None].float()
 
 
 def write(
@@ -23,33 +120,92 @@ def write(
     form: str,
     file: Path,
     card: Mapping[str, str],
-    places: lora_fused.Slots = MappingProxyType({}),
-) -> Path:
-    """按 form 的写法写一个文件（LoKr 写成普通 LoRA），写完重读一遍，核对每一层的 ΔW 没有变。"""
+    names: Names = Names(),
+    *,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, str] = MappingProxyType({}),
+    weight: Weight | None = None,
+) -> Written:
+    """按 form 的写法写一个文件（LoKr 写成普通 LoRA），写完重读一遍，核对每一层的 ΔW 没有变。
+
+    Args:
+        dtype: 核对过再舍入成它；alpha 与 DoRA 的长度总是 fp32。
+        about: 写给别的软件看的说明（`metadata.describe`）。
+        weight: 底模的权重；只有 DoRA 写给 ComfyUI 才要。
+
+    Raises:
+        WeightsError: 这种写法、这种精度装不下它。
+    """
     layers = {path: plain(path, layer) for path, layer in layers.items()}
-    ranks, tensors = [len(a) for a, _ in layers.values()], {}
-    theirs = layers if form == "diffusers" else lora_fused.join(layers, places)
-    for path, (a, b) in theirs.items():
-        prefix = {"diffusers": "transformer.", "comfyui": "diffusion_model."}
-        stem = f"lora_unet_{path.replace('.', '_')}" if form == "kohya" else prefix[form] + path
-        # diffusers 只在见到 lora_down 时才认得原作者的层名；ComfyUI 两种都认
-        old = form == "kohya" or path in places
-        down, up = ("lora_down", "lora_up") if old else ("lora_A", "lora_B")
-        tensors |= {f"{stem}.{down}.weight": a, f"{stem}.{up}.weight": b}
-        if form == "kohya":
-            tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))  # 等于秩：乘 1
-    card = {**card, "alpha": "folded", "rank": str(max(ranks))}
-    facts = {"format": "pt", "lorakit": json.dumps(card, ensure_ascii=False)}
+    tensors = spell(layers, form, names, weight)
+    rank = max(len(layer.a if _is_dora(layer) else layer[0]) for layer in layers.values())
+    file, errors = named(file), {}
+    facts = metadata.header({**card, "rank": str(rank)}, about, rank, file.stem)
 
     def checked(temporary: Path):
         write_tensors(temporary, tensors, facts)
-        again, unknown = read(temporary, layers, places)
-        assert not unknown and again.keys() <= layers.keys()
-        for path, pair in layers.items():  # 全是零的层，并了再拆就不在了
-            same = not pair[1].any() if path not in again else distance(pair, again[path]) <= SAME
-            assert same, path
+        exact = apart(layers, temporary, form, names, tensors)
+        assert max(exact.values()) <= SAME, max(exact, key=exact.get)
+        if dtype != torch.float32:
+            write_tensors(temporary, _rounded(tensors, dtype), facts)
+            errors.update(apart(layers, temporary, form, names, tensors))
+            _refuse_lost(errors, dtype)
 
-    return write_whole(named(file), checked)
+    return Written(write_whole(file, checked), max(errors.values(), default=0.0))
+
+
+def _rounded(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    small = {
+        name: value.to(dtype) if name.endswith(".weight") else value
+        for name, value in tensors.items()
+    }
+    if big := next((name for name, v in small.items() if not v.isfinite().all()), None):
+        raise WeightsError(f"{big} 里有 fp16 装不下的大数（最大 65504）。请用 --dtype bf16。")
+    return small
+
+
+def _refuse_lost(errors: Mapping[str, float], dtype: torch.dtype):
+    worst = max(errors, key=errors.get)
+    if errors[worst] > LOST:
+        name = next(name for name, kind in DTYPES.items() if kind == dtype)
+        raise WeightsError(
+            f"存成 {name}，{worst} 的 ΔW 会差 {errors[worst]:.0%}：这个 LoRA 的数太小，或互相抵消。"
+            "请用 --dtype fp32。"
+        )
+
+
+def apart(
+    layers: Mapping[str, Pair | Decomposed],
+    file: Path,
+    form: str,
+    names: Names,
+    tensors: Mapping[str, torch.Tensor],
+) -> dict[str, float]:
+    """文件重读之后，每一层的 ΔW 与 layers 的相对误差；DoRA 比的是 BA 与长度。"""
+    if any(_is_dora(layer) for layer in layers.values()):
+        return _dora_apart(layers, file, form, names, tensors)
+    again, unknown = read(file, layers, names.places)
+    assert not unknown and again.keys() <= layers.keys()
+    errors = {}
+    for path, pair in layers.items():  # 全是零的层，并了再拆就不在了
+        gone = float(pair[1].any())
+        errors[path] = distance(pair, again[path]) if path in again else gone
+    return errors
+
+
+def _dora_apart(layers, file, form, names, tensors) -> dict[str, float]:
+    """DoRA 不并层，张量与层一一对应：长度要一个字节不差，BA 照普通 LoRA 比。"""
+    found = load_file(file)
+    assert found.keys() == tensors.keys()
+    for name in tensors:
+        assert name.endswith(".weight") or torch.equal(found[name], tensors[name]), name
+    errors = {}
+    for path, layer in layers.items():
+        stem = f"{'transformer.' if form == 'diffusers' else names.comfyui}{path}"
+        pair = tuple(found[f"{stem}.lora_{side}.weight"].float() for side in "AB")
+        mine = (layer.a, layer.b) if _is_dora(layer) else layer
+        errors[path] = distance(mine, pair) if mine[1].any() else 0.0
+    return errors
 
 
 def named(file: Path) -> Path:

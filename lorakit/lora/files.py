@@ -1,7 +1,9 @@
 """LoRA 文件：存下来、找到它、读回来。"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from peft.utils import get_peft_model_state_dict
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lorakit.errors import WeightsError, warn
-from lorakit.lora import lokr, names, steps
+from lorakit.lora import lokr, metadata, names, steps
 from lorakit.lora.attach import ADAPTER, scale
 from lorakit.lora.tensors import write_tensors
 
@@ -21,7 +23,12 @@ MOST = 500  # 别人写的话最多留这么多字
 
 
 def save(
-    folder: Path, transformer: nn.Module, settings, facts: dict[str, str], values=None
+    folder: Path,
+    transformer: nn.Module,
+    settings,
+    facts: dict[str, str],
+    values=None,
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """写 pytorch_lora_weights.safetensors：diffusers 名字，不另存 alpha：缩放折进 B（LoKr 是 w1）。
 
@@ -29,16 +36,17 @@ def save(
 
     Args:
         values: {参数名: 张量}，不写就取 transformer 现在的（EMA 的平均、拼回整个的都从这里给）。
+        about: 写给别的软件看的说明（`metadata.describe`）。
     """
     times, tensors = scale(settings), {}
     named = get_peft_model_state_dict(transformer, state_dict=values, adapter_name=ADAPTER)
     for name, value in named.items():
         folded = ".lora_B." in name or name.endswith(lokr.FOLDED)
         tensors[PREFIX + name] = value * times if folded else value
-    card = {"rank": str(settings.rank), "alpha": "folded", **facts}
-    write_tensors(
-        folder / FILE, tensors, {"format": "pt", "lorakit": json.dumps(card, ensure_ascii=False)}
-    )
+    head = metadata.header(facts, about, settings.rank)
+    if settings.variant == "lokr":
+        head |= {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lokr"}'}
+    write_tensors(folder / FILE, tensors, head)
     return folder / FILE
 
 

@@ -54,6 +54,11 @@ def join(layers: Mapping[str, Pair], places: Slots) -> dict[str, Pair]:
     return joined | {path: pair for path, pair in layers.items() if path not in used}
 
 
+def is_swapped(path: str, places: Slots) -> bool:
+    """这一层的前后两半，在原作者那里是不是次序相反。"""
+    return any(_swapped(parts) and parts[0][0] == path for parts in places.values())
+
+
 def _swapped(parts: tuple[tuple[str, int], ...]) -> bool:
     return len(parts) == 2 and parts[0] == parts[1]
 

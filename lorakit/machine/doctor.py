@@ -18,12 +18,12 @@ from packaging.requirements import Requirement
 from lorakit.config import Config, load_config, presets
 from lorakit.errors import ConfigError
 from lorakit.families import open_blank
-from lorakit.files import cache_root
+from lorakit.files import cache_root, user_path
 from lorakit.hub.bundled import tiny_models
 from lorakit.lora.tensors import LIMIT
 from lorakit.machine import bench, estimate
 from lorakit.machine.estimate import GIB, Estimate
-from lorakit.memory import compiling, devices, quantize
+from lorakit.memory import compiling, devices
 from lorakit.training import preflight
 
 GOOD, WARN, BAD = "绿", "黄", "红"
@@ -31,8 +31,9 @@ MARKS = {GOOD: "✔", WARN: "！", BAD: "✘"}
 COLOURS = {GOOD: 32, WARN: 33, BAD: 31}  # 终端的颜色号
 NAMES = {  # 一项的键 -> 怎么叫它；没有写的（包、网站）键就是名字
     "python": "Python", "packages": "软件包", "gpu": "显卡", "host": "内存", "disk": "磁盘",
-    "quantize": "量化", "compile": "编译", "model": "模型", "download": "下载", "licence": "许可",
-    "site": "模型站", "vram": "显存", "host-need": "要用的内存", "time": "时间",
+    "quantize": "量化", "settings": "设置", "compile": "编译", "model": "模型",
+    "download": "下载", "licence": "许可", "site": "模型站", "vram": "显存", "time": "时间",
+    "host-need": "要用的内存",
 }  # fmt: skip
 SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://modelscope.cn"}
 OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
@@ -174,11 +175,11 @@ def _source(name: str, address: str) -> Check:
 def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     """这份设置：许可、下载、显存、内存、时间。"""
     preflight.refuse(config)
-    try:
-        quantize.check(config.model.quantize, devices.pick_device())
-        able = []
-    except ConfigError as error:  # 要的库没装、显卡太旧：照样往下算，只记一笔
-        able = [Check(BAD, "quantize", str(error))]
+    # 要的库没装、显卡太旧：照样往下算，只记一笔
+    able = [
+        Check(BAD, "quantize" if rule.field == "model.quantize" else "settings", said)
+        for rule, said in preflight.clashes(preflight.Case(config, device=devices.pick_device()))
+    ]
     asks = config.memory.compile and torch.cuda.is_available()
     if missing := compiling.cannot_compile(devices.pick_device()) if asks else "":
         able.append(Check(WARN, "compile", f"memory.compile 不起作用：{missing}。照常练，慢一些"))
@@ -229,7 +230,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 def _download(config: Config, asked: Estimate, text: int, vae: int, online: bool) -> list[Check]:
     path = config.model.path
-    if path in tiny_models() or (Path(path).expanduser() / "model_index.json").is_file():
+    if path in tiny_models() or (user_path(path, "model.path") / "model_index.json").is_file():
         return [Check(GOOD, "download", "不用，模型就在本地")]
     size = (2 * asked.parameters + text + vae) / 1e9
     minutes = size * 1000 / SPEED / 60

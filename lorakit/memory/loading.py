@@ -1,7 +1,7 @@
 """把权重一层层读进空壳里，边读边量化；不读整个文件进内存。"""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lorakit.errors import WeightsError
+from lorakit.errors import LorakitError, WeightsError
+from lorakit.files import WEIGHT_MAP, Unreadable, read_json
 from lorakit.memory.quantize import Fp8Linear, FrozenLinear, nf4_class
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -18,8 +19,9 @@ Read = Callable[[str, nn.Parameter], torch.Tensor]  # (参数名, 它在骨架�
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """重复的那些块 {名字: 模块}，按书写顺序；块外的（进出口、时间）很小，又最怕误差，一律不动。"""
-    # diffusers 与 transformers 各有各的记法
-    names = set(getattr(model, "_repeated_blocks", None) or model._no_split_modules or ())
+    for way in ("_repeated_blocks", "_no_split_modules"):  # diffusers、transformers 的记法
+        if names := set(getattr(model, way, None) or ()):
+            break
     return {name: m for name, m in model.named_modules() if type(m).__name__ in names}
 
 
@@ -77,6 +79,52 @@ def build(
     return model.eval()
 
 
+# 别家的库读坏了的文件，什么都抛得出来
+BROKEN = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    ImportError, AssertionError, SafetensorError,
+)  # fmt: skip
+
+
+@contextmanager
+def explaining(place: Path) -> Iterator[None]:
+    """用 diffusers、transformers 载入 place 时出的错，说成一句话；显存不够的照旧。
+
+    Raises:
+        WeightsError: 文件缺了、坏了、和设置对不上。
+    """
+    try:
+        yield
+    except (LorakitError, torch.OutOfMemoryError):
+        raise
+    except BROKEN as error:
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise WeightsError(
+            f"“{place}”读不出来：文件不全、坏了，或与它的设置不是一套。请删掉它重新下载。"
+            f"（{type(error).__name__}：{why[:200]}）"
+        ) from error
+
+
+def whole_from(cls: type, folder: Path, part: str, **options) -> nn.Module:
+    """from_pretrained，只读本地的 safetensors；缺一个权重就报错，不许用随机数补上。
+
+    Raises:
+        WeightsError: 读不出来，或权重不全。
+    """
+    with explaining(folder / part):
+        made, info = cls.from_pretrained(
+            folder, subfolder=part, use_safetensors=True, local_files_only=True,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+        lacking = [*info["missing_keys"], *(info.get("mismatched_keys") or ())]
+        if lacking:
+            raise WeightsError(
+                f"“{folder / part}”的权重不全：缺 {len(lacking)} 个，例如 {lacking[0]}。"
+                "请重新下载。"
+            )
+    return made
+
+
 class Shards:
     """diffusers 文件夹里的权重：按名字读一个张量。
 
@@ -87,12 +135,19 @@ class Shards:
         index = folder / f"{WEIGHTS}.index.json"
         self.folder = folder
         if index.is_file():
-            self.places = json.loads(index.read_text("utf-8"))["weight_map"]
+            try:
+                self.places = read_json(index, WEIGHT_MAP)["weight_map"]
+            except Unreadable as error:
+                raise WeightsError(f"{error}请重新下载。") from error
         else:
             with self._open(WEIGHTS) as handle:
                 self.places = dict.fromkeys(handle.keys(), WEIGHTS)
 
     def _open(self, file: str):
+        if "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            raise WeightsError(
+                f"“{self.folder}”的目录指到 {file}：不是这个文件夹里的 safetensors。请重新下载。"
+            )
         try:
             return safe_open(self.folder / file, framework="pt")
         except (SafetensorError, OSError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lorakit.data.read import read_image
 from lorakit.flow import EVAL_T
 from lorakit.results import folder as run_folder
 from lorakit.results.report import RED, draw_loss, figure_to, grid
@@ -96,7 +97,7 @@ def _samples(run: Path) -> Image.Image | None:
     if not steps:
         return None
     chosen = sorted({min(steps), max(steps)})
-    rows = [[Image.open(path) for path in steps[step][:SHOTS]] for step in chosen]
+    rows = [[read_image(path) for path in steps[step][:SHOTS]] for step in chosen]
     names = ["没有\nLoRA" if step == 0 else f"第 {step}\n步" for step in chosen]
     width = min(len(row) for row in rows)
     return grid([row[:width] for row in rows], names, [str(i + 1) for i in range(width)])

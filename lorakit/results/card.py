@@ -2,16 +2,18 @@
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from lorakit.config import Config
-from lorakit.files import write_text
+from lorakit.errors import inert
+from lorakit.files import read_json, write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
-from lorakit.lora import FILE
+from lorakit.lora import FILE, metadata
 from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
 from lorakit.results.verdict import held_by_step
@@ -25,7 +27,9 @@ TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，�
     "flux-non-commercial-license": "FLUX 非商用许可：底模和在它上面练的 LoRA "
     "都不能商用，发布时要带上这份许可。",
 }
+RUN = {"data": str, "versions": {str: (str, type(None))}, "device": str, "seconds": float}
 KNOWN = ("apache-2.0", "mit")
+BASE_LINE = re.compile(r'^base = (".*")$', re.MULTILINE)
 LORA_LINE = re.compile(r"^lora = .*$", re.MULTILINE)  # 代码里写着 LoRA 在哪的那一行
 
 
@@ -42,28 +46,29 @@ def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = 
     Args:
         pictures: 样张相对于 run 的路径，与 sample.prompts 一一对应；张数对不上就当总的样张。
     """
-    facts = json.loads((run / "run.json").read_text("utf-8"))
-    captions = "\n".join(f"- {item.record.caption}" for item in dataset.train[:3])
+    facts = read_json(run / "run.json", RUN)
+    captions = "\n".join(f"- {plain(item.record.caption)}" for item in dataset.train[:3])
     edits = bool(family.controls[0])
     first = dataset.train[0].record.caption
     prompts = config.sample.prompts
     paired = len(prompts) == len(pictures)
     named = list(zip(pictures, prompts if paired else [first] * len(pictures), strict=True))
-    command = f'lorakit generate {run} --prompt "{first}"'
+    place, said = shlex.quote(str(run)), shlex.quote(inert(first, line=True))
+    command = f"lorakit generate {place} --prompt {said}"
     if edits:
-        command = f'lorakit edit 要改的图.png "{first}" --model {run}'
+        command = f"lorakit edit 要改的图.png {said} --model {place}"
     whole = config.lora.kind == "full"
     text = f"""---
 {front(config, family, named, first).strip()}
 ---
 
-# {run.name}
+# {plain(run.name)}
 
 用 lorakit 训练（{"全量微调" if whole else f"LoRA，秩 {config.lora.rank}"}）。{learned(run)}
 
 {shots(named)}
 - 底模：{base_link(config.model.path)}（家族 {config.model.family}）
-- 触发词：{config.data.trigger or "（没有；用训练描述里的说法即可）"}
+- 触发词：{plain(config.data.trigger) or "（没有；用训练描述里的说法即可）"}
 - 底模的许可：{terms(family, config.model.path)}
 
 ## 训练描述的例子
@@ -80,12 +85,24 @@ diffusers（不用装 lorakit{"，除了载入随包的微型模型那一行" if
 {snippet(run, config, family, first)}
 ```
 
-{elsewhere(whole, in_package(config))}
+{elsewhere(whole, in_package(config), config.lora.variant == "dora")}
 
 ## 怎么练的
 {table(config, facts, dataset)}
 """
-    return write_text(run / NAME, text)
+    return write_text(run / NAME, without_paths(text))
+
+
+def without_paths(text: str) -> str:
+    """代码里底模的文件夹只留最后一段：别人没有那个文件夹，还会露出你的用户名。"""
+
+    def strip(line: re.Match) -> str:
+        path = json.loads(line[1])
+        short = json.dumps(metadata.base_of(path), ensure_ascii=False)
+        local = metadata.base_of(path) != path
+        return f"base = {short}  # 换成底模在你机器上的文件夹" if local else line[0]
+
+    return BASE_LINE.sub(strip, text)
 
 
 def in_package(config: Config) -> bool:
@@ -133,14 +150,19 @@ def learned(run: Path) -> str:
 
 def shots(named) -> str:
     """样张，路径相对于这份卡。"""
-    return "".join(f"![{said}]({url})\n" for url, said in named)
+    return "".join(f"![{plain(said)}]({url})\n" for url, said in named)
+
+
+def plain(text: str) -> str:
+    """描述、触发词、文件夹名放进 Markdown：链接、图、HTML、代码都不起作用，只占一行。"""
+    return re.sub(r"([\\`\[\]<>|&])", r"\\\1", inert(text, line=True))
 
 
 def base_link(path: str) -> str:
     """底模的名字；站上的带链接，本地的不泄露文件夹。"""
     if public(path):
         return f"[{path}](https://huggingface.co/{path})"
-    return f"{path}（lorakit 随包的微型模型）" if path in tiny_models() else Path(path).name
+    return f"{path}（lorakit 随包的微型模型）" if path in tiny_models() else plain(Path(path).name)
 
 
 def terms(family, path: str) -> str:
@@ -202,12 +224,17 @@ def snippet(run: Path, config: Config, family, prompt: str) -> str:
     )
 
 
-def elsewhere(whole: bool, tiny: bool) -> str:
+def elsewhere(whole: bool, tiny: bool, dora: bool = False) -> str:
     """别的软件里怎么用。"""
     if tiny:
         return "微型模型只用来学习：ComfyUI 没有它的底模；换成真模型练出来的就能直接放进去。"
     if whole:
         return "`transformer` 文件夹是完整的权重，替换底模里的那一个；ComfyUI 里当扩散模型载入。"
+    if dora:
+        return (
+            "ComfyUI：DoRA 的长度它算法不同，先换算一份："
+            "`lorakit export 文件 --to comfyui --out 名字.safetensors`，放进 `models/loras`。"
+        )
     return (
         f"ComfyUI：把 `{FILE}` 改个好认的名字放进 `models/loras`，"
         "在载入底模之后接一个“LoRA 加载器（仅模型）”节点，强度先用 1。"

@@ -10,13 +10,26 @@ import torch
 from safetensors.torch import load_file
 
 from lorakit.errors import WeightsError
-from lorakit.files import write_whole
+from lorakit.files import Unreadable, inside, read_json, write_whole
 from lorakit.lora.steps import all_of, folder_of, step_of
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.sharded import Tensors, shared_like
 
 STATE = "state"
+FACTS = "state.json"
+SUM = "checksum"  # state.json 里其余各项的 sha256
 GROUP = "group-"  # 参数组里的数，与参数名分得开
+SHAPE = {
+    "step": lambda step: type(step) is int and step >= 0,
+    "files": {str: str},
+    "optimizer": {
+        str: lambda value: value is None or isinstance(value, bool | int | float | str | list)
+    },
+    "processes?": lambda count: type(count) is int and count > 0,
+    "exported?": {str: str},
+    SUM + "?": str,
+}
+OLD = {"step", "files", "optimizer", "processes"}  # 没有 checksum 的时候就只有这些
 Parameters = dict[str, torch.nn.Parameter]
 
 
@@ -90,31 +103,77 @@ def save(
         for name, tensors in files:
             write_tensors(folder / STATE / name, tensors)
         digests = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
-        whole = {"step": step, "files": digests, **facts}
-        (folder / STATE / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+        ours = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        given = {path.relative_to(folder).as_posix(): path for path in ours}
+        exported = {n: _digest(p) for n, p in given.items() if not n.startswith(f"{STATE}/")}
+        whole = {"step": step, "files": digests, "exported": exported, **facts}
+        whole[SUM] = _sum(whole)
+        (folder / STATE / FACTS).write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
     path = write_whole(folder_of(run, step), write)
-    older = [one for one in all_of(run) if step_of(one) <= step]  # 后面的是坏的，续练时跳过了
+    # 后面的是坏的，续练时跳过了；别的程序也有叫 checkpoint-500 的，不是我们写的不删
+    older = [one for one in all_of(run) if step_of(one) <= step and is_ours(one)]
     for old in older[:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # 有人正看着它就删不掉，下次再删
     return path
 
 
+def is_ours(path: Path) -> bool:
+    """是不是我们写的检查点（坏了的也算）；链接不算。"""
+    return not path.is_symlink() and (path / STATE).is_dir()
+
+
+def _sum(facts: dict) -> str:
+    rest = {key: value for key, value in facts.items() if key != SUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def facts_of(path: Path) -> dict:
-    """检查点的 state.json：步数、进程数、优化器的数；没有或坏了就是空的。"""
+    """检查点的 state.json：步数、进程数、优化器的数；没有、坏了、改过就是空的。"""
     try:
-        return json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        facts = read_json(path / STATE / FACTS, SHAPE)
+    except Unreadable:
         return {}
+    kept = facts[SUM] == _sum(facts) if SUM in facts else set(facts) <= OLD
+    return facts if kept and facts["step"] == step_of(path) else {}
 
 
 def latest(run: Path) -> Path | None:
     """最新的、核对无误的检查点；损坏的跳过，没有就返回 None。"""
     for path in reversed(all_of(run)):
         files = facts_of(path).get("files")
-        if files and all(_digest(path / STATE / name) == digest for name, digest in files.items()):
+        if files and _same(path / STATE, files):
             return path
     return None
+
+
+def changed(path: Path) -> list[str]:
+    """检查点里给别人用的文件，哪些和存的时候不一样了；以前的检查点没有记，就不知道。"""
+    recorded = facts_of(path).get("exported", {})
+    return [name for name, digest in recorded.items() if not _same(path, {name: digest})]
+
+
+def refuse_changed(file: Path):
+    """一个 LoRA 或权重文件属于检查点，就核对它。
+
+    Raises:
+        WeightsError: 存好以后变了：坏了，或被人换过。
+    """
+    home = next((one for one in (file, *file.parents[:2]) if step_of(one) is not None), None)
+    if home is not None and (wrong := changed(home)):
+        raise WeightsError(
+            f"“{home / wrong[0]}”和存的时候不一样了：磁盘出了错，或被换过。"
+            "请用别的检查点；接着练不受影响，会再存一份好的。"
+        )
+
+
+def _same(folder: Path, digests: dict[str, str]) -> bool:
+    """这几个文件都在里面，内容也没有变。"""
+    paths = {name: inside(folder, name) for name in digests}
+    try:
+        return all(paths[n] and _digest(paths[n]) == digest for n, digest in digests.items())
+    except OSError:  # 读不出来：盘坏了
+        return False
 
 
 def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
@@ -133,10 +192,14 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
     whole["state"] = {index: {} for index in indices.values()}
     large = {}
     for place, value in (_read(state, "optimizer") | facts["optimizer"]).items():
-        name, key = place.rsplit("|", 1)
+        name, _, key = place.rpartition("|")
         group = name.removeprefix(GROUP)
         if group != name:
+            if not _fits(whole["param_groups"], group, key, value):
+                raise _mismatch(path)
             whole["param_groups"][int(group)][key] = _plain(value)
+        elif name not in indices:
+            raise _mismatch(path)
         elif isinstance(value, torch.Tensor) and value.dim():
             large[name, key] = value
         else:
@@ -166,11 +229,30 @@ def _plain(value):
     return tuple(value) if isinstance(value, list) else value
 
 
+def _fits(groups: list[dict], number: str, key: str, value) -> bool:
+    """参数组里真有这一项，现在的值也是这一类。"""
+    if not (number.isdecimal() and int(number) < len(groups) and key in groups[int(number)]):
+        return False
+    now, number_like = groups[int(number)][key], (int, float, torch.Tensor)
+    if isinstance(now, list | tuple):
+        numbers = isinstance(value, list) and len(value) == len(now)
+        return numbers and all(one is None or isinstance(one, int | float) for one in value)
+    return (
+        now is None
+        or value is None
+        or isinstance(now, number_like) == isinstance(value, number_like)
+    )
+
+
+def _mismatch(path: Path) -> WeightsError:
+    return WeightsError(
+        f"检查点“{path}”里的权重与现在的模型对不上。换一个 run.output，或用原来的设置续训。"
+    )
+
+
 def _put_back(path: Path, saved: dict, current: Mapping[str, torch.Tensor]):
     if set(saved) != set(current):
-        raise WeightsError(
-            f"检查点“{path}”里的权重与现在的模型对不上。换一个 run.output，或用原来的设置续训。"
-        )
+        raise _mismatch(path)
     with torch.no_grad():
         for name, value in current.items():
             value.copy_(shared_like(saved[name], value))

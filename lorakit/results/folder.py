@@ -1,22 +1,20 @@
 """运行文件夹与记录：config.yaml 认领它，metrics.jsonl 一行一步。"""
 
 import json
+import re
 import shutil
-import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from lorakit.config import Config, differences, load_config
-from lorakit.errors import ConfigError, LorakitWarning
-from lorakit.files import write_text
-from lorakit.results import checkpoint
+from lorakit.config import Config
+from lorakit.errors import ConfigError, LorakitError, plain_reason, warn
+from lorakit.files import Unreadable, parse_json, write_text
+from lorakit.results import checkpoint, sameness
 from lorakit.results.lock import Lock
 
-# 续训时可以改的设置：它们不影响已经练过的那些步
-CHANGEABLE = (
-    "train.steps", "train.save_every", "train.keep", "sample.", "eval.every", "memory.", "run.",
-    "model.source",
-)  # fmt: skip
+OURS = ("config.yaml", "README.md", "run.json", "loss.png", "board.png", "samples")  # 我们写的名字
+HALF = re.compile(r"\.checkpoint-\d+\.\d+\.tmp")  # 写到一半的检查点
+BIGGEST = 1e30  # 记录里的数再大就是坏了，图也画不出来
 
 
 class RunFolder:
@@ -29,6 +27,7 @@ class RunFolder:
         self.known = self.path / "config.yaml"
         self.new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.lock = Lock(self.path)
+        self._refuse_place(config)
         with ExitStack() as undo:
             undo.callback(self.abandon)
             with self.lock.take():  # 编码、下载可能要几个小时，不能等到开练才占
@@ -48,13 +47,34 @@ class RunFolder:
                 f"run.output：“{self.path}”里已经有检查点，而 run.resume 是 never。"
                 "换一个 run.output，或改回 auto 接着练。"
             )
-        if self.known.is_file():
-            self._compare(load_config(self.known), config)
+        sameness.settings(self.path, config, self.processes)
+
+    def _refuse_place(self, config: Config):
+        """不能当结果文件夹的地方：整个盘、家目录、数据里面（样张会被当成训练图）。"""
+        here, data = self.path.resolve(), config.data
+        sources = [folder for one in data.sources for folder in (one.folder, one.control_folder)]
+        pictures = [f.resolve() for f in (*sources, data.class_folder) if f is not None]
+        why = ""
+        if here == Path(here.anchor):
+            why = "是整个盘"
+        elif here == Path.home().resolve():
+            why = "是你的家目录"
+        elif any(here.is_relative_to(folder) for folder in pictures):
+            why = "在数据文件夹里面，样张会被当成训练图"
+        if why:
+            raise ConfigError(
+                f"run.output：“{self.path}”{why}。请换一个自己的文件夹，例如 runs/my-lora。"
+            )
 
     def _refuse_foreign(self):
         """文件夹里有不是训练写的同名文件，就拒绝：不能盖掉别人写的东西。"""
-        theirs = [name for name in ("config.yaml", "README.md") if (self.path / name).exists()]
-        if theirs and not self.metrics.exists():
+        theirs = [name for name in OURS if (self.path / name).exists()]
+        mine = [path for path in checkpoint.all_of(self.path) if checkpoint.is_ours(path)]
+        theirs += [path.name for path in checkpoint.all_of(self.path) if path not in mine]
+        if self.metrics.exists():
+            rows, lost = parse(_bytes(self.path))
+            theirs = [] if rows or mine or not lost else [self.metrics.name]
+        if theirs:
             raise ConfigError(
                 f"run.output：“{self.path}”里已经有 {'、'.join(theirs)}，不是训练写的，怕盖掉它。"
                 "请换一个新的文件夹名。"
@@ -64,7 +84,8 @@ class RunFolder:
         """写下设置；检查点之后的记录作废，免得同一步记两次，从头练就清空。"""
         kept = [m for m in read(self.path) if m["step"] <= step] if step else []
         for half in self.path.glob(".checkpoint-*.tmp"):  # 上次被杀时正在写的
-            shutil.rmtree(half, ignore_errors=True)
+            if HALF.fullmatch(half.name):
+                shutil.rmtree(half, ignore_errors=True)
         # 记录在先：写到一半被杀，只剩 config.yaml 的话，下次会当成别人的
         write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
         write_text(self.known, config.to_yaml())
@@ -83,55 +104,122 @@ class RunFolder:
     def asked_to_stop(self) -> bool:
         """运行文件夹里出现 STOP 文件就是请它停下；看到就删掉，好让下次接着练。"""
         stop = self.path / "STOP"
-        if not stop.exists():
+        if not stop.exists() or stop.is_dir():
             return False
-        stop.unlink()
+        with suppress(OSError):  # 删不掉也照样停
+            stop.unlink()
         return True
 
-    def _compare(self, old: Config, new: Config):
-        changed = {
-            name: pair
-            for name, pair in differences(old, new).items()
-            if not name.startswith(CHANGEABLE)
-        }
-        before, now = self._views(old), new.train.grad_accum * self.processes
-        if before == now:  # 进程少了、累积多了，一步看的图还是那些
-            changed.pop("train.grad_accum", None)
-        if changed:
-            listed = "".join(f"\n  - {n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items())
-            raise ConfigError(
-                f"run.output：“{self.path}”里是另一份设置的结果：{listed}\n"
-                "换一个 run.output，或改回原来的设置接着练。"
-            )
-        if before != now:
-            same = f"，要一样就把 train.grad_accum 改成 {before // self.processes}"
-            warnings.warn(
-                f"进程数变了：一步原来看 {before} 批，现在 {now} 批。接得上，但取图的次序、"
-                f"噪声和每步的图数都和没断过不同{'' if before % self.processes else same}。",
-                LorakitWarning,
-                stacklevel=2,
-            )
-
-    def _views(self, old: Config) -> int:
-        """上次一步看几批：累积乘进程数；以前的检查点没有记进程数，当作没变。"""
-        last = checkpoint.all_of(self.path)[-1]
-        count = checkpoint.facts_of(last).get("processes") or self.processes
-        return old.train.grad_accum * count
-
     def append(self, facts: dict):
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
+        """记下一步。
+
+        Raises:
+            ConfigError: 文件夹没了，或归了别的机器。
+            LorakitError: 写不进；说最后的检查点在哪里。
+        """
+        self.lock.check()
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(facts) + "\n")
+        except OSError as error:
+            last = checkpoint.latest(self.path)
+            raise LorakitError(
+                f"写不进“{self.metrics}”：{plain_reason(error)}。"
+                f"最后一个好的检查点：{last or '还没有'}；腾出空间，再运行同一条命令接着练。"
+            ) from error
+
+
+class Tail:
+    """只读 metrics.jsonl 新长出来的：面板一秒看两次，不能每次从头读；换了一份就从头。"""
+
+    def __init__(self, run: Path):
+        self.path, self._place, self._file = run / "metrics.jsonl", 0, None
+
+    def new(self) -> list[dict]:
+        """上次看过之后的记录。"""
+        try:
+            with self.path.open("rb") as file:
+                facts = self.path.stat()
+                if self._file != facts.st_ino or facts.st_size < self._place:
+                    self._file, self._place = facts.st_ino, 0
+                file.seek(self._place)
+                raw = file.read()
+        except OSError:
+            return []
+        whole = raw[: raw.rfind(b"\n") + 1]  # 写到一半的，下次再看
+        self._place += len(whole)
+        return parse(whole)[0]
 
 
 def read(run: Path) -> list[dict]:
-    """metrics.jsonl -> 每步一个字典；写到一半的最后一行不算。"""
-    path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = []
-    for i, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if i < len(lines) - 1 and line.endswith("}"):
-                raise
+    """metrics.jsonl -> 每步一个字典；写到一半的最后一行不算，坏了的行跳过并说一声。"""
+    rows, lost = parse(_bytes(run))
+    if lost:
+        shown = "、".join(map(str, lost[:5])) + " 等" * (len(lost) > 5)
+        warn(f"“{run / 'metrics.jsonl'}”坏了 {len(lost)} 行，没有算（第 {shown} 行）。")
     return rows
+
+
+def _bytes(run: Path) -> bytes:
+    try:
+        return (run / "metrics.jsonl").read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise LorakitError(f"“{run / 'metrics.jsonl'}”读不出来：{plain_reason(error)}。") from error
+
+
+def parse(raw: bytes) -> tuple[list[dict], list[int]]:
+    """metrics.jsonl 的字节 -> (好的记录, 坏了的是第几行)。"""
+    lines = raw.split(b"\n")
+    rows, lost, shape = [], [], None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, ROW)
+            each = row.get("held_each")
+            if each and (size := (len(each), len(each[0]))) != (shape := shape or size):
+                raise Unreadable("明细的大小变了")
+        except Unreadable:
+            if number < len(lines):  # 没有换行的最后一行是写到一半的
+                lost.append(number)
+        else:
+            rows.append(row)
+    return rows, lost
+
+
+def _number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < BIGGEST
+
+
+def _maybe(value) -> bool:
+    return value is None or _number(value)
+
+
+def _table(value) -> bool:
+    """每张留出图一行、每个 t 一列，都是正数。"""
+    if value is None or value == []:
+        return True
+    rows = value if isinstance(value, list) else []
+    width = len(rows[0]) if rows and isinstance(rows[0], list) else 0
+    fits = (
+        isinstance(row, list) and len(row) == width and all(map(_positive, row)) for row in rows
+    )
+    return bool(width) and all(fits)
+
+
+def _positive(value) -> bool:
+    return _number(value) and value > 0
+
+
+def _blocks(value) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_number, value.values())))
+
+
+ROW = {
+    "step": lambda step: type(step) is int and 0 <= step < BIGGEST,
+    **dict.fromkeys(("loss?", "lr?", "grad_norm?", "t?", "seconds?", "held?"), _maybe),
+    "held_each?": _table,
+    "delta?": _blocks,
+}

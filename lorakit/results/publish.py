@@ -16,10 +16,12 @@ from lorakit import lora
 from lorakit.errors import LorakitError
 from lorakit.hub import REPO
 from lorakit.hub.transfer import gigabytes
-from lorakit.lora import full
-from lorakit.results import card
+from lorakit.lora import full, metadata
+from lorakit.results import card, checkpoint
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib"}
+# !!int abc 之类，PyYAML 抛的是各种 Python 的错
+BAD_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 SITES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
 LINKS = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
@@ -85,17 +87,27 @@ def plan(source: Path, site: str, repo: str, private: bool = True) -> Plan:
         files["config.yaml"] = _without_paths(_read(run / "config.yaml")).encode()
     taken = {content for content in files.values() if isinstance(content, Path)}
     left = _left(run, taken) if run else []
+    files = {name: _clean(content) for name, content in files.items()}
     return Plan(site, repo, private, files, tuple(left), tuple(missing))
+
+
+def _clean(content: Path | bytes) -> Path | bytes:
+    """safetensors 的文件头里有本地的路径，就换成去掉了的。"""
+    if isinstance(content, Path) and content.suffix == ".safetensors":
+        return metadata.clean(content) or content
+    return content
 
 
 def _weights(source: Path) -> dict[str, Path]:
     whole = full.find(source) if source.is_dir() else None
     if whole is not None:
+        checkpoint.refuse_changed(whole)
         kept = [p for p in sorted(whole.iterdir()) if p.suffix in (".safetensors", ".json")]
         return {f"{full.FOLDER}/{path.name}": path for path in kept}
     file = lora.find(source)
     if file.suffix != ".safetensors":
         raise LorakitError(f"“{file}”不是 safetensors 文件，不上传。")
+    checkpoint.refuse_changed(file)
     lora.read(file)  # 坏的、不是 LoRA 的、有 NaN 的，都在这里报错
     return {file.name: file}
 
@@ -120,7 +132,7 @@ def _front(text: str) -> dict:
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
         head = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError as error:
+    except BAD_YAML as error:
         raise LorakitError(
             f"{card.NAME} 开头两行 --- 之间的 YAML 写错了：{str(error).splitlines()[0]}。"
             "改好再上传，不然两个站都读不出底模和许可。"
@@ -160,21 +172,19 @@ def _published(text: str, site: str, repo: str) -> str:
     where = f'lora = "{repo}"'
     if site == "modelscope":
         where = f'from modelscope import snapshot_download\n\nlora = snapshot_download("{repo}")'
-    return COMMANDS.sub("", card.LORA_LINE.sub(lambda _: where, text))
+    text = card.LORA_LINE.sub(lambda _: where, card.without_paths(text))
+    return COMMANDS.sub("", text)
 
 
 def _without_paths(text: str) -> str:
     """设置里的文件夹只留最后一段：别人用不上，还会露出你的用户名。"""
-
-    def strip(value):
-        if isinstance(value, dict):
-            return {key: strip(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [strip(inner) for inner in value]
-        local = isinstance(value, str) and re.match(r"(/|~|\.{1,2}/|[A-Za-z]:[\\/])", value)
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if local else value
-
-    return yaml.safe_dump(strip(yaml.safe_load(text)), allow_unicode=True, sort_keys=False)
+    try:
+        tree = metadata.bare(yaml.safe_load(text))
+    except BAD_YAML as error:
+        raise LorakitError("config.yaml 读不懂，不上传：请改好，或把它移走再来。") from error
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict) and tree["model"].get("path"):
+        tree["model"]["path"] = metadata.base_of(tree["model"]["path"])
+    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
 
 
 def _left(run: Path, taken: set[Path]) -> list[str]:

@@ -1,6 +1,5 @@
 """报告：对照图、损失曲线、运行卡；看一眼就知道学没学会。"""
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from lorakit.config import Config
 from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, write_text, write_whole
 from lorakit.results import folder as run_folder
+from lorakit.results.sameness import data_hash
 from lorakit.results.verdict import held_by_step
 
 FONT = ASSETS / "fonts" / "NotoSansSC-subset.otf"
@@ -153,9 +153,8 @@ def write_run_card(run: Path, config: Config, dataset, seconds: float, device: s
     """写 run.json：版本、设备、用时、数据的指纹。"""
     packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
     items = (*dataset.train, *dataset.held)
-    seen = sorted((i.record.digest, i.record.caption, *i.record.control_digests) for i in items)
     facts = {
-        "data": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
+        "data": data_hash(dataset),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in packages},

@@ -77,6 +77,11 @@ def _moves(case: Case) -> bool:
     return case.memory.offload != "none"
 
 
+def _orthogonal(case: Case) -> bool:
+    ours = case.lora.kind == "lora" and case.lora.variant != "lokr"
+    return ours and case.lora.init == "orthogonal"
+
+
 def _bf16_full(case: Case) -> bool:
     return case.config.bf16_weights
 
@@ -178,6 +183,14 @@ RULES = (
          lambda c: _moves(c) and c.lora.variant == "dora" and c.model.quantize == "none",
          "dora 要一开始就看得到底模的权重，memory.offload 搬走的不在显卡上。",
          "请写 lora.variant=plain 或 rslora。"),
+    Rule("lora.init", "orthogonal，秩是单数",
+         lambda c: _orthogonal(c) and c.lora.rank % 2,
+         "orthogonal 把正交的方向一半给 A、一半给 B，秩要是双数，得到 {lora.rank}。",
+         "请把 lora.rank 加 1，或写 lora.init=gaussian。"),
+    Rule("lora.init", "orthogonal 与 model.quantize",
+         lambda c: _orthogonal(c) and c.model.quantize != "none",
+         "orthogonal 照底模权重的精度造初值，{model.quantize} 的底模不是浮点数。",
+         "请写 lora.init=gaussian，或 model.quantize=none。"),
     Rule("memory.offload", "lora.kind=full", lambda c: _moves(c) and c.lora.kind == "full",
          "只能搬冻住的权重，全量微调的权重每步都在变。",
          "请写 memory.offload=none，或 lora.kind=lora。"),

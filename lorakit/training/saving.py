@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lorakit import lora
-from lorakit.errors import LorakitError
-from lorakit.lora import full
+from lorakit.cache.keys import fingerprint
+from lorakit.errors import LorakitError, warn
+from lorakit.lora import full, metadata
 from lorakit.memory.sharded import Tensors
-from lorakit.results import checkpoint
+from lorakit.results import checkpoint, sameness
+from lorakit.results.card import licence
 from lorakit.training import processes
 
 
@@ -20,6 +22,7 @@ def save(trainer) -> Path:
     live, average = trainer.parameters, trainer.average.values
     files, plain = checkpoint.snapshot(live, trainer.optimizer, average)
     facts = {"optimizer": plain, "processes": trainer.accelerator.num_processes}
+    facts[sameness.KEY] = trainer.trained_on
     whole = trainer.transformer.state_dict() if config.lora.kind == "full" else live
     exported = full.files_of({**whole, **average})  # LoRA 自成一个文件，用不着这些名字
 
@@ -48,7 +51,24 @@ def _export(trainer, folder: Path, files: Iterable[tuple[str, Tensors]]):
         full.save(folder, trainer.family, files)
     else:
         values = {name: value for _, part in files for name, value in part.items()}
-        lora.save(folder, trainer.transformer, config.lora, facts, values)
+        about = metadata.describe(
+            trainer.family,
+            config.model.path,
+            trainer.run.name,
+            trigger=config.data.trigger,
+            resolution=config.data.resolution,
+            licence=licence(trainer.family, config.model.path),
+            captions=[item.record.caption for item in trainer.dataset.train],
+        )
+        lora.save(folder, trainer.transformer, config.lora, facts, values, about)
+
+
+def trained_on(trainer) -> dict:
+    """这一次照什么设置、用哪些图、在哪份底模上练；接着练时拿来比。"""
+    family = trainer.family
+    folders = {part: family.folder / part for part in ("transformer", "vae", *family.text_parts)}
+    base = {part: fingerprint(home) for part, home in folders.items() if home.is_dir()}
+    return sameness.facts(trainer.config, trainer.dataset, base)
 
 
 def newest(run: Path) -> Path | None:
@@ -63,6 +83,10 @@ def newest(run: Path) -> Path | None:
             f"“{run}”里的 {len(broken)} 个检查点都不完整，接不上（{broken[-1].name} 等）。"
             "要从头练，就换一个 run.output，或把这些检查点挪走。"
         )
+    steps = checkpoint.step_of
+    newer = [p.name for p in checkpoint.all_of(run) if found and steps(p) > steps(found)]
+    if newer:
+        warn(f"“{run}”里的 {'、'.join(newer)} 坏了或被改过，退回 {found.name} 接着练。")
     return found
 
 

@@ -13,7 +13,7 @@ from lorakit.families.open import device_for
 from lorakit.infer import remember_preview
 from lorakit.lora import full
 from lorakit.memory import apply, compiling
-from lorakit.results import track
+from lorakit.results import sameness, track
 from lorakit.results.folder import RunFolder
 from lorakit.training import optim, preflight, processes, saving
 from lorakit.training.graphs import Graphs
@@ -64,7 +64,10 @@ class Prepared:
         self.graphs = self._graphs()
         self.step, self._stop, self._saved, self._held = 0, False, None, None
         found = processes.by_first(accelerator, lambda: saving.newest(self.run))
+        self.trained_on = processes.by_first(accelerator, lambda: saving.trained_on(self))
         if found:
+            given = (found, self.trained_on, self.dataset)
+            processes.by_first(accelerator, lambda: sameness.content(*given))
             processes.together(accelerator, lambda: saving.restore(self, found))
         processes.by_first(accelerator, lambda: self.record.claim(config, self.step))
         track.start(accelerator, config)
@@ -135,6 +138,11 @@ class Prepared:
         pipe = self.family.pipeline(self.transformer.eval(), text=text)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def close(self):
+        """不练了：放开结果文件夹；练完、停下的已经放开了。"""
+        if self.accelerator.is_main_process:
+            self.record.release()
 
     def last_good(self) -> Path | None:
         """最后一个核对无误的检查点。"""

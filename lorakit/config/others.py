@@ -1,0 +1,337 @@
+"""别的训练器的设置文件（ai-toolkit、musubi、OneTrainer、kohya……）：认出来，能对应的逐项对应。"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorakit.errors import ConfigError
+
+AI_TOOLKIT = {  # config.process 的第一项里的名字 -> 这里的
+    "training_folder": "run.output", "trigger_word": "data.trigger",
+    "network.linear": "lora.rank", "network.linear_alpha": "lora.alpha",
+    "network.type": "lora.variant",
+    "save.save_every": "train.save_every", "save.max_step_saves_to_keep": "train.keep",
+    "datasets.caption_dropout_rate": "data.caption_dropout",
+    "datasets.resolution": "data.resolution", "datasets.flip_x": "data.flip",
+    "train.batch_size": "train.batch_size", "train.steps": "train.steps",
+    "train.gradient_accumulation_steps": "train.grad_accum",
+    "train.gradient_accumulation": "train.grad_accum", "train.lr": "train.lr",
+    "train.gradient_checkpointing": "memory.checkpointing", "train.optimizer": "train.optimizer",
+    "train.dtype": "model.precision", "train.max_grad_norm": "train.max_grad_norm",
+    "train.ema_config.ema_decay": "train.ema",
+    "model.name_or_path": "model.path", "model.quantize": "model.quantize",
+    "sample.sample_every": "sample.every", "sample.prompts": "sample.prompts",
+    "sample.guidance_scale": "sample.guidance", "sample.sample_steps": "sample.steps",
+    "sample.seed": "sample.seed", "sample.width": "sample.size",
+}  # fmt: skip
+KOHYA = {
+    "pretrained_model_name_or_path": "model.path", "dit": "model.path",
+    "train_data_dir": "data.folder", "reg_data_dir": "data.class_folder",
+    "output_dir": "run.output", "resolution": "data.resolution",
+    "network_dim": "lora.rank", "network_alpha": "lora.alpha",
+    "max_train_steps": "train.steps", "learning_rate": "train.lr", "unet_lr": "train.lr",
+    "lr_scheduler": "train.schedule", "lr_warmup_steps": "train.warmup",
+    "lr_warmup": "train.warmup", "train_batch_size": "train.batch_size",
+    "batch_size": "train.batch_size", "gradient_accumulation_steps": "train.grad_accum",
+    "optimizer_type": "train.optimizer", "optimizer": "train.optimizer",
+    "mixed_precision": "model.precision", "save_every_n_steps": "train.save_every",
+    "seed": "train.seed", "max_grad_norm": "train.max_grad_norm",
+    "gradient_checkpointing": "memory.checkpointing",
+    "caption_dropout_rate": "data.caption_dropout", "prior_loss_weight": "data.class_weight",
+    "flip_aug": "data.flip", "masked_loss": "data.mask", "alpha_mask": "data.mask",
+    "discrete_flow_shift": "train.timestep.shift",
+}  # fmt: skip
+ONETRAINER = {
+    "base_model_name": "model.path", "training_method": "lora.kind", "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha", "learning_rate": "train.lr", "batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.grad_accum", "resolution": "data.resolution",
+    "output_model_destination": "run.output", "optimizer.optimizer": "train.optimizer",
+    "learning_rate_scheduler": "train.schedule",
+    "learning_rate_warmup_steps": "train.warmup", "clip_grad_norm": "train.max_grad_norm",
+    "masked_training": "data.mask", "unmasked_weight": "data.mask_floor",
+    "train_dtype": "model.precision", "gradient_checkpointing": "memory.checkpointing",
+    "timestep_shift": "train.timestep.shift",
+}  # fmt: skip
+MODULES = {  # network_module、model_type、arch 里的字样 -> 底模
+    "qwen_image_edit": "Qwen/Qwen-Image-Edit", "qwen": "Qwen/Qwen-Image",
+    "flux_2": "black-forest-labs/FLUX.2-klein-4B", "flux2": "black-forest-labs/FLUX.2-klein-4B",
+    "flux": "black-forest-labs/FLUX.1-dev", "z_image": "Tongyi-MAI/Z-Image-Turbo",
+    "zimage": "Tongyi-MAI/Z-Image-Turbo",
+}  # fmt: skip
+TRUE, FALSE = ("true", "on"), ("false", "off", "none", "null", "")
+WORDS = {  # 设置 -> {他们的写法: 这里的写法}；写法都已换成小写
+    "lora.variant": {"lora": "plain"}, "lora.kind": {"lora": "lora", "fine_tune": "full"},
+    "model.quantize": {"true": "fp8", "false": "none"},
+    "memory.checkpointing": {**dict.fromkeys((*TRUE, "cpu_offloaded"), True),
+                             **dict.fromkeys(FALSE, False)},
+    "data.flip": {"true": True, "false": False},
+    "train.optimizer": {"adamw_8bit": "adamw8bit", "adamw8bit": "adamw8bit", "adamw": "adamw",
+                        "adam": "adamw", "adafactor": "adafactor", "prodigy": "prodigy"},
+    "train.schedule": {"cosine_with_restarts": "cosine", "constant_with_warmup": "constant"},
+    "model.precision": {"no": "fp32", "float32": "fp32", "float_32": "fp32", "bfloat16": "bf16",
+                        "bfloat_16": "bf16", "float16": "fp16", "float_16": "fp16"},
+    "data.mask": {"true": "file", "false": "none"},
+}  # fmt: skip
+
+
+class Found(NamedTuple):
+    """认出来的：是谁的设置、对应成的设置、逐项说明。"""
+
+    tool: str
+    ours: dict[str, Any]
+    lines: list[str]
+
+
+def read_other(path: Path) -> dict | None:
+    """TOML、JSON 文件的内容；别的后缀返回 None，由 YAML 去读。"""
+    suffix = path.suffix.lower()
+    if suffix not in (".toml", ".json"):
+        return None
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        tree = tomllib.loads(text) if suffix == ".toml" else json.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        why = str(error).splitlines()[0] if str(error) else "读不懂"
+        raise ConfigError(f"设置文件 {path} 不是合格的 {suffix[1:].upper()}：{why}。") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"设置文件 {path} 的内容不对：最外层要是“名字: 值”的样子。")
+    return tree
+
+
+def recognise(tree: Mapping[str, Any], fits: Callable[[str, Any], bool]) -> Found | None:
+    """别的训练器的设置 -> 对应成的；认不出就是 None。
+
+    Args:
+        fits: 函数 (设置名, 值) -> 这里收不收这个值；不收的写进说明，不拦着。
+    """
+    datasets = _list(tree.get("datasets"))
+    if "job" in tree or isinstance(_dict(tree.get("config")).get("process"), list):
+        return _Translation("ai-toolkit", fits).ai_toolkit(tree)
+    if "training_method" in tree or ("__version" in tree and "base_model_name" in tree):
+        return _Translation("OneTrainer", fits).onetrainer(tree)
+    if datasets and any("subsets" in one for one in datasets):
+        return _Translation("kohya", fits).datasets(tree)
+    if datasets or {"general", "cache_directory"} <= set(tree):
+        return _Translation("musubi", fits).datasets(tree)
+    flat = dict(_merged(tree))
+    if {"network_dim", "network_module", "train_data_dir", "LoRA_type"} & set(flat):
+        tool = "musubi" if "dit" in flat or "dataset_config" in flat else "kohya"
+        return _Translation(tool, fits).kohya(flat)
+    if "type" in _dict(tree.get("model")) and ("adapter" in tree or "dataset" in tree):
+        return Found("diffusion-pipe", {}, [])
+    if "data_backend_config" in flat or any(str(key).startswith("--") for key in tree):
+        return Found("SimpleTuner", {}, [])
+    return None
+
+
+def incomplete(where: str, found: Found, lacking: list[str], text: str) -> str:
+    """还缺底模或图片文件夹、不能照原样练时的一句话；text 是能照抄的设置。"""
+    copy = f"能照抄的是：\n{text}" if found.ours else "没有能照抄的；"
+    sets = " ".join(f"--set {name}=……" for name in lacking)
+    return (
+        f"“{where}”是 {found.tool} 的设置，不是 lorakit 的。{copy}还缺 {'、'.join(lacking)}："
+        f"写进自己的 YAML（先 lorakit init qwen-image > my.yaml），或在命令后面加 {sets}。"
+    )
+
+
+def _dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[dict]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _merged(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """kohya 的 TOML 可以分节，节的名字没有意义。"""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from value.items()
+        else:
+            yield key, value
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _side(value: Any) -> Any:
+    """ "1024,1024"、[960, 544]、[512, 768, 1024] -> 一个边长。"""
+    given = value if isinstance(value, list) else str(value).split(",")
+    try:
+        numbers = [float(one) for one in given]
+    except (TypeError, ValueError):
+        return value
+    side = max(numbers, default=0)
+    if len(numbers) == 2:
+        side = math.sqrt(max(numbers[0], 0) * max(numbers[1], 0))
+    return round(side / 16) * 16 if math.isfinite(side) else value
+
+
+class _Translation:
+    """一份别人的设置逐项对应过来，边走边记下每一项去了哪里。"""
+
+    def __init__(self, tool: str, fits: Callable[[str, Any], bool]):
+        self.tool, self.fits = tool, fits
+        self.ours: dict[str, Any] = {}
+        self.lines: list[str] = []
+        self.left: list[str] = []
+
+    def done(self) -> Found:
+        if self.left:
+            self.lines.append(f"没有对应的，没有用到：{'、'.join(dict.fromkeys(self.left))}")
+        return Found(self.tool, self.ours, self.lines)
+
+    def put(self, name: str, target: str, value: Any):
+        """一项：换成这里的写法；这里不收的值写进说明。"""
+        if target == "data.resolution":
+            value = _side(value)
+        word = str(value).lower()
+        value = WORDS.get(target, {}).get(word, word if target in WORDS else value)
+        if value is None or not self.fits(target, value):
+            self.left.append(f"{name}（{value}）")
+            return
+        *groups, key = target.split(".")
+        tree = self.ours
+        for group in groups:
+            tree = tree.setdefault(group, {})
+        tree[key] = value
+        self.lines.append(f"{name} -> {target} = {value}")
+
+    def model(self, name: str, value: Any, hint: Any = ""):
+        """底模：单个权重文件这里载入不了，看它叫什么，换成模型站上的名字。"""
+        single = str(value).lower().endswith((".safetensors", ".gguf", ".sft", ".pt"))
+        if value and not single:
+            return self.put(name, "model.path", str(value))
+        word = re.sub(r"[-. ]", "_", f"{hint} {value or ''}".lower())
+        base = next((base for key, base in MODULES.items() if key in word), None)
+        if base:
+            self.lines.append(f"{name}：这里要 diffusers 布局的底模，不读单个权重文件")
+            self.put(name, "model.path", base)
+        elif value:
+            self.left.append(f"{name}（单个权重文件；model.path 要写 diffusers 布局的底模）")
+        return None
+
+    def sources(self, rows: list[dict]):
+        """几个图片文件夹：一个就写路径，几个或有次数就写列表。"""
+        if not rows:
+            return
+        if len(rows) == 1 and set(rows[0]) == {"folder"}:
+            return self.put("图片文件夹", "data.folder", rows[0]["folder"])
+        self.put("图片文件夹", "data.folder", rows)
+        return None
+
+    def ai_toolkit(self, tree: Mapping[str, Any]) -> Found:
+        config = _dict(tree.get("config"))
+        process = next(iter(_list(config.get("process"))), {})
+        model = _dict(process.get("model"))
+        sets = _list(process.get("datasets"))
+        given = {**process, "datasets": sets[0] if sets else {}}
+        rows = []
+        for one in sets:
+            row = {"folder": one.get("folder_path") or one.get("dataset_path")}
+            row |= {"repeats": one["num_repeats"]} if "num_repeats" in one else {}
+            row |= {"control_folder": one["control_path"]} if one.get("control_path") else {}
+            rows += [row] if row["folder"] else []
+        self.sources(rows)
+        self.model("model.name_or_path", model.get("name_or_path"), model.get("arch", ""))
+        skip = ("folder_path", "dataset_path", "num_repeats", "control_path", "name_or_path")
+        for name, value in _leaves(given):
+            if name.endswith(skip) or name in ("type", "device"):
+                continue
+            self.one(name, value, AI_TOOLKIT)
+        prompts = _dict(self.ours.get("sample")).get("prompts")
+        word = str(process.get("trigger_word") or "")
+        if isinstance(prompts, list) and word:
+            self.ours["sample"]["prompts"] = [str(p).replace("[trigger]", word) for p in prompts]
+        if config.get("name") and "run" in self.ours:
+            self.ours["run"]["output"] += f"/{config['name']}"
+        return self.done()
+
+    def onetrainer(self, tree: Mapping[str, Any]) -> Found:
+        self.model("base_model_name", tree.get("base_model_name"), tree.get("model_type", ""))
+        concepts = _list(tree.get("concepts"))
+        concepts = [one for one in concepts if one.get("path") and one.get("enabled", True)]
+        rows = []
+        for one in concepts:
+            times = one.get("balancing", one.get("repeats", 1))
+            whole = isinstance(times, (int, float)) and times > 1 and times == int(times)
+            rows.append({"folder": one["path"], **({"repeats": int(times)} if whole else {})})
+        self.sources(rows)
+        if not rows and tree.get("concept_file_name"):
+            self.lines.append(f"图片文件夹写在 {tree['concept_file_name']} 里，抄到 data.folder")
+        for name, value in _leaves({k: v for k, v in tree.items() if k != "concepts"}):
+            if name == "output_model_destination" and value:
+                value = str(Path(str(value)).with_suffix(""))
+            if name not in ("base_model_name", "concept_file_name", "__version"):
+                self.one(name, value, ONETRAINER, quiet=True)
+        if tree.get("save_every_unit") == "STEP" and "save_every" in tree:
+            self.put("save_every", "train.save_every", tree["save_every"])
+        return self.done()
+
+    def datasets(self, tree: Mapping[str, Any]) -> Found:
+        """musubi、kohya 的数据设置（[general]、[[datasets]]）；底模和步数写在别处。"""
+        general, rows = _dict(tree.get("general")), []
+        for one in _list(tree.get("datasets")):
+            whole = {**general, **one}
+            for part in _list(whole.pop("subsets", None)) or [{}]:
+                facts = {**whole, **part}
+                place = facts.get("image_directory") or facts.get("image_dir")
+                if not place and facts.get("image_jsonl_file"):
+                    place = str(Path(str(facts["image_jsonl_file"])).parent)
+                if not place:
+                    continue
+                if str(facts.get("is_reg")).lower() == "true":
+                    self.put("is_reg", "data.class_folder", place)
+                    continue
+                row = {"folder": place}
+                row |= {"repeats": facts["num_repeats"]} if "num_repeats" in facts else {}
+                control = facts.get("control_directory") or facts.get("conditioning_data_dir")
+                row |= {"control_folder": control} if control else {}
+                rows.append(row)
+                names = ("resolution", "batch_size", "flip_aug", "alpha_mask")
+                for name in names if len(rows) == 1 else ():
+                    if name in facts:
+                        self.put(name, KOHYA[name], facts[name])
+        self.sources(rows)
+        self.lines.append("这一份只写了数据：底模、步数和学习率写在训练的命令里")
+        return self.done()
+
+    def kohya(self, flat: Mapping[str, Any]) -> Found:
+        name = "dit" if "dit" in flat else "pretrained_model_name_or_path"
+        self.model(name, flat.get(name), flat.get("network_module", ""))
+        for key, value in flat.items():
+            if key in (name, "output_name"):
+                continue
+            if key == "train_data_dir" and (rows := _counted(value)):
+                self.sources(rows)
+            else:
+                self.one(key, value, KOHYA)
+        if flat.get("output_name") and "run" in self.ours:
+            self.ours["run"]["output"] += f"/{flat['output_name']}"
+        return self.done()
+
+    def one(self, name: str, value: Any, table: Mapping[str, str], quiet: bool = False):
+        target = table.get(name)
+        if target and target != "model.path":
+            self.put(name, target, value)
+        elif not quiet:
+            self.left.append(name)
+
+
+def _counted(value: Any) -> list[dict]:
+    """kohya 的 train_data_dir：里面每个“10_名字”是一个来源，数字是次数。"""
+    try:
+        inside = sorted(path for path in Path(str(value)).iterdir() if path.is_dir())
+    except (OSError, ValueError):
+        return []
+    hits = [(path, re.match(r"0*([1-9]\d{0,2})_.", path.name)) for path in inside]
+    return [{"folder": str(path), "repeats": int(hit[1])} for path, hit in hits if hit]

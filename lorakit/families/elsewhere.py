@@ -1,0 +1,41 @@
+"""一个家族在别的软件里：层和底模叫什么、哪种写法谁能读、ComfyUI 用哪个工作流。"""
+
+import re
+from typing import ClassVar
+
+
+class Elsewhere:
+    """导出时要问的事实；没有的就留空，照 diffusers 的名字写。"""
+
+    full_size: ClassVar[dict[str, dict]]
+    workflows: ClassVar[dict[str, str]] = {}  # ComfyUI 工作流：路径里的字样，同上 -> 名字
+    # 底模名字里说它是哪一版的字样，与那一版在 ComfyUI 里的文件；"" 是工作流里写着的
+    editions: str = ""
+    base_files: ClassVar[dict[str, str]] = {}
+    # 原作者给层起的名字 -> diffusers 里是哪一层，或按次序并成它的哪几层；{} 是块号，
+    # 同一层写两遍：它的前后两半（scale 与 shift）在原作者那里对调
+    original: ClassVar[dict[str, tuple[str, ...]]] = {}
+    kohya_original: bool = False  # kohya 一系用不用 original 的名字；不用就是 diffusers 的
+    comfyui_prefix: str = "diffusion_model."  # ComfyUI 认 diffusers 的层名，前面要加什么
+    # 每种写法谁能读（写出的每个名字都照 tests/reader_names.py 核对）
+    read_by: ClassVar[dict[str, tuple[str, ...]]] = {
+        "diffusers": ("diffusers", "ComfyUI"),
+        "comfyui": ("ComfyUI", "diffusers"),
+        "kohya": ("musubi", "ComfyUI", "diffusers"),
+    }
+    # 别的软件怎么叫这个底模：路径里的字样 -> (modelspec.architecture, ss_base_model_version)
+    called: ClassVar[dict[str, tuple[str, str]]]
+
+    @classmethod
+    def workflow_base(cls, base: str) -> str | None:
+        """工作流该载入的底模文件；"" 是它自己写着的，None 是没有工作流的另一版。"""
+        edition = re.search(cls.editions, base.lower()) if cls.editions else None
+        return cls.base_files.get(edition[1]) if edition else ""
+
+    @classmethod
+    def full_shift(cls, side: int) -> float:
+        """真模型画 side² 的图时的时间偏移：照 full_size 算，不用下载。"""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        config = FlowMatchEulerDiscreteScheduler(**cls.full_size["scheduler"]).config
+        return cls._shift_of(config, side, side)

@@ -1,0 +1,240 @@
+"""接着练之前的核对：这一半和上一半练的是不是同一件事。比的是内容，不是叫什么名字、放在哪里。
+
+检查点自己记着它是照什么设置、用哪些图、在哪份底模上练的，所以 config.yaml 丢了、
+检查点是从别处复制来的，也看得出来。设置、底模不同就不接；数据、软件的版本不同，接得上，说清楚哪里不同。
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lorakit.config import Config, differences, load_config
+from lorakit.errors import ConfigError, warn
+from lorakit.results import checkpoint
+
+# 续训时可以改的设置：它们不影响已经练过的那些步
+CHANGEABLE = (
+    "train.steps", "train.save_every", "train.keep", "sample.", "eval.every", "memory.", "run.",
+    "model.source",
+)  # fmt: skip
+PLACES = ("data.folder", "data.control_folder", "data.class_folder")  # 在哪里不要紧，内容另外比
+KEY = "trained_on"  # 在检查点的 state.json 里
+PACKAGES = ("lorakit", "torch", "diffusers", "transformers", "peft")
+PARTS = {"train": "训练的图", "held": "留出的图", "prior": "同类图片"}
+WHAT = {"caption": "描述", "mask": "遮罩", "controls": "控制图", "repeats": "重复次数"}
+SHOWN = 3
+
+
+def facts(config: Config, dataset, base: Mapping[str, str]) -> dict[str, Any]:
+    """这一次练的是什么，记进检查点。
+
+    Args:
+        base: 底模的各部分 -> 它的指纹。
+    """
+    parts = {
+        part: [_row(item.record, config.data.mask) for item in getattr(dataset, part)]
+        for part in PARTS
+    }
+    return {"config": config.to_dict(), "data": parts, "base": dict(base), "versions": _versions()}
+
+
+def settings(run: Path, new: Config, processes: int):
+    """开始准备之前：设置不是同一份就停下（图和底模的内容，准备好了再由 `content` 比）。
+
+    Raises:
+        ConfigError: 里面是另一份设置的结果。
+    """
+    last = checkpoint.all_of(run)[-1]
+    recorded = _recorded(last)
+    old = _config(recorded) or _saved(run)
+    if old is None:
+        warn(
+            f"run.output：“{run}”里没有 config.yaml，检查点也没有记着设置，没法核对设置；"
+            "不放心就换一个 run.output。"
+        )
+        return
+    changed = {
+        name: pair
+        for name, pair in differences(old, new).items()
+        if not name.startswith(CHANGEABLE)
+    }
+    count = checkpoint.facts_of(last).get("processes") or processes
+    before, now = old.train.grad_accum * count, new.train.grad_accum * processes
+    if before == now:  # 进程少了、累积多了，一步看的图还是那些
+        changed.pop("train.grad_accum", None)
+    if recorded.get("data") or _card(run).get("data"):
+        for name in PLACES:
+            changed.pop(name, None)
+    if recorded.get("base") and Path(new.model.path).expanduser().is_dir():
+        changed.pop("model.path", None)
+    if changed:
+        raise _other(run, [f"{n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items()])
+    if before != now:
+        same = f"，要一样就把 train.grad_accum 改成 {before // processes}"
+        warn(
+            f"进程数变了：一步原来看 {before} 批，现在 {now} 批。接得上，但取图的次序、"
+            f"噪声和每步的图数都和没断过不同{'' if before % processes else same}。"
+        )
+
+
+def content(found: Path, now: Mapping[str, Any], dataset):
+    """准备好之后：检查点 found 是在哪份底模、哪些图上练的，和这一次比。
+
+    Args:
+        now: `facts` 给的。
+
+    Raises:
+        ConfigError: 底模不是那一份；以前的结果文件夹，图换了地方、内容也不同。
+    """
+    run, before = found.parent, _recorded(found)
+    if not before:
+        _by_card(run, now, dataset)
+        return
+    old, new = _config(before), _config(now)
+    if old and new and found != checkpoint.all_of(run)[-1]:  # 最后一个坏了，接的是前一个
+        changed = [
+            f"{name}：原来 {a}，现在 {b}"
+            for name, (a, b) in differences(old, new).items()
+            if not name.startswith((*CHANGEABLE, *PLACES, "model.path", "train.grad_accum"))
+        ]
+        if changed:
+            raise _other(run, changed)
+    base, ours = _dict(before.get("base")), now["base"]
+    moved = [part for part in ours if base.get(part) and base[part] != ours[part]]
+    if moved:
+        raise _other(run, [f"model.path：底模的 {'、'.join(moved)} 换了内容，不是原来那一份"])
+    told = _data_told(_dict(before.get("data")), now["data"])
+    if told:
+        warn(
+            f"数据和 {found.name} 那时不一样：{'；'.join(told)}。接着练，后一半用的是现在的数据；"
+            "要和原来一样就改回来，要分开练就换一个 run.output。"
+        )
+    versions = _dict(before.get("versions"))
+    newer = [
+        f"{name} {versions[name]} -> {one}"
+        for name, one in now["versions"].items()
+        if versions.get(name) and versions[name] != one
+    ]
+    if newer:
+        warn(f"软件的版本和 {found.name} 那时不一样：{'、'.join(newer)}。接得上，不保证逐位相同。")
+
+
+def _by_card(run: Path, now: Mapping[str, Any], dataset):
+    """以前的检查点没有记数据：运行卡 run.json 里有数据的指纹。"""
+    known = _card(run).get("data")
+    if not known or known == data_hash(dataset):
+        return
+    old, new = _saved(run), _config(now)
+    moved = {n: p for n, p in differences(old, new).items() if n in PLACES} if old and new else {}
+    if moved:
+        raise _other(run, [f"{n}：原来 {a}，现在 {b}，内容不同" for n, (a, b) in moved.items()])
+    warn(f"数据（图、描述或控制图）和“{run}”上次练的不一样。接着练，后一半用的是现在的数据。")
+
+
+def data_hash(dataset) -> str:
+    """训练的与留出的图、描述、控制图的指纹；和它们放在哪里、叫什么无关。"""
+    items = (*dataset.train, *dataset.held)
+    seen = sorted((i.record.digest, i.record.caption, *i.record.control_digests) for i in items)
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def _row(record, kind: str) -> dict[str, Any]:
+    row = {"name": record.path.name, "picture": record.digest, "caption": _short(record.caption)}
+    if record.controls:
+        row["controls"] = [one[:16] for one in record.control_digests]
+    if record.repeats != 1:
+        row["repeats"] = record.repeats
+    if kind == "file" and record.mask:
+        row["mask"] = hashlib.sha256(record.mask.read_bytes()).hexdigest()[:16]
+    return row
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # 在源码的文件夹里运行
+            continue
+    return found
+
+
+def _dict(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """检查点记着的；以前的版本没有记，就是空的。"""
+    return _dict(checkpoint.facts_of(path).get(KEY))
+
+
+def _config(recorded: Mapping[str, Any]) -> Config | None:
+    try:
+        return load_config(recorded["config"]) if recorded.get("config") else None
+    except ConfigError:  # 别的版本写的，有这里没有的设置
+        return None
+
+
+def _saved(run: Path) -> Config | None:
+    path = run / "config.yaml"
+    return load_config(path) if path.is_file() else None
+
+
+def _card(run: Path) -> dict[str, Any]:
+    try:
+        return _dict(json.loads((run / "run.json").read_text("utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _other(run: Path, lines: Iterable[str]) -> ConfigError:
+    listed = "".join(f"\n  - {line}" for line in lines)
+    return ConfigError(
+        f"run.output：“{run}”里是另一份设置的结果：{listed}\n"
+        "换一个 run.output，或改回原来的设置接着练。"
+    )
+
+
+def _data_told(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """两次的数据哪里不同，一样一句；按图的内容对，改了名字不算。"""
+    told = []
+    for part, called in PARTS.items():
+        rows = before.get(part)
+        old = [row for row in rows if _dict(row).get("picture")] if isinstance(rows, list) else []
+        told += [f"{called}{said}" for said in _part_told(old, now[part])]
+    return told
+
+
+def _part_told(old: Sequence[dict], new: Sequence[dict]) -> list[str]:
+    known = {row["picture"]: row for row in old}
+    fresh = {row["picture"]: row for row in new}
+    gone = [row for key, row in known.items() if key not in fresh]
+    added = [row for key, row in fresh.items() if key not in known]
+    replaced = {row["name"] for row in added} & {row.get("name") for row in gone}
+    told = []
+    for what, rows in (("多了", added), ("少了", gone)):
+        rows = [row for row in rows if row.get("name") not in replaced]
+        if rows:
+            told.append(f"{what} {len(rows)} 张（{_names(rows)}）")
+    if replaced:
+        told.append(f"换了内容 {len(replaced)} 张（{'、'.join(sorted(replaced)[:SHOWN])}）")
+    both = [(known[key], row) for key, row in fresh.items() if key in known]
+    for field, called in WHAT.items():
+        rows = [row for was, row in both if was.get(field) != row.get(field)]
+        if rows:
+            told.append(f"的{called}变了 {len(rows)} 份（{_names(rows)}）")
+    if not told and [r["picture"] for r in old] != [r["picture"] for r in new]:
+        told.append("的次序变了，取图的先后会不同")
+    return told
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> str:
+    shown = "、".join(str(row.get("name")) for row in rows[:SHOWN])
+    return f"{shown} 等" if len(rows) > SHOWN else shown

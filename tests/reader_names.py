@@ -1,0 +1,102 @@
+"""别的软件认得的 LoRA 层名：从它们的代码里读来的事实，只为核对我们写出的名字。
+
+读的是这些版本：
+  ComfyUI 0.33.0（2026-08）comfy/lora.py 的 model_lora_keys_unet、comfy/utils.py 的 *_to_diffusers
+  sd-scripts 48d368f（2026-02）networks/lora_flux.py：只给双流块、单流块造层
+  musubi-tuner 30c658c（2026-06）networks/lora_{qwen_image,zimage,kandinsky,flux_2}.py：只给块造层
+  DiffSynth-Studio fed7b18（2026-08）utils/lora/general.py、flux.py，各个 DiT 的层名
+  diffusers 0.42.1 loaders/lora_pipeline.py：transformer. 之后照层名，其余经各家的转换函数
+"""
+
+import re
+
+ATTN = "to_q|to_k|to_v|to_out.0|add_q_proj|add_k_proj|add_v_proj|to_add_out"
+BFL = "<img|txt>_<attn.qkv|attn.proj|mlp.0|mlp.2"
+CROSS = "to_query|to_key|to_value|out_layer"
+# <a|b> 是几个里的一个，<0-59> 是块号
+QWEN = [
+    f"transformer_blocks.<0-59>.attn.<{ATTN}>",
+    "transformer_blocks.<0-59>.<img|txt>_<mlp.net.0.proj|mlp.net.2|mod.1>",
+]
+FLUX = [
+    f"transformer_blocks.<0-18>.attn.<{ATTN}>",
+    "transformer_blocks.<0-18>.<ff|ff_context>.<net.0.proj|net.2>",
+    "transformer_blocks.<0-18>.<norm1|norm1_context>.linear",
+    "single_transformer_blocks.<0-37>.<attn.to_q|attn.to_k|attn.to_v>",
+    "single_transformer_blocks.<0-37>.<proj_mlp|proj_out|norm.linear>",
+]
+FLUX_FUSED = [
+    f"double_blocks.<0-18>.{BFL}|mod.lin>",
+    "single_blocks.<0-37>.<linear1|linear2|modulation.lin>",
+]
+KLEIN = [
+    f"transformer_blocks.<0-4>.attn.<{ATTN}>",
+    "transformer_blocks.<0-4>.<ff|ff_context>.<linear_in|linear_out>",
+    "single_transformer_blocks.<0-19>.attn.<to_qkv_mlp_proj|to_out>",
+]
+KLEIN_FUSED = [f"double_blocks.<0-4>.{BFL}>", "single_blocks.<0-19>.<linear1|linear2>"]
+Z_BLOCKS = ("layers.<0-29>", "noise_refiner.<0-1>", "context_refiner.<0-1>")
+Z_REST = [f"{block}.feed_forward.<w1|w2|w3>" for block in Z_BLOCKS]
+Z_REST += [f"{block}.adaLN_modulation.0" for block in Z_BLOCKS[:2]]
+Z_IMAGE = [*(f"{block}.attention.<to_q|to_k|to_v|to_out.0>" for block in Z_BLOCKS), *Z_REST]
+Z_FUSED = [*(f"{block}.attention.<qkv|out>" for block in Z_BLOCKS), *Z_REST]
+KANDINSKY = [
+    f"text_transformer_blocks.<0-1>.self_attention.<{CROSS}>",
+    f"visual_transformer_blocks.<0-49>.<self|cross>_attention.<{CROSS}>",
+    "<text_transformer_blocks.<0-1>|visual_transformer_blocks.<0-49>>.feed_forward.<in|out>_layer",
+    "text_transformer_blocks.<0-1>.text_modulation.out_layer",
+    "visual_transformer_blocks.<0-49>.visual_modulation.out_layer",
+]
+
+DOTS, KOHYA = ("", "transformer.", "diffusion_model."), ("lora_unet_",)
+# 软件 -> 家族 -> ((前缀, 层名), ...)；以 _ 结尾的前缀之后，点换成了下划线
+READERS = {
+    "ComfyUI": {
+        "qwen-image": ((*DOTS, *KOHYA, "lycoris_"), QWEN),
+        "flux": (("", "transformer.", "lycoris_", "lora_transformer_"), FLUX,
+                 ("diffusion_model.", *KOHYA), FLUX_FUSED),
+        "flux2-klein": (("", "transformer.", "lycoris_", "lora_transformer_"), KLEIN,
+                        ("diffusion_model.", *KOHYA), KLEIN_FUSED),
+        "z-image": ((*DOTS, "lycoris_"), Z_IMAGE, ("diffusion_model.", *KOHYA), Z_FUSED),
+        "kandinsky5": ((*DOTS, *KOHYA), KANDINSKY),
+    },
+    "sd-scripts": {"flux": (KOHYA, FLUX_FUSED)},
+    "musubi": {
+        "qwen-image": (KOHYA, QWEN),
+        "flux2-klein": (KOHYA, KLEIN_FUSED),
+        "z-image": (KOHYA, Z_IMAGE),
+        "kandinsky5": (KOHYA, KANDINSKY),
+    },
+    "DiffSynth": {
+        "qwen-image": (("", "diffusion_model."), QWEN),
+        "flux": (("transformer.",), FLUX, KOHYA, FLUX_FUSED),
+        "z-image": (("", "diffusion_model."), Z_IMAGE),
+    },
+    "diffusers": {
+        "qwen-image": ((*DOTS[1:], *KOHYA), QWEN),
+        "flux": (("transformer.",), FLUX, ("diffusion_model.", *KOHYA), FLUX_FUSED),
+        "flux2-klein": (("transformer.",), KLEIN, ("diffusion_model.", *KOHYA), KLEIN_FUSED),
+        "z-image": ((*DOTS[1:], *KOHYA), Z_IMAGE),
+        "kandinsky5": (("transformer.",), KANDINSKY),
+    },
+}  # fmt: skip
+
+
+def pattern(template: str) -> str:
+    """模板 -> 正则表达式。"""
+    text = re.escape(template).replace(r"\|", "|")
+    numbers = lambda m: f"<{'|'.join(map(str, range(int(m[1]), int(m[2]) + 1)))}>"  # noqa: E731
+    return re.sub(r"<(\d+)\\-(\d+)>", numbers, text).replace("<", "(?:").replace(">", ")")
+
+
+def known(reader: str, family: str) -> re.Pattern | None:
+    """这个软件给这个家族认得的层名；不认这个家族就是 None。"""
+    rules = READERS[reader].get("qwen-image" if family == "qwen-image-edit" else family)
+    if rules is None:
+        return None
+    choices = []
+    for prefixes, table in zip(rules[::2], rules[1::2], strict=True):
+        dotted = "|".join(map(pattern, table))
+        flat = dotted.replace(r"\.", "_")
+        choices += [f"{re.escape(p)}(?:{flat if p.endswith('_') else dotted})" for p in prefixes]
+    return re.compile("|".join(choices))

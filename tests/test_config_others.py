@@ -1,0 +1,233 @@
+"""别的训练器的设置文件：认得出是谁的，能对应的对应过来；缺底模、图的，给出能照抄的几行。"""
+
+import json
+
+import pytest
+import yaml
+
+from lorakit.cli import main
+from lorakit.config import load_config
+from lorakit.config.foreign import PIPELINES, family_of
+from lorakit.errors import ConfigError
+from lorakit.families.registry import REGISTRY, get
+from lorakit.hub.bundled import bundled
+
+AI_TOOLKIT = """
+job: extension
+config:
+  name: my_cat
+  process:
+    - type: sd_trainer
+      training_folder: out
+      trigger_word: ohwx
+      network: {type: lora, linear: 32, linear_alpha: 16}
+      save: {dtype: float16, save_every: 200, max_step_saves_to_keep: 4}
+      datasets:
+        - folder_path: /data/cats
+          caption_ext: txt
+          caption_dropout_rate: 0.05
+          resolution: [512, 768, 1024]
+      train:
+        batch_size: 2
+        steps: 2500
+        lr: 1e-4
+        optimizer: adamw8bit
+        gradient_checkpointing: true
+        dtype: bf16
+        noise_scheduler: flowmatch
+      model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true}
+      sample: {sample_every: 250, guidance_scale: 4, prompts: ["[trigger] on a sofa"]}
+"""
+MUSUBI = """
+[general]
+resolution = [960, 544]
+caption_extension = ".txt"
+batch_size = 2
+[[datasets]]
+image_directory = "/data/cats"
+cache_directory = "/data/cache"
+num_repeats = 3
+"""
+KOHYA_DATASET = """
+[[datasets]]
+resolution = 1024
+  [[datasets.subsets]]
+  image_dir = "/data/cats"
+  num_repeats = 10
+  [[datasets.subsets]]
+  is_reg = true
+  image_dir = "/data/reg"
+"""
+KOHYA = """
+[model]
+pretrained_model_name_or_path = "black-forest-labs/FLUX.1-dev"
+[training]
+train_data_dir = "HERE/img"
+reg_data_dir = "/data/reg"
+network_module = "networks.lora_flux"
+network_dim = 8
+network_alpha = 4
+max_train_steps = 1200
+learning_rate = 2e-4
+optimizer_type = "AdamW8bit"
+resolution = "1024,1024"
+output_dir = "out"
+output_name = "cat"
+mixed_precision = "bf16"
+max_token_length = 225
+"""
+ONETRAINER = {
+    "__version": 6, "training_method": "LORA", "model_type": "FLUX_DEV_1",
+    "base_model_name": "black-forest-labs/FLUX.1-dev",
+    "concepts": [{"path": "/data/cats", "enabled": True, "balancing": 2.0}],
+    "output_model_destination": "models/cat.safetensors", "lora_rank": 16, "lora_alpha": 1.0,
+    "learning_rate": 0.0003, "batch_size": 2, "gradient_accumulation_steps": 4,
+    "resolution": "768", "optimizer": {"optimizer": "ADAMW_8BIT"}, "masked_training": True,
+    "train_dtype": "BFLOAT_16", "gradient_checkpointing": "ON",
+}  # fmt: skip
+
+
+@pytest.fixture
+def read(tmp_path):
+    def run(text: str, name: str, *sets: str):
+        path = tmp_path / name
+        path.write_text(text.replace("HERE", str(tmp_path)), encoding="utf-8")
+        said: list[str] = []
+        return load_config(path, sets, say=said.append), "\n".join(said)
+
+    return run
+
+
+def test_ai_toolkit(read):
+    config, said = read(AI_TOOLKIT, "x.yaml")
+    assert "是 ai-toolkit 的设置" in said and "noise_scheduler" in said
+    assert (config.model.path, config.model.family) == ("black-forest-labs/FLUX.1-dev", "flux")
+    assert str(config.data.folder) == "/data/cats" and config.data.trigger == "ohwx"
+    assert (config.lora.rank, config.lora.alpha, config.data.resolution) == (32, 16, 1024)
+    assert (config.train.steps, config.train.lr, config.train.batch_size) == (2500, 1e-4, 2)
+    assert (config.train.optimizer, config.model.quantize) == ("adamw8bit", "fp8")
+    assert config.sample.prompts == ["ohwx on a sofa"] and str(config.run.output) == "out/my_cat"
+
+
+def test_kohya(read, tmp_path):
+    for name in ("10_ohwx cat", "2_cat"):
+        (tmp_path / "img" / name).mkdir(parents=True)
+    config, said = read(KOHYA, "x.toml")
+    assert "是 kohya 的设置" in said and "max_token_length" in said
+    assert [(s.folder.name, s.repeats) for s in config.data.sources] == [
+        ("10_ohwx cat", 10), ("2_cat", 2),
+    ]  # fmt: skip
+    assert (config.lora.rank, config.lora.alpha, config.train.optimizer) == (8, 4, "adamw8bit")
+    assert str(config.data.class_folder) == "/data/reg" and str(config.run.output) == "out/cat"
+
+
+def test_onetrainer(read):
+    config, said = read(json.dumps(ONETRAINER), "x.json")
+    assert "是 OneTrainer 的设置" in said
+    (source,) = config.data.sources
+    assert (str(source.folder), source.repeats, config.data.mask) == ("/data/cats", 2, "file")
+    assert (config.lora.rank, config.lora.alpha, config.train.grad_accum) == (16, 1.0, 4)
+    assert str(config.run.output) == "models/cat" and config.data.resolution == 768
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "tool", "copied"),
+    [
+        (MUSUBI, "x.toml", "musubi", {"folder": "/data/cats", "repeats": 3}),
+        (KOHYA_DATASET, "x.toml", "kohya", {"folder": "/data/cats", "repeats": 10}),
+        ("job: extension\nconfig:\n  process: []\n", "x.yaml", "ai-toolkit", None),
+        ('{"__version": 6, "training_method": "LORA"}', "x.json", "OneTrainer", None),
+        ("[model]\ntype = 'flux'\n[adapter]\ntype = 'lora'\n", "x.toml", "diffusion-pipe", None),
+        ('{"--model_family": "flux"}', "x.json", "SimpleTuner", None),
+    ],
+)
+def test_what_lacks_the_base_or_the_pictures_gives_the_lines_to_copy(
+    read, tmp_path, capsys, text, name, tool, copied
+):
+    with pytest.raises(ConfigError, match=f"是 {tool} 的设置") as error:
+        read(text, name)
+    said = str(error.value)
+    assert "--set model.path=" in said
+    if copied:
+        block = said.partition("能照抄的是：\n")[2].partition("\n还缺")[0]
+        assert yaml.safe_load(block)["data"]["folder"] == [copied]
+        config, _ = read(text, name, "model.path=tiny-flux")
+        assert config.model.family == "flux" and config.data.sources[0].repeats > 1
+    assert main(["train", str(tmp_path / name)]) == 1
+
+
+def test_our_own_files_are_not_taken_for_others(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(load_config("tiny-flux").to_yaml(), encoding="utf-8")
+    assert load_config(path, say=pytest.fail) == load_config("tiny-flux")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "a = ", "\x00"])
+@pytest.mark.parametrize("name", ["x.toml", "x.json"])
+def test_broken_files_are_one_sentence(read, text, name):
+    with pytest.raises(ConfigError):
+        read(text, name)
+
+
+# ---- 中文冒号 ----
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("train：", 1),
+        ("train：\n  steps: 5\n", 1),
+        ("model:\n  path: tiny-flux\ntrain：\n  steps: 5\n", 3),
+        ("data:\n  folder: x\n  trigger： ohwx\n", 3),
+        ("train:\n  steps：5\n", 2),
+        ("train:\n  steps ： 5\n", 2),
+    ],
+)
+def test_a_wide_colon_is_named_with_its_line(read, text, line):
+    with pytest.raises(ConfigError, match=f"第 {line} 行.*“：”"):
+        read(text, "x.yaml")
+
+
+def test_wide_colons_inside_texts_are_fine(read):
+    config, _ = read("sample:\n  prompts:\n    - 标语：你好\n    - 'steps：5'\n", "x.yaml")
+    assert config.sample.prompts == ["标语：你好", "steps：5"]
+
+
+# ---- 底模说它是谁 ----
+
+
+def test_every_family_is_known_by_its_pipeline():
+    for name in REGISTRY:
+        pipeline = getattr(get(name), "pipeline_class", "Kandinsky5T2IPipeline")
+        assert name in PIPELINES.values() and PIPELINES.get(pipeline, name) in (
+            name, "qwen-image")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "family"),
+    [
+        ("./models/qwen_image_edit", "qwen-image-edit"),
+        ("Qwen Image Edit 2509", "qwen-image-edit"),
+        ("Qwen/Qwen-Image", "qwen-image"), ("x/FLUX.1_dev", "flux"), ("Z_Image_Turbo", "z-image"),
+        ("black-forest-labs/FLUX.2-klein-4B", "flux2-klein"), ("tiny-flux", "flux"),
+        ("tiny-qwen-image-edit", "qwen-image-edit"), ("mine", None), ("~nobody-here/x", None),
+    ],
+)  # fmt: skip
+def test_names_of_bases(path, family):
+    assert family_of(path)[0] == family
+
+
+def test_the_base_itself_decides(tmp_path, monkeypatch, capsys):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundled("tiny-qwen-image-edit"), "models/flux_plain")  # 名字骗人
+    text = "pretrained_model_name_or_path: ./models/flux_plain\ndata_config: {control_dir: c}\n"
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    assert load_config(tmp_path / "x.yaml", say=lambda _: None).model.family == "qwen-image-edit"
+    assert load_config({"model": {"path": "models/flux_plain"}}).model.family == "qwen-image-edit"
+    wrong = load_config({"model": {"path": "models/flux_plain", "family": "qwen-image"}})
+    from lorakit.families import open_family
+
+    with pytest.raises(ConfigError, match=r"QwenImageEditPipeline.*model\.family=qwen-image-edit"):
+        open_family(wrong)

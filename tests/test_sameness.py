@@ -1,0 +1,166 @@
+"""接着练之前的核对：同样的内容换了名字、换了地方照常接；内容变了说得出哪里变了。"""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorakit.config import load_config
+from lorakit.errors import ConfigError, InspectionWarning
+from lorakit.hub.bundled import bundled
+from lorakit.tiny import samples
+from lorakit.train import Trainer
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    samples.write("papercut", tmp_path / "data", count=5)
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(*overrides: str):
+    base = ["data.folder=data", "run.output=run", "data.resolution=64", "train.save_every=1",
+            "train.steps=1", "eval.holdout=0", "eval.every=0", "lora.rank=2"]  # fmt: skip
+    return load_config("tiny-qwen-image", [*base, *overrides])
+
+
+def go_on(*overrides: str) -> str:
+    """先照原样练一步；再接着练一步，返回提醒。"""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer = Trainer(settings("train.steps=2", *overrides))
+        assert trainer.step == 1
+        list(trainer)
+    said = [str(w.message) for w in told if w.category is not InspectionWarning]
+    return "\n".join(line for line in said if "那时" in line or "核对" in line or "上次" in line)
+
+
+def first(*overrides: str):
+    list(Trainer(settings(*overrides)))
+
+
+@pytest.mark.parametrize("place", ["absolute", "copy", "list", "link"])
+def test_the_same_pictures_elsewhere_go_on(place):
+    first()
+    shutil.copytree("data", "copy")
+    Path("link").symlink_to("copy")
+    folder = {"absolute": Path("data").absolute(), "list": "[data]"}.get(place, place)
+    assert go_on(f"data.folder={folder}") == ""
+
+
+def test_the_same_base_elsewhere_goes_on_and_another_does_not():
+    shutil.copytree(bundled("tiny-qwen-image"), "one")
+    shutil.copytree("one", "two")
+    first("model.path=one")
+    assert go_on("model.path=two") == ""
+    first("model.path=one", "run.output=other")
+    file = next(Path("one/transformer").glob("*.safetensors"))
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ConfigError, match="底模的 transformer 换了内容"):
+        go_on("model.path=one", "run.output=other")
+
+
+def _captions():
+    path = sorted(Path("data").glob("*.txt"))[0]
+    path.write_text("另一句话", encoding="utf-8")
+
+
+def _picture():
+    path = sorted(Path("data").glob("*.png"))[0]
+    Image.fromarray(np.full((64, 64, 3), 9, np.uint8)).save(path)
+
+
+def _added():
+    Image.effect_noise((64, 64), 50).convert("RGB").save("data/新.png")
+    Path("data/新.txt").write_text("噪声", encoding="utf-8")
+
+
+def _removed():
+    path = sorted(Path("data").glob("*.png"))[0]
+    path.unlink()
+    path.with_suffix(".txt").unlink()
+
+
+CHANGES = {
+    "的描述变了 1 份": _captions, "换了内容 1 张": _picture, "多了 1 张（新.png": _added,
+    "少了 1 张": _removed,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_changed_data_is_told(said):
+    first()
+    CHANGES[said]()
+    assert said in go_on()
+
+
+def test_changed_masks_and_class_pictures_are_told():
+    mask = Image.new("L", (64, 64), 255)
+    for path in sorted(Path("data").glob("*.png")):
+        mask.resize(Image.open(path).size).save(path.with_name(f"{path.stem}_mask.png"))
+    samples.write("papercut", Path("prior"), count=9)
+    for path in sorted(Path("prior").iterdir())[: 2 * 5]:
+        path.unlink()
+    given = ("data.mask=file", "data.class_folder=prior")
+    first(*given)
+    path = sorted(Path("data").glob("*_mask.png"))[0]
+    half = np.array(Image.open(path))
+    half[:, ::2] = 0
+    Image.fromarray(half).save(path)
+    sorted(Path("prior").glob("*.txt"))[0].write_text("一只别的猫", encoding="utf-8")
+    said = go_on(*given)
+    assert "训练的图的遮罩变了 1 份" in said and "同类图片的描述变了 1 份" in said
+
+
+def test_a_renamed_picture_is_the_same_picture():
+    first()
+    path = sorted(Path("data").glob("*.png"))[-1]
+    for old in (path, path.with_suffix(".txt")):
+        old.rename(old.with_stem(f"{old.stem}_again"))
+    assert go_on() == ""
+
+
+def test_settings_are_known_without_config_yaml():
+    first()
+    Path("run/config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"train\.lr：原来"):
+        go_on("train.lr=0.009")
+    assert go_on() == ""
+
+
+def test_a_checkpoint_of_another_run_is_noticed():
+    first()
+    first("train.seed=7", "run.output=other")
+    shutil.rmtree("run/checkpoint-1")
+    shutil.copytree("other/checkpoint-1", "run/checkpoint-1")
+    with pytest.raises(ConfigError, match=r"train\.seed：原来 7，现在 0"):
+        go_on()
+
+
+def test_other_versions_are_told():
+    first()
+    state = Path("run/checkpoint-1/state/state.json")
+    facts = json.loads(state.read_text("utf-8"))
+    facts["trained_on"]["versions"]["torch"] = "1.0"
+    facts.pop("digest", None)
+    state.write_text(json.dumps(facts), encoding="utf-8")
+    assert "torch 1.0 -> " in go_on()
+
+
+def test_an_old_run_without_records_goes_on_elsewhere(monkeypatch):
+    """以前的检查点没有记数据：有 run.json 就照它核对。"""
+    shutil.copytree(Path(__file__).parent / "old_run", "old")
+    monkeypatch.chdir("old")
+    shutil.copytree("data", "moved")
+    shutil.copytree("data", "other")
+    next(Path("other").glob("*.txt")).write_text("别的", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"data\.folder.*内容不同"):
+        Trainer(load_config("run/config.yaml", ["train.steps=4", "data.folder=other"]))
+    config = load_config("run/config.yaml", ["train.steps=3", "data.folder=moved"])
+    assert Trainer(config).step == 2
