@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -18,6 +19,7 @@ from torch import nn
 from lorakit import lora
 from lorakit.errors import LorakitWarning, WeightsError
 from lorakit.families.flux import Flux
+from lorakit.families.registry import get
 from lorakit.lora import algebra, convert, dora, foreign
 from lorakit.lora import audit as lora_audit
 from lorakit.lora import fused as lora_fused
@@ -97,6 +99,9 @@ def moved(model, before):
     return changes
 
 
+SMALL = {"flux": {"num_layers": 1, "num_single_layers": 2},
+         "flux2-klein": {"num_layers": 1, "num_single_layers": 1},
+         "z-image": {"n_layers": 1, "n_refiner_layers": 1}}  # fmt: skip
 ADAPTER = {"r": 4, "lora_alpha": 16, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
 PATTERN = {"alpha_pattern": {"attn.to_q": 2}, "rank_pattern": {f"^{OUT}": 8}}
 STRENGTHS = {  # 文件头 -> (to_q 秩 4 的强度, proj_out 秩 8 的强度)
@@ -237,29 +242,6 @@ def test_every_prefix_and_infix(base, tmp_path, down):
     assert lora_audit.audit(tmp_path / "f.safetensors", base).form == "LoRA（LyCORIS）"
 
 
-@pytest.mark.parametrize("prefix", ["", "diffusion_model.", "lora_unet_", "transformer."])
-def test_the_original_authors_names_in_every_prefix(base, tmp_path, prefix):
-    tensors, want = {}, {}
-    for name, parts in lora_fused.slots(Flux.original, base).items():
-        paths = list(dict.fromkeys(path for path, _ in parts))
-        a = torch.randn(2, base.get_submodule(paths[0]).in_features)
-        b = torch.randn(sum(wide for _, wide in parts), 2)
-        if paths == [NORM]:
-            want[NORM] = torch.cat(b.chunk(2)[::-1]) @ a
-        else:
-            rows = b.split([wide for _, wide in parts])
-            want |= {path: row @ a for path, row in zip(paths, rows, strict=True)}
-        flat = prefix.endswith("unet_")
-        tensors |= named(name.replace(".", "_") if flat else name, a, b, prefix)
-    got = read(write(tmp_path, tensors), base)
-    assert got.keys() == want.keys()
-    for path, change in want.items():
-        near(got[path], change.double(), 1e-5)
-    assert "原作者" in lora_audit.audit(
-        tmp_path / "f.safetensors", base, lora_fused.slots(Flux.original, base)
-    ).form  # fmt: skip
-
-
 def test_the_last_modulation_is_swapped_like_diffusers_does_both_ways(base, tmp_path):
     a, b = pair(base, NORM)
     stem = "lora_unet_final_layer_adaLN_modulation_1"
@@ -297,17 +279,33 @@ def test_xlabs_means_what_diffusers_reads(base, tmp_path):
             near(change, want.double())
 
 
-def test_z_image_and_klein_fused_by_a_table():
-    """家族的 original 是什么就照什么读：这里是手写的表。"""
-    model = nn.Module()
-    model.layers = nn.ModuleList([nn.Module()])
-    attention = nn.ModuleDict({name: nn.Linear(6, 6) for name in ("to_q", "to_k", "to_v")})
-    model.layers[0].attention = attention
-    table = {"layers.{}.attention.qkv": tuple(f"layers.{{}}.attention.to_{x}" for x in "qkv")}
-    places = lora_fused.slots(table, model)
-    assert places["layers.0.attention.qkv"] == tuple(
-        (f"layers.0.attention.to_{x}", 6) for x in "qkv"
-    )
+@pytest.mark.parametrize("prefix", ["", "diffusion_model.", "lora_unet_"])
+@pytest.mark.parametrize("name", ["flux", "flux2-klein", "z-image"])
+def test_fused_layers_of_every_family_at_the_real_width(tmp_path, name, prefix):
+    """ai-toolkit、musubi、sd-scripts、ComfyUI 自己的名字：ΔW 按行切开，经随机的一列比。"""
+    family = get(name)
+    config = dict(family.full_size["transformer"])
+    with torch.device("meta"):
+        shell = getattr(diffusers, config.pop("_class_name"))(**config | SMALL[name])
+    places = lora_fused.slots(family.original, shell)
+    assert len(places) >= len(family.original)
+    tensors, want, g = {}, {}, torch.Generator().manual_seed(0)
+    for theirs, parts in places.items():
+        paths = list(dict.fromkeys(path for path, _ in parts))
+        a = torch.randn(2, shell.get_submodule(paths[0]).in_features, generator=g)
+        b = torch.randn(sum(wide for _, wide in parts), 2, generator=g)
+        x = torch.randn(a.shape[1], 1, generator=g)
+        y = swap_scale_shift(b @ a @ x) if paths == [NORM] else b @ a @ x
+        rows = y.split([wide for _, wide in parts]) if len(paths) > 1 else [y]
+        want |= {path: (x, row) for path, row in zip(paths, rows, strict=True)}
+        flat = theirs.replace(".", "_") if prefix.endswith("_") else theirs
+        tensors |= named(flat, a, b, prefix)
+    found = foreign.meaning(write(tmp_path, tensors), linear(shell), places)
+    assert not found.unknown and found.layers.keys() == want.keys()
+    for path, (x, row) in want.items():
+        a, b = found.layers[path]
+        near(b @ (a @ x), row, 1e-5)
+    assert "原作者" in found.form
 
 
 # ---- DoRA
@@ -391,6 +389,18 @@ def test_dora_scale_means_what_its_writer_divides_by(base, tmp_path, header, ref
         again = dora.trained(found, lambda p: base.get_submodule(p).weight.detach())[path]
         near(again.delta(layer.weight.detach()), want, 1e-6)
         near(lycoris(layer, again.a, again.b, again.magnitude.double()[:, None]), want, 1e-6)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "comfyui"])
+def test_dora_of_comfyui_is_exported_and_read_again(base, tmp_path, form):
+    layer, (a, b) = base.get_submodule(Q), pair(base, Q)
+    tensors = named(Q, a, b) | {f"transformer.{Q}.dora_scale": torch.rand(128, 1)}
+    file = write(tmp_path, tensors)
+    want, names = read(file, base)[Q], convert.Names.of(Flux, base)
+    near(want, comfy(layer, a, b, tensors[f"transformer.{Q}.dora_scale"].double()))
+    weights = {"weight": lambda path: base.get_submodule(path).weight.detach()}
+    made = convert.write(meaning(file, base).layers, form, tmp_path / form, {}, names, **weights)
+    near(read(made.file, base)[Q], want)
 
 
 def test_dora_on_a_fused_layer_is_cut_by_rows(base, tmp_path):
