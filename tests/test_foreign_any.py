@@ -78,26 +78,39 @@ ENDS = st.sampled_from(
 )  # fmt: skip
 NAMES = st.tuples(PREFIXES, LAYERS, ENDS).map("".join) | st.text(max_size=10)
 SIDES = st.sampled_from([0, 1, 2, 4, 8, 16, 128, 384])
+FLOATS = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64,
+                          torch.float8_e4m3fn, torch.float8_e5m2])  # fmt: skip
 DTYPES = st.sampled_from(
-    [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn,
-     torch.float8_e5m2, torch.int8, torch.int64, torch.bool, torch.uint8, torch.complex64]
-)  # fmt: skip
+    [torch.float32] * 20 + [torch.int8, torch.int64, torch.bool, torch.uint8, torch.complex64]
+)
 
 
 @st.composite
 def tensors(draw):
-    """多半像样的一份：一两层配好的 A、B，再混进乱的。"""
+    """多半像样的一份：几层配好的，再混进乱的。"""
     made = {}
-    for _ in range(draw(st.integers(0, 2))):
-        stem = draw(PREFIXES) + draw(LAYERS)
-        rank, wide, out = draw(st.tuples(st.sampled_from([1, 2]), SIDES, SIDES))
-        kind = draw(DTYPES)
-        made[f"{stem}.lora_A.weight"] = torch.ones(rank, wide).to(kind)
-        made[f"{stem}.lora_B.weight"] = torch.ones(out, rank).to(kind)
-    for name in draw(st.lists(NAMES, max_size=4)):
+    for _ in range(draw(st.integers(0, 3))):
+        stem, kind = draw(PREFIXES) + draw(LAYERS), draw(FLOATS)
+        rank = draw(st.sampled_from([1, 2, 4]))
+        wide, out = draw(st.sampled_from([(128, 128), (128, 384), (128, 896), (640, 128), (0, 1)]))
+        layer = {
+            "lora_A.weight": torch.ones(rank, wide), "lora_B.weight": torch.ones(out, rank),
+            "alpha": torch.tensor(2.0), "dora_scale": torch.ones(out, 1),
+            "lora_magnitude_vector": torch.ones(out),
+            "lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(out // 2, wide // 2),
+            "lokr_w2_a": torch.ones(out // 2, rank), "lokr_w2_b": torch.ones(rank, wide // 2),
+        }  # fmt: skip
+        taken = draw(st.sampled_from([
+            "lora_A.weight lora_B.weight", "lora_A.weight lora_B.weight alpha",
+            "lora_A.weight lora_B.weight dora_scale alpha",
+            "lora_A.weight lora_B.weight lora_magnitude_vector",
+            "lokr_w1 lokr_w2", "lokr_w1 lokr_w2_a lokr_w2_b alpha",
+        ]))  # fmt: skip
+        made |= {f"{stem}.{name}": layer[name].to(kind) for name in taken.split()}
+    for name in draw(st.lists(NAMES, max_size=draw(st.sampled_from([0, 0, 1, 4])))):
         shape = draw(st.lists(SIDES, max_size=3))
         value = torch.ones([min(side, 16) if len(shape) > 2 else side for side in shape])
-        fill = draw(st.sampled_from([1.0, 0.0, -2.0, float("nan"), float("inf")]))
+        fill = draw(st.sampled_from([1.0] * 8 + [0.0, -2.0, float("nan"), float("inf")]))
         made[name] = (value * fill).to(draw(DTYPES))
     return made
 

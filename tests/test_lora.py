@@ -6,6 +6,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from lorakit import infer, lora
+from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, WeightsError
 from lorakit.families import open_family
@@ -131,3 +132,25 @@ def test_wrong_files_are_refused(tmp_path, family):
     for name, said in cases.items():
         with pytest.raises(WeightsError, match=said):
             lora.check_fits(tmp_path / name, transformer)
+
+
+def test_our_dora_is_audited_drawn_with_and_merged(tmp_path, capsys):
+    """画图、合并都与 PEFT 自己算的相同；alpha 不等于秩。"""
+    config, ours, transformer, parameters = fresh("lora.variant=dora", "lora.alpha=24")
+    shake(parameters)
+    for name, p in parameters.items():
+        p.data *= 1.3 if "magnitude" in name else 1
+    file = lora.save(tmp_path, transformer, config.lora, {})
+    family = open_family(config, torch.device("cpu"))
+    before = velocity(family, family.load("transformer").eval())
+    pipe = infer.open_pipeline(family, file)
+    want = velocity(ours, transformer)
+    torch.testing.assert_close(velocity(family, pipe.transformer), want, rtol=1e-4, atol=1e-4)
+    infer.set_strength(pipe, 0)
+    torch.testing.assert_close(velocity(family, pipe.transformer), before)
+    assert main(["audit", str(file), "--model", "tiny-qwen-image"]) == 0
+    assert "写法：DoRA（diffusers）" in capsys.readouterr().out
+    argv = ["export", str(file), "--model", "tiny-qwen-image", "--merge", "--out"]
+    assert main([*argv, str(tmp_path / "merged")]) == 0
+    merged = type(transformer).from_pretrained(tmp_path / "merged" / "transformer").eval()
+    torch.testing.assert_close(velocity(family, merged), want, rtol=1e-4, atol=1e-4)

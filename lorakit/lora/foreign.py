@@ -75,7 +75,8 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
             parts[path][place.kind] = value
             forms[_form(key, whose, path in places, place)] += 1
     card = lora_files.card_of(header)
-    rule = strength.rule(file, header, card, tensors)
+    silent = any("alpha" not in part for part in parts.values())
+    rule = strength.rule(file, header, card, tensors) if silent else strength.Rule()
     over = _over(header, card)
     layers, scales = {}, {}
     for path, part in parts.items():
