@@ -91,9 +91,7 @@ def inspect(
             reason = f"{len(did[name])} 张图{reason}：{names(did[name], folder)}"
             problems.append(Problem.note(name, reason))
     if did["hdr"]:
-        reason = (
-            f"{len(did['hdr'])} 张图是 HDR（PQ 或 HLG 曲线），这里不会压成普通亮度，看上去发灰"
-        )
+        reason = f"{len(did['hdr'])} 张图是 HDR（PQ 或 HLG 曲线），这里不会压成普通亮度，看上去发灰"
         mend = "在相机、手机或修图软件里导出成 sRGB 的 jpg 再用"
         where = f"{reason}：{names(did['hdr'], folder)}"
         problems.append(Problem.warning("picture_hdr", None, where, mend))
