@@ -288,13 +288,13 @@ def test_floats_keep_their_brightness(values, want):
     assert np.asarray(picture)[0, :, 0].tolist() == want
 
 
-@pytest.mark.parametrize("mode", ["La", "RGBa", "PA"])
-def test_premultiplied_and_palette_alpha(mode):
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_premultiplied_alpha(mode):
     source = noise("L" if mode == "La" else "RGB").convert("LA" if mode == "La" else "RGBA")
     source.putalpha(Image.linear_gradient("L").resize(source.size))
     image = source.convert(mode)
     picture, did = to_rgb(image)
-    back = image.convert({"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}[mode]).convert("RGBA")
+    back = image.convert({"La": "LA", "RGBa": "RGBA"}[mode]).convert("RGBA")
     white = Image.alpha_composite(Image.new("RGBA", back.size, "white"), back).convert("RGB")
     assert np.array_equal(np.asarray(picture), np.asarray(white)) and did == {"alpha"}
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,6 +17,8 @@ from lorakit.families.flux2_klein import Flux2Klein
 from lorakit.families.registry import REGISTRY, get, workflow_of
 from lorakit.families.z_image import ZImage
 from lorakit.lora import comfyui, convert, metadata
+from lorakit.lora.dora import Dora
+from lorakit.train import Trainer
 
 KLEIN = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "in_channels": 16,
          "num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 4, 4),
@@ -25,13 +26,6 @@ KLEIN = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "in_
 Z_IMAGE = {"n_layers": 1, "n_refiner_layers": 1, "dim": 32, "n_heads": 2, "n_kv_heads": 2,
            "cap_feat_dim": 24, "axes_dims": [4, 6, 6], "axes_lens": [64, 64, 64]}  # fmt: skip
 SECRET = "/home/张三/models/Qwen-Image"
-
-
-@dataclass(frozen=True)
-class Dora:
-    a: torch.Tensor
-    b: torch.Tensor
-    magnitude: torch.Tensor
 
 
 def shell_of(cls, config):
@@ -146,6 +140,19 @@ def test_dora_in_comfyui_is_exact(tmp_path, strength):
     assert near(w + strength * (theirs - w), w + strength * (ours - w))
     plain, _ = convert.write({"x.y": layer}, "diffusers", tmp_path / "p", {}, dtype=torch.bfloat16)
     assert torch.equal(load_file(plain)["transformer.x.y.lora_magnitude_vector"], layer.magnitude)
+
+
+def test_a_trained_dora_goes_to_comfyui_and_back(config, tmp_path, capsys):
+    settings = config("lora.variant=dora", "train.lr=1e-2")
+    list(Trainer(settings))
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    for source, form, out in ((settings.run.output, "comfyui", there), (there, "diffusers", back)):
+        argv = ["export", str(source), "--to", form, "--out", str(out), "--dtype", "fp32"]
+        assert main(argv) == 0
+        assert f"{'ComfyUI' if out == there else 'diffusers'} 能读" in capsys.readouterr().out
+    ours, again = load_file(lora.find(settings.run.output)), load_file(back)
+    assert ours.keys() == again.keys()
+    assert all(near(again[name], ours[name], 1e-5) for name in ours if ours[name].any())
 
 
 def test_dora_has_no_kohya_and_no_workflow_as_it_is(tmp_path, capsys):

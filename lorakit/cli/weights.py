@@ -182,9 +182,7 @@ def _convert(args):
     for file, weight in zip(files, weights, strict=True):
         lora_audit.refuse(lora_audit.audit(file, shell, places), file)
         several.append((convert.read(file, modules, places)[0], weight))
-    dora = any(
-        isinstance(layer, convert.Decomposed) for one, _ in several for layer in one.values()
-    )
+    dora = any(isinstance(layer, convert.Dora) for one, _ in several for layer in one.values())
     if dora and (len(several) > 1 or weights != [1.0] or args.rank is not None):
         raise LorakitError(
             "DoRA 改的还有每行的长度，不能叠加、缩秩、改份量；去掉 --also、--weight、--rank。"
@@ -213,7 +211,7 @@ def _write(args, source: Path, family, shell, layers):
     from lorakit.results.card import licence
 
     @cache
-    def shards():  # 只有 DoRA 写给 ComfyUI 才用得上，用到才下载
+    def shards():  # 只有 DoRA 换算法才用得上，用到才下载
         family.fetch("transformer")
         return loading.Shards(family.transformer_folder)
 
@@ -231,7 +229,7 @@ def _write(args, source: Path, family, shell, layers):
     if kind != "fp32":
         checked = f"fp32 重读核对过，每层的 ΔW 都没有变；再舍入成 {kind}，最多差 {rounded:.2%}"
     print(f"写好了：{made}（{style}，{len(layers)} 层；{checked}）")
-    dora = any(isinstance(layer, convert.Decomposed) for layer in layers.values())
+    dora = any(isinstance(layer, convert.Dora) for layer in layers.values())
     readers = (family.read_by[style][0],) if dora else family.read_by[style]
     others = [
         f"{name} 请用 --to {name.lower()}{'' if dora else ' 或原文件'}"

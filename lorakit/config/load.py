@@ -112,7 +112,7 @@ def load_config(
         if other := recognise(tree, _fits):
             tree = other.ours
             if tree:
-                said = f"{source} 是 {other.tool} 的设置，逐项对应如下："
+                said = f"{source}：这是 {other.tool} 的设置，逐项对应如下："
                 say("\n  ".join([said, *other.lines]))
         elif MARK in tree:
             tree, lines = translate(tree)

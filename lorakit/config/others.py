@@ -133,7 +133,7 @@ def incomplete(where: str, found: Found, lacking: list[str], text: str) -> str:
     copy = f"能照抄的是：\n{text}" if found.ours else "没有能照抄的；"
     sets = " ".join(f"--set {name}=……" for name in lacking)
     return (
-        f"“{where}”是 {found.tool} 的设置，不是 lorakit 的。{copy}还缺 {'、'.join(lacking)}："
+        f"“{where}”：这是 {found.tool} 的设置，不是 lorakit 的。{copy}还缺 {'、'.join(lacking)}："
         f"写进自己的 YAML（先 lorakit init qwen-image > my.yaml），或在命令后面加 {sets}。"
     )
 
@@ -196,6 +196,8 @@ class _Translation:
             value = _side(value)
         word = str(value).lower()
         value = WORDS.get(target, {}).get(word, word if target in WORDS else value)
+        if re.fullmatch(r"\d{1,9}", str(value)) and self.fits(target, int(value)):
+            value = int(value)  # YAML 里的数先是文字
         if value is None or not self.fits(target, value):
             self.left.append(f"{name}（{value}）")
             return

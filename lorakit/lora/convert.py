@@ -1,10 +1,10 @@
 """LoRA 文件换写法的一套：foreign 读、algebra 算、export 写；这里把它们的名字放在一处。"""
 
 from lorakit.lora.algebra import Layers, Pair, combine, delta, merge, plain, resize
+from lorakit.lora.dora import Dora
 from lorakit.lora.export import (
     DTYPES,
     FORMATS,
-    Decomposed,
     Names,
     Written,
     named,
@@ -16,7 +16,7 @@ from lorakit.lora.foreign import read
 __all__ = [
     "DTYPES",
     "FORMATS",
-    "Decomposed",
+    "Dora",
     "Layers",
     "Names",
     "Pair",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +19,7 @@ from lorakit.files import write_whole
 from lorakit.lora import dora, metadata
 from lorakit.lora import fused as lora_fused
 from lorakit.lora.algebra import Layers, Pair, distance, plain
+from lorakit.lora.dora import MOVED, Dora
 from lorakit.lora.foreign import read
 from lorakit.lora.tensors import write_tensors
 
@@ -27,15 +28,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SAME = 1e-6  # 转换前后（舍入之前）ΔW 的相对误差不能超过它
 LOST = 0.05  # 舍入之后差得比它多，就不写：这种精度装不下这个 LoRA
 Weight = Callable[[str], torch.Tensor]  # 层名 -> 底模的权重 (出, 入)
-
-
-@runtime_checkable
-class Decomposed(Protocol):
-    """DoRA 的一层：W' = m · (W + BA) / |W + BA|，长度按行算；缩放已折进 B。"""
-
-    a: torch.Tensor  # (r, 入)
-    b: torch.Tensor  # (出, r)
-    magnitude: torch.Tensor  # m，(出,)
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ class Written(NamedTuple):
 
 
 def spell(
-    layers: Mapping[str, Pair | Decomposed], form: str, names: Names, weight: Weight | None = None
+    layers: Mapping[str, Pair | Dora], form: str, names: Names, weight: Weight | None = None
 ) -> dict[str, torch.Tensor]:
     """层 -> {张量名: 张量}，照 form 的写法；只看形状，所以 meta 设备上的也行。
 
@@ -96,23 +88,18 @@ def spell(
             swapped = lora_fused.is_swapped(path, names.places)
             tensors[f"{stem}.dora_scale"] = scale.roll(len(scale) // 2, 0) if swapped else scale
         elif _is_dora(layer):
-            tensors[f"{stem}.lora_magnitude_vector"] = layer.magnitude.float().flatten()
+            own = layer if layer.over == MOVED else layer.trained(weight(path))
+            tensors[f"{stem}.lora_magnitude_vector"] = own.magnitude.float().flatten()
     return tensors
 
 
 def _is_dora(layer) -> bool:
-    return isinstance(layer, Decomposed)
+    return isinstance(layer, Dora)
 
 
-def dora_scale(layer: Decomposed, weight: torch.Tensor) -> torch.Tensor:
-    """ComfyUI 的 dora_scale (出, 1) = m · |W| / |W + BA|，长度按行算。
-
-    ComfyUI 算的是 dora_scale · (W + BA) / |W|，训练时算的是 m · (W + BA) / |W + BA|。
-    """
-    base = weight.double().cpu()
-    moved = base + layer.b.double() @ layer.a.double()
-    length = moved.norm(dim=1).clamp(min=1e-30)
-    return (layer.magnitude.double().flatten() * base.norm(dim=1) / length)[:, None].float()
+def dora_scale(layer: Dora, weight: torch.Tensor) -> torch.Tensor:
+    """ComfyUI 的 dora_scale (出, 1) = c · |W|：它算的是 dora_scale · (W + BA) / |W|。"""
+    return (layer.rows(weight).cpu() * weight.double().cpu().norm(dim=1))[:, None].float()
 
 
 def write(
@@ -131,7 +118,7 @@ def write(
     Args:
         dtype: 核对过再舍入成它；alpha 与 DoRA 的长度总是 fp32。
         about: 写给别的软件看的说明（`metadata.describe`）。
-        weight: 底模的权重；只有 DoRA 写给 ComfyUI 才要。
+        weight: 底模的权重；只有 DoRA 换算成另一种算法才要。
 
     Raises:
         WeightsError: 这种写法、这种精度装不下它。
@@ -175,7 +162,7 @@ def _refuse_lost(errors: Mapping[str, float], dtype: torch.dtype):
 
 
 def apart(
-    layers: Mapping[str, Pair | Decomposed],
+    layers: Mapping[str, Pair | Dora],
     file: Path,
     form: str,
     names: Names,
