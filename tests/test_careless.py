@@ -18,7 +18,7 @@ from PIL import Image
 from lorakit import infer
 from lorakit.cli import main
 from lorakit.config import load_config, read, template
-from lorakit.errors import ConfigError, LorakitError, LorakitWarning
+from lorakit.errors import ConfigError, LorakitError, LorakitWarning, WeightsError
 from lorakit.families import get
 from lorakit.infer import pipeline as infer_pipeline
 from lorakit.lora.convert import named
@@ -134,7 +134,7 @@ def test_in_one_process_the_second_is_refused(config):
     """一格运行两遍、两个线程：先来的占着；它放手、或没人要了，才轮到后来的。"""
     first = run_folder.RunFolder(config())
     for _ in range(2):
-        with pytest.raises(ConfigError, match="这个进程（.*先前的一个 Trainer 正占着"):
+        with pytest.raises(ConfigError, match=r"这个进程（.*先前的一个 Trainer 正占着"):
             run_folder.RunFolder(config())
     assert first.lock.read()["token"] == first.lock.token
     first.release()
@@ -168,7 +168,7 @@ def test_another_container_of_this_machine_is_seen(config):
     owner.parent.mkdir()
     me = lock._machine()
     owner.write_text(json.dumps({"token": "x", "pid": 7, **me, "space": "pid:[1]"}))
-    with pytest.raises(ConfigError, match="另一个容器.*进程 7 正在"):
+    with pytest.raises(ConfigError, match=r"另一个容器.*进程 7 正在"):
         run_folder.RunFolder(chosen)
     owner.write_text(json.dumps({"token": "x", "pid": 7, **me}))
     run_folder.RunFolder(chosen).abandon()
@@ -244,7 +244,7 @@ def test_a_run_harms_nothing_beside_it(config, tmp_path, papercut, monkeypatch):
     (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
     for one in checkpoint.all_of(run):
         shutil.rmtree(one)
-    with pytest.raises(ConfigError, match="metrics.jsonl，不是训练写的"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl，不是训练写的"):
         run_folder.RunFolder(chosen)
 
 

@@ -155,7 +155,7 @@ def test_nohup_keeps_ignoring_the_hang_up():
 ])  # fmt: skip
 def test_odd_places_in_the_environment(config, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(LorakitError, match="LORAKIT_CACHE.*不能当路径"):
+    with pytest.raises(LorakitError, match=r"LORAKIT_CACHE.*不能当路径"):
         Trainer(config(*SMALL))
 
 
