@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from PIL import Image
 from lorakit import infer
 from lorakit.cli import main
 from lorakit.config import load_config, read, template
-from lorakit.errors import ConfigError, LorakitError, LorakitWarning
+from lorakit.errors import ConfigError, LorakitError, LorakitWarning, WeightsError
 from lorakit.families import get
 from lorakit.infer import pipeline as infer_pipeline
 from lorakit.lora.convert import named
@@ -129,16 +131,149 @@ def test_the_heartbeat_beats_and_stops(tmp_path, monkeypatch, wait_for):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_in_one_process_the_later_run_has_the_folder(config):
-    """练习册里一格运行两遍：后来的占着；先来的放手、或第三个被拒绝，都不影响它。"""
-    first, second = run_folder.RunFolder(config()), run_folder.RunFolder(config())
+def test_in_one_process_the_second_is_refused(config):
+    """一格运行两遍、两个线程：先来的占着；它放手、或没人要了，才轮到后来的。"""
+    first = run_folder.RunFolder(config())
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"这个进程（.*先前的一个 Trainer 正占着"):
+            run_folder.RunFolder(config())
+    assert first.lock.read()["token"] == first.lock.token
     first.release()
-    (first.path / "config.yaml").write_text("# 我写的")
-    with pytest.raises(ConfigError, match="不是训练写的"):
-        run_folder.RunFolder(config())
+    second = run_folder.RunFolder(config())
     assert second.lock.read()["token"] == second.lock.token
-    second.release()
-    assert [path.name for path in first.path.iterdir()] == ["config.yaml"]
+    del second  # 没有放手就没人要了
+    third = run_folder.RunFolder(config())
+    third.release()
+    assert not third.path.exists() or not list(third.path.iterdir())
+
+
+def test_two_trainers_in_one_process(config):
+    first = Trainer(config())
+    with pytest.raises(ConfigError, match="先前的一个 Trainer"):
+        Trainer(config())
+    steps = iter(first)
+    next(steps)
+    with pytest.raises(ConfigError, match="先前的一个 Trainer"):
+        Trainer(config())
+    steps.close()
+    assert len(list(Trainer(config()))) == 4
+    unused = Trainer(config("train.steps=5"))
+    unused.close()
+    assert len(list(Trainer(config("train.steps=5")))) == 1
+
+
+def test_another_container_of_this_machine_is_seen(config):
+    """进程号各编各的：那边的 7 号不是这边的 7 号。"""
+    chosen = config()
+    owner = chosen.run.output / lock.OWNER
+    owner.parent.mkdir()
+    me = lock._machine()
+    owner.write_text(json.dumps({"token": "x", "pid": 7, **me, "space": "pid:[1]"}))
+    with pytest.raises(ConfigError, match=r"另一个容器.*进程 7 正在"):
+        run_folder.RunFolder(chosen)
+    owner.write_text(json.dumps({"token": "x", "pid": 7, **me}))
+    run_folder.RunFolder(chosen).abandon()
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_clocks_that_differ_do_not_hide_a_live_owner(config, monkeypatch, hours):
+    """那台机器的钟差几个小时，心跳看着很旧、或在将来：亲眼看它跳不跳。"""
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    chosen, stop = config(), threading.Event()
+    owner = chosen.run.output / lock.OWNER
+    owner.parent.mkdir()
+    owner.write_text(json.dumps({"token": "x", "pid": 7, "host": "far", "boot": "other"}))
+
+    def beat():
+        while not stop.wait(0.1):
+            os.utime(owner, (time.time() + 3600 * hours,) * 2)
+
+    thread = threading.Thread(target=beat)
+    os.utime(owner, (time.time() + 3600 * hours,) * 2)
+    thread.start()
+    try:
+        with pytest.raises(ConfigError, match="机器 far 上的进程 7 正在"):
+            run_folder.RunFolder(chosen)
+    finally:
+        stop.set()
+        thread.join()
+    with pytest.warns(LorakitWarning, match="由这次接过来"):
+        run_folder.RunFolder(chosen).abandon()
+
+
+def test_a_folder_taken_over_is_noticed(config):
+    """盘断了一阵，别的机器接过去了：先来的不再写。"""
+    steps = iter(Trainer(config()))
+    next(steps)
+    owner = config().run.output / lock.OWNER
+    owner.write_text(json.dumps({"token": "x", "pid": 7, "host": "far", "boot": "other"}))
+    with pytest.raises(ConfigError, match="机器 far 上的进程 7 正在"):
+        next(steps)
+    assert json.loads(owner.read_text())["token"] == "x"
+
+
+def test_a_folder_removed_under_the_run(config):
+    steps = iter(Trainer(config()))
+    next(steps)
+    run = config().run.output
+    run.rename(run.with_name("moved"))
+    with pytest.raises(ConfigError, match="被删掉或改了名"):
+        next(steps)
+
+
+def test_a_run_harms_nothing_beside_it(config, tmp_path, papercut, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    places = (("/", "整个盘"), (home, "家目录"), (papercut, "数据"), (papercut / "run", "数据"))
+    for place, why in places:
+        with pytest.raises(ConfigError, match=f"run.output.*{why}"):
+            run_folder.RunFolder(config(f"run.output={place}"))
+    chosen = config("train.keep=1", "train.save_every=1")
+    run = chosen.run.output
+    for name in ("photo.png", "checkpoint-1/model.safetensors", "notes/a.txt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("我的")
+    with pytest.raises(ConfigError, match=r"checkpoint-1，不是训练写的"):
+        run_folder.RunFolder(chosen)
+    (run / "checkpoint-1").rename(run / "checkpoint-0")
+    with pytest.raises(ConfigError, match="checkpoint-0"):
+        run_folder.RunFolder(chosen)
+    (run / "checkpoint-0").rename(run / "other-1")
+    list(Trainer(chosen))
+    assert {"photo.png", "other-1", "notes"} <= {path.name for path in run.iterdir()}
+    (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    for one in checkpoint.all_of(run):
+        shutil.rmtree(one)
+    with pytest.raises(ConfigError, match=r"metrics.jsonl，不是训练写的"):
+        run_folder.RunFolder(chosen)
+
+
+def test_damaged_checkpoints_fall_back_and_say_so(config, cut_at_three):
+    settings = config("train.save_every=1")
+    list(Trainer(settings))
+    run = settings.run.output
+    state = run / "checkpoint-4" / "state" / "state.json"
+    state.write_text(state.read_text().replace("0.999", "0.998"))
+    with pytest.warns(LorakitWarning, match="checkpoint-4 坏了或被改过，退回 checkpoint-3"):
+        assert Trainer(settings).step == 3
+    file = run / "checkpoint-3" / "pytorch_lora_weights.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    assert checkpoint.changed(run / "checkpoint-3") == [file.name]
+    with pytest.raises(WeightsError, match="和存的时候不一样了"):
+        checkpoint.refuse_changed(file)
+    assert main(["audit", str(file)]) == 1
+
+
+def test_stop_as_a_folder_and_odd_owners(config):
+    run = config().run.output
+    (run / "STOP").mkdir(parents=True)
+    for odd in ("[]", '{"pid": "x"}', '{"pid": 1e300}'):
+        (run / lock.OWNER).write_text(odd)
+        run_folder.RunFolder(config()).release()
+    assert len(list(Trainer(config()))) == 4
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "README.md"])

@@ -19,8 +19,8 @@ from lorakit.config import load_config
 from lorakit.data import fix
 from lorakit.errors import ConfigError, LorakitError, LorakitWarning, inert
 from lorakit.files import Unreadable, inside, parse_json
-from lorakit.hub import find as hub_find
 from lorakit.hub import sites
+from lorakit.hub.find import INDEX, absent
 from lorakit.hub.transfer import Refused, Unreachable
 from lorakit.memory.loading import WEIGHTS, Shards
 from lorakit.results import checkpoint, folder, lock, verdict
@@ -83,7 +83,7 @@ def test_the_state_of_a_checkpoint(tmp_path):
     run = shutil.copytree(OLD, tmp_path / "run")
     path = run / "checkpoint-2"
     state = path / checkpoint.STATE / checkpoint.FACTS
-    whole = json.loads(state.read_text())
+    whole = {**json.loads(state.read_text()), "exported": {}}
     whole[checkpoint.SUM] = checkpoint._sum(whole)
     state.write_text(json.dumps(whole))
     assert checkpoint.latest(run) == path
@@ -161,7 +161,7 @@ def fixed(tmp_path):
     """一个修过的数据文件夹；旁边放着别人的东西。"""
     data = tmp_path / "data"
     data.mkdir()
-    (data / "a.txt").write_bytes("一只猫".encode("gbk") * 3)
+    (data / "a.txt").write_bytes("一只橘猫坐在窗边，看着外面的雨".encode("gbk"))
     from PIL import Image
 
     Image.new("RGB", (80, 80)).save(data / "a.png")
@@ -222,7 +222,7 @@ def test_a_path_from_a_file_stays_inside(name):
 
 def test_the_index_of_a_base(tmp_path):
     index = tmp_path / f"{WEIGHTS}.index.json"
-    (tmp_path / hub_find.INDEX).write_text(json.dumps({"vae": ["diffusers", "X"]}))
+    (tmp_path / INDEX).write_text(json.dumps({"vae": ["diffusers", "X"]}))
     (tmp_path / "vae").mkdir()
 
     @many
@@ -230,7 +230,7 @@ def test_the_index_of_a_base(tmp_path):
     def anything(raw):
         index.write_bytes(raw)
         (tmp_path / "vae" / index.name).write_bytes(raw)
-        only_a_sentence(lambda: hub_find.absent(tmp_path))
+        only_a_sentence(lambda: absent(tmp_path))
         shards = only_a_sentence(lambda: Shards(tmp_path))
         for name in shards.places if shards else ():
             only_a_sentence(lambda name=name: shards(name, None))

@@ -6,14 +6,20 @@
 
 import errno
 import os
+import re
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from lorakit import cache, lora
 from lorakit.cli import main
+from lorakit.cli.progress import interrupt
 from lorakit.errors import LorakitError, LorakitWarning
+from lorakit.families import open_family
 from lorakit.machine import doctor
 from lorakit.memory import devices
 from lorakit.results import checkpoint
@@ -38,7 +44,7 @@ def test_a_read_only_folder_is_said_before_encoding(config, monkeypatch, own_cac
     assert not list(own_cache.rglob("*.safetensors")) and not config().run.output.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     config, tmp_path, monkeypatch, capsys, number
 ):
@@ -91,3 +97,70 @@ def test_without_a_card_the_tiny_model_still_trains(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (told,) = doctor._gpu(None)
     assert told.level == doctor.WARN and "微型模型照练" in told.said
+
+
+SMALL_DISK = """
+import resource, sys
+from lorakit.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 30_000, 100_000, 300_000])
+def test_a_really_full_disk_is_one_sentence_and_loses_nothing(config, tmp_path, own_cache, limit):
+    """系统真的不让写：检查点、记录、导出都一样；腾出空间以后接着练，与没断过的相同。"""
+    settings = config(*SMALL, "train.save_every=1", "train.steps=3")
+    cache.prepare(settings, open_family(settings))  # 编码在先：这里只看结果文件夹
+    file = tmp_path / "x.yaml"
+    file.write_text(settings.to_yaml())
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(limit), "train", str(file)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search("写不进|系统不让", done.stderr) and "系统不让写这么大的文件" in done.stderr
+    run = settings.run.output
+    assert not list(run.glob(".checkpoint-*"))
+    assert [s.step for s in Trainer(settings)][-1] == 3
+    plain = config(*SMALL, "train.save_every=1", "train.steps=3", output="plain")
+    list(Trainer(plain))
+    a, b = (load_file(lora.find(one.run.output)) for one in (settings, plain))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_export_to_a_full_disk(config, tmp_path):
+    settings = config(*SMALL, "train.steps=1")
+    list(Trainer(settings))
+    out = tmp_path / "out.safetensors"
+    command = ["export", str(settings.run.output), "--to", "kohya", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, "1000", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "系统不让写这么大的文件" in done.stderr and not out.exists()
+
+
+def test_nohup_keeps_ignoring_the_hang_up():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt(None):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("LORAKIT_CACHE", "/tmp/" + "a" * 300), ("LORAKIT_CACHE", "~nouser/x"),
+])  # fmt: skip
+def test_odd_places_in_the_environment(config, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(LorakitError, match=r"LORAKIT_CACHE.*不能当路径"):
+        Trainer(config(*SMALL))
+
+
+def test_a_screen_that_is_full(papercut):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "lorakit", "check", str(papercut)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "磁盘满了" in done.stderr and "Traceback" not in done.stderr

@@ -5,9 +5,14 @@ import json
 import os
 import random
 import shutil
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import requests
 from huggingface_hub import constants
 from stand_in_hub import StandIn, files_of
 
@@ -355,3 +360,53 @@ def test_a_full_cache_needs_no_text_encoder(served, papercut, tmp_path):
     family = open_family(config)
     family.load("vae")  # 真用到时才下
     assert served.weights == ["vae/diffusion_pytorch_model.safetensors"]
+
+
+def test_how_long_to_wait(capsys):
+    """站上说等多久就等多久；等太久就先停下，说清楚。"""
+
+    def busy(said: str) -> float:
+        answer = requests.Response()
+        answer.status_code, answer.headers["Retry-After"] = 429, said
+        with pytest.raises(transfer.Busy) as caught:
+            transfer.raise_for(answer)
+        return caught.value.wait
+
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert busy("300") == 300 and 90 < busy(later) <= 100
+    assert [busy(odd) for odd in ("", "x", "-5", "Wed, 99 Foo", "1e400")] == [0] * 5
+    assert transfer.pause(1, 300) == 300 and "等 300 秒" in capsys.readouterr().err
+    assert transfer.pause(1) == 1.0 and transfer.pause(9) == 20.0
+    with pytest.raises(transfer.Unreachable, match="等 60 分钟"):
+        transfer.pause(1, 3600)
+
+
+def test_more_than_was_promised_is_not_written(tmp_path, monkeypatch):
+    """说好 10 个字节，给起来没完：盘上不多写一个。"""
+
+    class Endless:
+        status_code, headers = 200, {}
+        raw = SimpleNamespace(read1=lambda size, **_: b"x" * size)
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda *_: None  # noqa: E731
+
+    monkeypatch.setattr(transfer.requests, "get", lambda *_, **__: Endless())
+    remote = transfer.Remote("a.json", 10, "http://x", sha256="0" * 64)
+    with pytest.raises(LorakitError, match="对不上"):
+        transfer.download([(remote, tmp_path / "a.json")], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trickle_is_a_stop(monkeypatch):
+    answer = SimpleNamespace(raw=SimpleNamespace(read1=lambda size, **_: b"x"))
+    monkeypatch.setattr(transfer, "WINDOW", 0.01)
+    with pytest.raises(requests.Timeout):
+        for _ in transfer.blocks(answer):
+            time.sleep(0.005)
+
+
+def test_an_answer_without_end_is_not_read(monkeypatch):
+    monkeypatch.setattr(sites, "SMALL", 1000)
+    endless = SimpleNamespace(raw=SimpleNamespace(read1=lambda size, **_: b"[" * 400))
+    with pytest.raises(transfer.Unreachable, match="没有尽头"):
+        sites._whole(endless)

@@ -90,7 +90,8 @@ class Parts:
             found = read_json(self.folder / name, SHAPES.get(name, dict))
         except Unreadable as error:
             raise WeightsError(f"model.path：{error}请删掉它重新下载。") from error
-        for key, value in found.items():
+        inner = [pair for one in found.values() if isinstance(one, dict) for pair in one.items()]
+        for key, value in (*found.items(), *inner):
             if REPEATS.search(key) and type(value) is int and value > MOST:
                 raise WeightsError(
                     f"model.path：“{self.folder / name}”里 {key} 是 {value}，不会有这么多层。"

@@ -1,5 +1,6 @@
 """把权重一层层读进空壳里，边读边量化；不读整个文件进内存。"""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from lorakit.errors import LorakitError, WeightsError
 from lorakit.files import WEIGHT_MAP, Unreadable, read_json
 from lorakit.memory.quantize import Fp8Linear, FrozenLinear, nf4_class
 
+SLACK = 1_000_000
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Read = Callable[[str, nn.Parameter], torch.Tensor]  # (参数名, 它在骨架里的样子) -> 权重
 
@@ -112,6 +114,7 @@ def whole_from(cls: type, folder: Path, part: str, **options) -> nn.Module:
         WeightsError: 读不出来，或权重不全。
     """
     with explaining(folder / part):
+        _refuse_bigger(cls, folder / part)
         made, info = cls.from_pretrained(
             folder, subfolder=part, use_safetensors=True, local_files_only=True,
             output_loading_info=True, **options,
@@ -123,6 +126,25 @@ def whole_from(cls: type, folder: Path, part: str, **options) -> nn.Module:
                 "请重新下载。"
             )
     return made
+
+
+def _refuse_bigger(cls: type, place: Path):
+    """设置说的模型比文件里的权重大得多：多出来的会造成随机数，几十 GB 的内存也装不下。"""
+    with torch.device("meta"):
+        if hasattr(cls, "config_class"):  # transformers 的
+            shell = cls(cls.config_class.from_pretrained(place, local_files_only=True))
+        else:
+            shell = cls.from_config(cls.load_config(place, local_files_only=True))
+    wanted, there = sum(p.numel() for p in shell.parameters()), 0
+    for file in place.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as handle:
+            shapes = [handle.get_slice(name).get_shape() for name in handle.keys()]  # noqa: SIM118
+        there += sum(math.prod(shape) for shape in shapes)
+    if wanted > 2 * there + SLACK:  # 共用的两份词表，文件里只有一份
+        raise WeightsError(
+            f"“{place}”的设置要 {wanted:,} 个数，权重文件里只有 {there:,} 个：不是一套，或不完整。"
+            "请删掉它重新下载。"
+        )
 
 
 class Shards:
