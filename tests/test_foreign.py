@@ -386,21 +386,27 @@ def test_dora_scale_means_what_its_writer_divides_by(base, tmp_path, header, ref
         near(read(file, base)[path], want, 1e-6)
         near(moved(*((lambda x: (x[0].transformer, x[1]))(put(file))))[path], want, 1e-5)
         found = meaning(file, base).layers
-        again = dora.trained(found, lambda p: base.get_submodule(p).weight.detach())[path]
+        again = found[path].trained(layer.weight.detach())
         near(again.delta(layer.weight.detach()), want, 1e-6)
         near(lycoris(layer, again.a, again.b, again.magnitude.double()[:, None]), want, 1e-6)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "comfyui"])
 def test_dora_of_comfyui_is_exported_and_read_again(base, tmp_path, form):
-    layer, (a, b) = base.get_submodule(Q), pair(base, Q)
-    tensors = named(Q, a, b) | {f"transformer.{Q}.dora_scale": torch.rand(128, 1)}
+    tensors, names = {}, convert.Names.of(Flux, base)
+    for path in (Q, NORM):
+        scale = torch.rand(base.get_submodule(path).out_features, 1)
+        tensors |= named(path, *pair(base, path)) | {f"transformer.{path}.dora_scale": scale}
     file = write(tmp_path, tensors)
-    want, names = read(file, base)[Q], convert.Names.of(Flux, base)
-    near(want, comfy(layer, a, b, tensors[f"transformer.{Q}.dora_scale"].double()))
+    want = read(file, base)
+    near(want[Q], comfy(base.get_submodule(Q), *pair(base, Q), tensors[
+        f"transformer.{Q}.dora_scale"].double()))  # fmt: skip
     weights = {"weight": lambda path: base.get_submodule(path).weight.detach()}
     made = convert.write(meaning(file, base).layers, form, tmp_path / form, {}, names, **weights)
-    near(read(made.file, base)[Q], want)
+    again = read(made.file, base)
+    assert again.keys() == want.keys()
+    for path, change in want.items():
+        near(again[path], change)
 
 
 def test_dora_on_a_fused_layer_is_cut_by_rows(base, tmp_path):

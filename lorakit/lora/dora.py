@@ -6,7 +6,6 @@ ComfyUI（它的 dora_scale）              W' = m · (W + BA) / |W|
 c 只要底模的权重就算得出；所以合并、换算、挂上去都经 c，与 PEFT 的结果相同。
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,10 +50,9 @@ class Dora:
         return replace(self, magnitude=(self.rows(weight).cpu() * length).float(), over=MOVED)
 
 
-def trained(layers: Mapping, weight: Callable[[str], torch.Tensor]) -> dict:
-    """里面 DoRA 的层都换成训练时的算法；weight 是层名 -> 底模的权重，用得着才问。"""
-    other = [p for p, layer in layers.items() if isinstance(layer, Dora) and layer.over == BASE]
-    return {**layers, **{path: layers[path].trained(weight(path)) for path in other}}
+def swapped(layer: Dora) -> Dora:
+    """长度的前后两半对调，见 fused.py。"""
+    return replace(layer, magnitude=layer.magnitude.roll(len(layer.magnitude) // 2, 0))
 
 
 def split(layer: Dora, parts: tuple[tuple[str, int], ...]) -> dict[str, Dora]:
@@ -62,8 +60,7 @@ def split(layer: Dora, parts: tuple[tuple[str, int], ...]) -> dict[str, Dora]:
     if len(layer.b) != sum(wide for _, wide in parts):  # 形状不对：体检会指出来
         return {parts[0][0]: layer}
     if len(parts) == 2 and parts[0] == parts[1]:  # 前后两半对调，见 fused.py
-        b, m = (value.roll(len(value) // 2, 0) for value in (layer.b, layer.magnitude))
-        return {parts[0][0]: replace(layer, b=b, magnitude=m)}
+        return {parts[0][0]: swapped(replace(layer, b=layer.b.roll(len(layer.b) // 2, 0)))}
     wide = [w for _, w in parts]
     rows = zip(layer.b.split(wide), layer.magnitude.split(wide), strict=True)
     return {

@@ -16,8 +16,8 @@ from torch import nn
 
 from lorakit.errors import ConfigError, WeightsError
 from lorakit.files import write_whole
-from lorakit.lora import dora, metadata
 from lorakit.lora import fused as lora_fused
+from lorakit.lora import metadata
 from lorakit.lora.algebra import Layers, Pair, distance, plain
 from lorakit.lora.dora import MOVED, Dora
 from lorakit.lora.foreign import read
@@ -123,7 +123,7 @@ def write(
     Raises:
         WeightsError: 这种写法、这种精度装不下它。
     """
-    layers = {path: plain(path, layer) for path, layer in dora.trained(layers, weight).items()}
+    layers = {path: plain(path, layer) for path, layer in layers.items()}
     tensors = spell(layers, form, names, weight)
     rank = max(len(layer.a if _is_dora(layer) else layer[0]) for layer in layers.values())
     file, errors = named(file), {}

@@ -81,6 +81,8 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
     layers, scales = {}, {}
     for path, part in parts.items():
         layer, scales[path] = _Layer(file, path, part, rule).read(over)
+        if "dora" in part and over == dora.BASE and lora_fused.is_swapped(path, places):
+            layer = dora.swapped(layer)  # ComfyUI 只对调 BA，长度照它自己的次序
         layers |= _unfused(layer, path, places)
     beside = [path for path, part in parts.items() if "alpha" in part]
     said = "张量旁边的 alpha" if beside else rule.said
