@@ -115,19 +115,21 @@ class Unreadable(LorakitError):
     """小文件读不懂；消息是原因，没有主语，由知道是什么文件的人说完整。"""
 
 
-def parse_json(raw: bytes | str, shape: Any = dict) -> Any:
+def parse_json(raw: bytes | str, shape: Any = dict, finite: bool = True) -> Any:
     """JSON -> 值；样子不对、套得太深、数大得离谱都不收。
 
     Args:
         shape: 该是什么样：类型、几个类型的元组、[每一项]、{str: 每个值}、{"名字": 样子}
             （名字后面加 ? 的可以没有；没提到的名字不看）、函数 值 -> 对不对。
+        finite: 不收无穷大与 NaN；prodigy 的设置里本来就有无穷大。
 
     Raises:
         Unreadable: 一句原因。
     """
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
-        value = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_float)
+        real = _float if finite else float
+        value = json.loads(text, parse_int=_int, parse_float=real, parse_constant=real)
     except UnicodeDecodeError as error:
         raise Unreadable("不是 UTF-8 的文字") from error
     except RecursionError as error:
@@ -140,16 +142,16 @@ def parse_json(raw: bytes | str, shape: Any = dict) -> Any:
     return value
 
 
-def read_json(path: Path, shape: Any = dict, limit: int = SMALL) -> Any:
+def read_json(path: Path, shape: Any = dict, limit: int = SMALL, finite: bool = True) -> Any:
     """读一个小 JSON 文件，见 parse_json。
 
     Raises:
         Unreadable: 打不开、太大、读不懂、样子不对；是一句完整的话。
     """
     try:
-        return parse_json(read_small(path, limit), shape)
+        return parse_json(read_small(path, limit), shape, finite)
     except Unreadable as error:
-        raise Unreadable(f"“{path}”读不懂：{error}。文件坏了，或不是它该有的样子。") from error
+        raise Unreadable(f"“{path}”读不出来：{error}。文件坏了，或不是它该有的样子。") from error
 
 
 def read_small(path: Path, limit: int = SMALL) -> bytes:

@@ -14,7 +14,7 @@ from lorakit.errors import ConfigError
 from lorakit.files import Unreadable, read_small
 
 LARGEST = 1 << 20  # 设置文件最多这么多字
-DEEPEST, MOST = 50, 100_000  # 最多套几层、展开以后最多几项
+DEEPEST, MOST = 50, 20_000  # 最多套几层、展开以后最多几项
 
 
 class _Loader(yaml.SafeLoader):

@@ -131,7 +131,7 @@ def _sum(facts: dict) -> str:
 def facts_of(path: Path) -> dict:
     """检查点的 state.json：步数、进程数、优化器的数；没有、坏了、改过就是空的。"""
     try:
-        facts = read_json(path / STATE / FACTS, SHAPE)
+        facts = read_json(path / STATE / FACTS, SHAPE, finite=False)
     except Unreadable:
         return {}
     kept = facts[SUM] == _sum(facts) if SUM in facts else set(facts) <= OLD
@@ -230,10 +230,10 @@ def _plain(value):
 
 
 def _fits(groups: list[dict], number: str, key: str, value) -> bool:
-    """参数组里真有这一项，现在的值也是这一类。"""
-    if not (number.isdecimal() and int(number) < len(groups) and key in groups[int(number)]):
+    """真有这个参数组；里面已经有的一项，现在的值也是这一类（prodigy 练起来才添上几项）。"""
+    if not (number.isdecimal() and int(number) < len(groups)):
         return False
-    now, number_like = groups[int(number)][key], (int, float, torch.Tensor)
+    now, number_like = groups[int(number)].get(key), (int, float, torch.Tensor)
     if isinstance(now, list | tuple):
         numbers = isinstance(value, list) and len(value) == len(now)
         return numbers and all(one is None or isinstance(one, int | float) for one in value)
