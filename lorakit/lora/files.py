@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from lorakit.errors import WeightsError, warn
+from lorakit.errors import WeightsError, inert, warn
 from lorakit.lora import lokr, metadata, names, steps
 from lorakit.lora.attach import ADAPTER, scale
 from lorakit.lora.tensors import write_tensors
@@ -106,11 +106,11 @@ def _refuse_value(path: Path, name: str, value: torch.Tensor):
     if not value.is_floating_point() and not (name.endswith(".alpha") and _whole_number(value)):
         kind = str(value.dtype).removeprefix("torch.")
         raise WeightsError(
-            f"“{path}”的 {inert(name)} 存成了 {kind}，不是浮点数，也许量化过。请换没有量化的。"
+            f"“{path}”的 {brief(name)} 存成了 {kind}，不是浮点数，也许量化过。请换没有量化的。"
         )
     if not torch.isfinite(value.float()).all():
         raise WeightsError(
-            f"“{path}”的 {inert(name)} 里有 NaN 或无穷大，用了会出黑图。请换一个更早的检查点。"
+            f"“{path}”的 {brief(name)} 里有 NaN 或无穷大，用了会出黑图。请换一个更早的检查点。"
         )
 
 
@@ -148,9 +148,9 @@ def card_of(header: dict[str, str]) -> dict[str, str]:
         warn("文件头里 lorakit 的卡片坏了，当作没有：底模、触发词都不知道，要自己写上。")
         return {}
     simple = {k: v for k, v in card.items() if isinstance(v, str | int | float)}
-    return {inert(key): inert(str(value)) for key, value in simple.items()}
+    return {brief(key): brief(str(value)) for key, value in simple.items()}
 
 
-def inert(text: str) -> str:
-    """别人写的一段话：控制字符换成空格，太长就截断。"""
-    return "".join(c if c.isprintable() else " " for c in text[:MOST])
+def brief(text: str) -> str:
+    """别人写的一段话：只占一行，太长就截断，显示出来什么也不会做。"""
+    return inert(text[:MOST], line=True)

@@ -68,7 +68,7 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
             unknown.append(key)
         elif place.kind in parts[path]:
             raise WeightsError(
-                f"“{file}”里 {lora_files.inert(path)} 有两份（不止一个适配器），"
+                f"“{file}”里 {lora_files.brief(path)} 有两份（不止一个适配器），"
                 "不知道用哪一份。请拆成两个文件。"
             )
         else:
@@ -121,7 +121,7 @@ def _strange(file: Path, key: str, tensors: Iterable[str]) -> WeightsError:
         kind = names.kind_of(odd)
     what = f"这是{kind}" if kind and kind != "整个模型" else "它不是 LoRA、LoKr 或 DoRA 的张量"
     return WeightsError(
-        f"“{file}”里有 {lora_files.inert(key)}：{what}，这里读不了。请用训练它的工具，"
+        f"“{file}”里有 {lora_files.brief(key)}：{what}，这里读不了。请用训练它的工具，"
         "或换成普通 LoRA。"
     )
 
@@ -217,4 +217,4 @@ class _Layer:
 
     def _wrong(self, what: str) -> WeightsError:
         space = "" if what.startswith("的") else " "
-        return WeightsError(f"“{self.file}”里 {lora_files.inert(self.path)}{space}{what}。")
+        return WeightsError(f"“{self.file}”里 {lora_files.brief(self.path)}{space}{what}。")

@@ -46,7 +46,7 @@ def understood(path: Path, transformer: nn.Module, original: Original = NONE) ->
     shapes = shapes_of(transformer)
     found = meaning(path, shapes, lora_fused.slots(original, transformer))
     misfit = [name for name, layer in found.layers.items() if shape_of(layer) != shapes.get(name)]
-    wrong = [lora_files.inert(name) for name in (*found.unknown, *misfit)]
+    wrong = [lora_files.brief(name) for name in (*found.unknown, *misfit)]
     if not found.layers and found.left and not wrong:
         raise WeightsError(f"“{path}”只练了文本编码器，Transformer 一层也没有，这里用不上。")
     if wrong or not found.layers:
