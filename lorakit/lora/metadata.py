@@ -135,7 +135,10 @@ def clean(file: Path) -> bytes | None:
 def _inert(key: str, value: str) -> str:
     if key != "lorakit":
         return bare(value)
-    card = json.loads(value)
+    try:
+        card = json.loads(value)
+    except (ValueError, RecursionError):  # 别人写坏的卡片：只去掉路径
+        return bare(value)
     if isinstance(card, dict) and isinstance(card.get("base"), str):
         card["base"] = base_of(card["base"])
     return json.dumps(bare(card), ensure_ascii=False)
