@@ -224,7 +224,8 @@ def test_models_that_are_not_here_need_no_download(monkeypatch):
     small = json.loads((ASSETS / "tiny-qwen-image" / "transformer" / "config.json").read_text())
     parts = get("qwen-image").full_size | {"transformer": small}
     monkeypatch.setattr(get("qwen-image"), "full_size", parts)
-    config = load_config("qwen-image-24gb", ["data.resolution=64", "memory.compile=false"])
+    small_too = ["data.resolution=64", "memory.compile=false", "memory.offload=2"]
+    config = load_config("qwen-image-24gb", small_too)
     row = bench.run(config, steps=1, warm=1).rows[0]
     assert row.step > 0 and not row.error
 
