@@ -349,7 +349,10 @@ def test_edit_says_what_is_wrong(family, command, tmp_path):
         (["edit", good, "变蓝", *model, *three], "得到 4 张"),
         (["edit", good, "变蓝", *model, "--set", "sample.size=80"], "32 的倍数"),
         (["edit", good, "变蓝", "--model", "tiny-qwen-image"], "不能改图"),
-        (["edit", good, "变蓝", *model, "--set", "model.path=tiny-qwen-image"], "不是编辑模型"),
+        (
+            ["edit", good, "变蓝", *model, "--set", "model.path=tiny-qwen-image"],
+            "不是 qwen-image-edit",
+        ),
     ):
         code, said = command(*argv)
         assert code == 1 and word in said and "Traceback" not in said, said

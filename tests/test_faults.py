@@ -59,6 +59,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     settings = config(*SMALL, "train.steps=50", "train.save_every=50")
     file = tmp_path / "x.yaml"
     file.write_text(settings.to_yaml())
+    first = signal.signal(number, signal.default_int_handler)  # 用 nohup 跑测试时，SIGHUP 是不理的
     before = signal.getsignal(number)
     assert main(["train", str(file)]) == 130
     assert signal.getsignal(number) is before
@@ -67,6 +68,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     monkeypatch.setattr(Objective, "draw", real)
     assert main(["train", str(file), "--set", "train.steps=4"]) == 0
     assert "从第 3 步接着练" in capsys.readouterr().out
+    signal.signal(number, first)
 
 
 def test_a_card_without_bf16_works_in_fp32_and_says_so(config, family, monkeypatch):
