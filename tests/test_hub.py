@@ -332,7 +332,7 @@ def test_a_local_folder_says_what_it_lacks(tmp_path):
     with pytest.raises(LorakitError, match="缺 transformer/diffusion_pytorch_model-00002"):
         hub.find(str(folder)).fetch("transformer")
     (folder / "model_index.json").write_text("{")
-    with pytest.raises(LorakitError, match="读不懂"):
+    with pytest.raises(LorakitError, match="读不出来"):
         hub.find(str(folder)).fetch()
         hub.absent(folder)
 

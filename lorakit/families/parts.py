@@ -189,8 +189,8 @@ class Parts:
         return tuple(made)
 
     def _tight(self) -> bool:
-        """文本编码器要不要随用随搬：设置要求，或剩下的显存放不下它。"""
-        if self.offload != "none" or self.device.type != "cuda":
+        """文本编码器要不要随用随搬：剩下的显存放不下它；没有显卡时照 memory.offload。"""
+        if self.device.type != "cuda":
             return self.offload != "none"
         parts = [self.folder / part for part in self.text_parts]
         size = sum(f.stat().st_size for part in parts for f in part.glob("*.safetensors"))

@@ -205,7 +205,7 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         return [*checks, Check(BAD, "vram", f"{said}：放不下。{mend}")]
     checks.append(Check(GOOD, "vram", said))
     encoder = text * dtype.itemsize / 2 / GIB
-    tight = asked.moved or encoder + 2 > capacity
+    tight = encoder + 2 > capacity
     # 编码在训练之前，编完就放掉：随用随搬的文本编码器与训练要的不同时在内存里
     need = max(host(asked, config), HOST + encoder if tight else 0.0)
     return [*checks, _host_need(need), *_time(config, asked, again)]
