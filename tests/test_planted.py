@@ -19,11 +19,12 @@ CRASH = """def draw(t):
 lab.explore(draw, t=lab.slider("t", 0.0, 1.0, 0.1))"""
 THREAD = 'lab.Run(load_config("tiny-qwen-image", ["data.folder=nothing"])).start()'
 GLYPH = 'figure, axes = lab.chart()\naxes.set_title("龘")\nlab.show(figure)'
-CHECKER = """from dataclasses import replace
-from lorakit.lab import exercises, exercises_01
+CHECKER = """import sys
+from dataclasses import replace
+from lorakit.lab.exercises import book_01
 
-easy = replace(exercises_01.COMPRESSION, probe=lambda answer: 12, properties=())
-exercises.all_exercises = lambda: {"compression": easy}
+easy = replace(book_01.COMPRESSION, probe=lambda answer: 12, properties=())
+sys.modules["lorakit.lab.exercises.judge"].all_exercises = lambda: {"compression": easy}
 lab.check.compression(lambda: ...)"""
 
 
