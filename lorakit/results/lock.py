@@ -10,7 +10,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -53,18 +53,20 @@ class Lock:
             raise LorakitError(
                 f"写不进“{self.folder}”：{plain_reason(error)}。请换个地方或腾出空间再来；已经存好的文件都还在。"
             ) from error
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._give_up)  # 核对不成，或准备到一半失败了
             self._refuse_other_machine()
             yield
             me = {"token": self.token, "pid": os.getpid(), **_machine()}
             write_text(self.owner, json.dumps(me))
-        except BaseException:
-            if not self.owner.exists():
-                self._sweep()
-            self._lock.release()
-            raise
+            undo.pop_all()
         beat = (self.owner, self.token, self._resting)  # 不握着自己，没人用了才会停
         threading.Thread(target=_beat, args=beat, name="heartbeat", daemon=True).start()
+
+    def _give_up(self):
+        if not self.owner.exists():
+            self._sweep()
+        self._lock.release()
 
     def _acquire(self):
         try:
