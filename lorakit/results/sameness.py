@@ -13,6 +13,7 @@ from typing import Any
 
 from lorakit.config import Config, differences, load_config
 from lorakit.errors import ConfigError, warn
+from lorakit.files import Unreadable, read_json
 from lorakit.results import checkpoint
 
 # 续训时可以改的设置：它们不影响已经练过的那些步
@@ -189,8 +190,8 @@ def _saved(run: Path) -> Config | None:
 
 def _card(run: Path) -> dict[str, Any]:
     try:
-        return _dict(json.loads((run / "run.json").read_text("utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return read_json(run / "run.json", finite=False)
+    except Unreadable:
         return {}
 
 
