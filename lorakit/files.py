@@ -15,7 +15,7 @@ ASSETS = Path(__file__).parent / "assets"  # 随包的权重、预设、工作�
 WINDOWS = os.name == "nt"
 SMALL = 64 << 20  # 字节；设置、清单、目录再大也不到这么多
 DEEPEST = 64  # 套这么多层的不是我们认得的任何文件
-TOO_DEEP = "括号套的层数太多"
+TOO_DEEP = "括号套得太深"
 DIGITS = 40  # 分词器的 model_max_length 常写成 31 位
 WEIGHT_MAP = {"weight_map": {str: str}}  # 分成几个文件的权重的目录：张量 -> 文件
 LONGEST = 255, 4096  # 字节：一段名字、整个路径
@@ -136,8 +136,8 @@ def parse_json(raw: bytes | str, shape: Any = dict, finite: bool = True) -> Any:
     except RecursionError as error:
         raise Unreadable(TOO_DEEP) from error
     except json.JSONDecodeError as error:
-        where = f"第 {error.lineno} 行第 {error.colno} 个字"
-        raise Unreadable(f"不是完整的 JSON，{where}附近写错了") from error
+        line = f"第 {error.lineno} 行" if "\n" in error.doc else ""
+        raise Unreadable(f"{line}第 {error.colno} 个字附近写错了") from error
     except ValueError as error:
         raise Unreadable("里面的数太大或太长") from error
     _look_through(value)
