@@ -1,5 +1,6 @@
 """一个文件要么整个在、要么不在；小文件从一扇门读进来；缓存与随包的文件在哪里。只用标准库。"""
 
+import hashlib
 import json
 import math
 import os
@@ -77,6 +78,14 @@ def _remove(path: Path):
 def write_text(target: Path, text: str) -> Path:
     """原子地写一个文本文件。"""
     return write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def digest(path: Path) -> str | None:
+    """文件内容的 sha256；没有这个文件是 None。"""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:  # 全量微调的有几十 GB，不能整个读进内存
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_root() -> Path:
