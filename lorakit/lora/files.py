@@ -1,5 +1,6 @@
 """LoRA 文件：存下来、找到它、读回来。"""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lorakit.errors import WeightsError, inert, warn
-from lorakit.files import Unreadable, parse_json
 from lorakit.lora import lokr, metadata, names, steps
 from lorakit.lora.attach import ADAPTER, scale
 from lorakit.lora.tensors import write_tensors
@@ -141,8 +141,10 @@ def card_of(header: dict[str, str]) -> dict[str, str]:
     if text is None:
         return {}
     try:
-        card = parse_json(text, finite=False)
-    except Unreadable:
+        card = json.loads(text)
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict):
         warn("文件头里 lorakit 的卡片坏了，当作没有：底模、触发词都不知道，要自己写上。")
         return {}
     simple = {k: v for k, v in card.items() if isinstance(v, str | int | float)}

@@ -13,7 +13,6 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lorakit.errors import WeightsError
-from lorakit.files import Unreadable, parse_json
 
 LOCAL = re.compile(r"(/|~|\.{1,2}[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 TAGS = 500  # 最多记这么多种词：文件头不能太大
@@ -31,10 +30,9 @@ def bare(value):
         return value
     if value.lstrip()[:1] in ("{", "["):
         try:
-            told = parse_json(value, (dict, list), finite=False)
-        except Unreadable:
+            return json.dumps(bare(json.loads(value)), ensure_ascii=False)
+        except ValueError:
             return value  # 只是以括号开头的一句话
-        return json.dumps(bare(told), ensure_ascii=False)
     return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if LOCAL.match(value) else value
 
 

@@ -5,6 +5,7 @@
 kohya 一系的 ss_*；都没有就是 1。
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorakit.errors import WeightsError
-from lorakit.files import Unreadable, parse_json, read_small
 from lorakit.lora import files as lora_files
 
 HEADERS = ("lora_adapter_metadata", "adapter_config", "peft_config", "lora_config")
@@ -68,10 +68,13 @@ def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], names=(
     config = path.parent / CONFIG
     if _has_config(path, names) and config.is_file():
         try:
-            raw = read_small(config, LARGEST)
-        except Unreadable as error:
-            raise WeightsError(f"“{config}”{error}，这个 LoRA 的强度写在里面。") from error
-        if (told := _adapter(f"“{config}”", raw, f"旁边的 {CONFIG}")) is not None:
+            with config.open("rb") as handle:
+                text = handle.read(LARGEST).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise WeightsError(
+                f"“{config}”读不了（{error}），这个 LoRA 的强度写在里面。"
+            ) from error
+        if (told := _adapter(f"“{config}”", text, f"旁边的 {CONFIG}")) is not None:
             return told
     alpha, dim = (_number(header.get(f"ss_network_{key}")) for key in ("alpha", "dim"))
     if alpha is not None and dim is not None and dim > 0:
@@ -85,15 +88,18 @@ def _has_config(path: Path, names) -> bool:
     )
 
 
-def _adapter(where: str, raw: bytes | str, said: str) -> Rule | None:
+def _adapter(where: str, text: str, said: str) -> Rule | None:
     """PEFT 的设置（JSON）-> 规则；里面没有说强度就是 None。"""
     broken = WeightsError(
         f"{where}读不懂，而这个 LoRA 的强度写在里面：错了会强几倍或弱几倍。请重新下载或导出。"
     )
     try:
-        config = _ours(parse_json(raw, finite=False))
-    except Unreadable as error:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise broken from error
+    if not isinstance(given, dict):
+        raise broken
+    config = _ours(given)
     alpha = config.get("lora_alpha", config.get("alpha"))
     if alpha is None and not config.get("alpha_pattern"):
         return None
