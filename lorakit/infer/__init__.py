@@ -8,6 +8,14 @@ from lorakit.infer.pipeline import open_for, open_pipeline
 from lorakit.infer.preview import preview, remember_preview
 
 __all__ = [
-    "check_size", "compare", "edit", "generate", "open_for", "open_pipeline", "preview",
-    "remember_preview", "set_strength", "without_lora",
-]  # fmt: skip
+    "check_size",
+    "compare",
+    "edit",
+    "generate",
+    "open_for",
+    "open_pipeline",
+    "preview",
+    "remember_preview",
+    "set_strength",
+    "without_lora",
+]
