@@ -266,3 +266,31 @@ def test_the_workflow_loads_the_right_base(family, base, name, unet):
     assert found == name and unet in file and bool(unet) == bool(file)
     filled = comfyui.fill(found, comfyui.Fill("a", "b", 20, 4, 1024, 0, 2.0, file))
     assert not unet or f"models/diffusion_models/{file}" in comfyui.files(filled)
+
+
+def test_layers_that_cancel_are_written(tmp_path):
+    """两份相反的叠在一起：ΔW 是零，不是出错。"""
+    one = {"x.y": (torch.randn(3, 8), torch.randn(6, 3))}
+    none = convert.combine([(one, 1.0), (one, -1.0)])
+    file, _ = convert.write(none, "diffusers", tmp_path / "none", {})
+    found = load_file(file)
+    b, a = (found[f"transformer.x.y.lora_{side}.weight"].double() for side in "BA")
+    assert float((b @ a).norm()) < 1e-6
+
+
+def test_who_misses_layers_outside_the_blocks():
+    inside, out = "transformer_blocks.0.attn.to_q", "x_embedder"
+    assert get("flux").skipped("kohya", [inside]) == ([], [])
+    assert get("flux").skipped("kohya", [inside, out]) == (
+        [out],
+        ["sd-scripts", "diffusers", "DiffSynth"],
+    )
+    assert get("flux").skipped("comfyui", [out]) == ([out], ["DiffSynth"])
+    assert get("flux2-klein").skipped("comfyui", [out])[1] == []
+    modulation = ["double_stream_modulation_img.linear"]
+    assert get("flux2-klein").skipped("diffusers", modulation)[1] == ["ComfyUI"]
+
+
+def test_deep_json_in_a_header_is_left_alone():
+    deep = "[" * 100_000
+    assert metadata.bare(deep) == deep

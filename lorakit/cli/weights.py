@@ -237,6 +237,9 @@ def _write(args, source: Path, family, shell, layers):
         if name not in readers
     ]
     print("；".join(["、".join(readers) + " 能读", *others]) + "。")
+    outside, skip = family.skipped(style, layers)
+    if skip := [name for name in skip if name in readers]:
+        print(f"{outside[0]} 等 {len(outside)} 层在块的外面，{'、'.join(skip)} 多半会漏掉它们。")
     if style == "kohya" and names.fused:
         print("原作者把 q、k、v 等并成一层，拆开练的要补零才放得进去，所以文件大一倍半。")
 

@@ -1,7 +1,10 @@
 """一个家族在别的软件里：层和底模叫什么、哪种写法谁能读、ComfyUI 用哪个工作流。"""
 
 import re
+from collections.abc import Iterable
 from typing import ClassVar
+
+BLOCK = re.compile(r"(blocks|layers|refiner)\.\d+\.")
 
 
 class Elsewhere:
@@ -17,6 +20,7 @@ class Elsewhere:
     original: ClassVar[dict[str, tuple[str, ...]]] = {}
     kohya_original: bool = False  # kohya 一系用不用 original 的名字；不用就是 diffusers 的
     comfyui_prefix: str = "diffusion_model."  # ComfyUI 认 diffusers 的层名，前面要加什么
+    comfyui_misses: str = "^$"  # 块外的层里，这样写 ComfyUI 也不认的
     # 每种写法谁能读（写出的每个名字都照 tests/reader_names.py 核对）
     read_by: ClassVar[dict[str, tuple[str, ...]]] = {
         "diffusers": ("diffusers", "ComfyUI"),
@@ -31,6 +35,15 @@ class Elsewhere:
         """工作流该载入的底模文件；"" 是它自己写着的，None 是没有工作流的另一版。"""
         edition = re.search(cls.editions, base.lower()) if cls.editions else None
         return cls.base_files.get(edition[1]) if edition else ""
+
+    @classmethod
+    def skipped(cls, style: str, paths: Iterable[str]) -> tuple[list[str], list[str]]:
+        """块外的层（x_embedder 之类）不是人人都认 -> (这些层, 多半会漏掉它们的软件)。"""
+        outside = [path for path in paths if not BLOCK.search(path)]
+        sure = {"ComfyUI"} if style == "kohya" else {"ComfyUI", "diffusers"}
+        if style != "kohya" and any(re.search(cls.comfyui_misses, path) for path in outside):
+            sure.remove("ComfyUI")
+        return outside, [name for name in cls.read_by[style] if outside and name not in sure]
 
     @classmethod
     def full_shift(cls, side: int) -> float:

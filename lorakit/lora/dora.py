@@ -87,11 +87,12 @@ class Rows(LoraVariant):
         self.c = rows
 
     def forward(self, module, active_adapter, x, result, **kwargs):
-        c, times = self.c.to(result), module.scaling[active_adapter]
+        c, times = self.c.to(result.device), module.scaling[active_adapter]
         base = module.get_base_layer()
         bias = 0 if base.bias is None else base.bias.to(result.dtype)
         low = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
-        return result + times * ((c - 1) * (result - bias) + c * low)
+        c, more = c.to(result.dtype), (c - 1).to(result.dtype)  # bf16 里 1.001 - 1 是 0：先减
+        return result + times * (more * (result - bias) + c * low)
 
     def merge_safe(self, module, active_adapter, orig_weight):
         c, times = self.c.to(orig_weight.device)[:, None], module.scaling[active_adapter]

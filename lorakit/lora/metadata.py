@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lorakit.errors import WeightsError
+from lorakit.files import Unreadable, parse_json
 
 LOCAL = re.compile(r"(/|~|\.{1,2}[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 TAGS = 500  # 最多记这么多种词：文件头不能太大
@@ -30,9 +31,11 @@ def bare(value):
         return value
     if value.lstrip()[:1] in ("{", "["):
         try:
-            return json.dumps(bare(json.loads(value)), ensure_ascii=False)
-        except ValueError:
-            return value  # 只是以括号开头的一句话
+            return json.dumps(
+                bare(parse_json(value, (dict, list), finite=False)), ensure_ascii=False
+            )
+        except Unreadable:
+            pass  # 只是以括号开头的一句话
     return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if LOCAL.match(value) else value
 
 
@@ -136,9 +139,9 @@ def _inert(key: str, value: str) -> str:
     if key != "lorakit":
         return bare(value)
     try:
-        card = json.loads(value)
-    except (ValueError, RecursionError):  # 别人写坏的卡片：只去掉路径
+        card = parse_json(value)
+    except Unreadable:  # 别人写坏的卡片：只去掉路径
         return bare(value)
-    if isinstance(card, dict) and isinstance(card.get("base"), str):
+    if isinstance(card.get("base"), str):
         card["base"] = base_of(card["base"])
     return json.dumps(bare(card), ensure_ascii=False)
