@@ -144,7 +144,7 @@ ODD = {
     "infinite": ({"A": torch.full((4, 128), torch.inf)}, "无穷大"),
     "other shape": ({"A": ONES(4, 64)}, "对不上"),
     "magnitude": ({"lora_magnitude_vector": ONES(3)}, "长度有 3 个"),
-    "columns": ({"dora_scale": ONES(1, 128)}, "按列"),
+    "columns": ({"dora_scale": ONES(1, 64)}, "长度有 64 个，应该是 128 个"),
     "lengths": ({"dora_scale": ONES(128, 1), "lora_magnitude_vector": ONES(128)}, "两种写法"),
     "overflow": ({"B": ONES(128, 4) * 1e4, "alpha": torch.tensor(3e38)}, "超出"),
     "two factors": (

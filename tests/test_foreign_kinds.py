@@ -58,9 +58,11 @@ def trained_dora():
     return model, get_peft_model_state_dict(model, adapter_name="x")
 
 
-@pytest.mark.parametrize("spelling", ["lora_magnitude_vector", "lora_magnitude_vector.default",
-                                      "lora_magnitude_vector.weight",
-                                      "lora_magnitude_vector.default.weight"])  # fmt: skip
+LENGTHS = ["magnitude", *(f"lora_magnitude_vector{end}" for end in (
+    "", ".default", ".weight", ".default.weight"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", LENGTHS)
 def test_dora_of_peft(base, tmp_path, spelling):
     stock, tensors = trained_dora()
     file = write(tmp_path, {
@@ -162,6 +164,45 @@ def test_dora_is_neither_added_nor_shrunk(base, tmp_path):
     for wrong in (lambda: convert.combine([(layer, 1.0)]), lambda: convert.resize(layer, 2)):
         with pytest.raises(WeightsError, match=r"DoRA.*--merge"):
             wrong()
+
+
+def test_dora_by_columns(base, tmp_path):
+    """OneTrainer 的默认：m (W + BA) / |W + BA|，长度按列；ComfyUI 也这样算，不分谁写的。"""
+    tensors, want, weights = {}, {}, {n: base.get_submodule(n).weight.detach() for n in (Q, NORM)}
+    g = torch.Generator().manual_seed(0)
+    for path, weight in weights.items():
+        a, b = pair(base, path)
+        m = weight.norm(dim=0, keepdim=True) * (1 + torch.rand(1, a.shape[1], generator=g))
+        stem = f"lora_transformer_{path.replace('.', '_')}"
+        tensors |= named(stem, a, b, "", "lora_down", "lora_up") | {f"{stem}.dora_scale": m}
+        whole = weight.double() + b.double() @ a.double()
+        want[path] = m.double() * whole / whole.norm(dim=0, keepdim=True) - weight.double()
+    file = write(tmp_path, tensors)
+    assert "每列的长度" in lora_audit.audit(file, base).strength
+    layers, names = meaning(file, base).layers, convert.Names.of(Flux, base)
+    given = {"weight": weights.__getitem__}
+    made = convert.write(layers, "comfyui", tmp_path / "c", {}, names, **given)
+    for one in (file, made.file):
+        got = read(one, base)
+        pipe, before = put(one)
+        for strength in (1.0, -0.5):
+            pipe.transformer.set_adapters(["mine"], [strength])
+            actual = moved(pipe.transformer, before)
+            for path, change in want.items():
+                near(got[path], change)
+                near(actual[path], strength * change, 2e-5)
+    pipe.transformer.set_adapters(["mine"], [1.0])
+    pipe.transformer.fuse_lora()
+    near(pipe.transformer.get_submodule(Q).base_layer.weight.double() - before[Q], want[Q], 1e-5)
+    pipe.transformer.unfuse_lora()
+    near(pipe.transformer.get_submodule(Q).base_layer.weight.double(), before[Q])
+    for form in ("diffusers", "kohya"):
+        with pytest.raises(WeightsError, match=r"请用 --to comfyui，或加 --merge"):
+            convert.write(layers, form, tmp_path / "no", {}, names, **given)
+    fused = named("double_blocks.0.img_attn.qkv", torch.ones(1, 128), torch.ones(384, 1), "")
+    fused |= {"double_blocks.0.img_attn.qkv.dora_scale": torch.ones(1, 128)}
+    with pytest.raises(WeightsError, match=r"按列.*拆不开"):
+        meaning(write(tmp_path, fused), base)
 
 
 def test_dora_moves_a_bf16_base_by_little(base, tmp_path):

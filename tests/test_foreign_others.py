@@ -18,6 +18,7 @@ from lorakit import lora
 from lorakit.errors import LorakitWarning, WeightsError
 from lorakit.families.flux import Flux
 from lorakit.lora import audit as lora_audit
+from lorakit.lora import files as lora_files
 
 ONES = torch.ones
 
@@ -114,6 +115,13 @@ def test_a_zip_is_not_always_a_pickle(base, tmp_path, inside, said):
     with zipfile.ZipFile(file, "w") as packed:
         packed.writestr(inside, "x")
     with pytest.raises(WeightsError, match=said):
+        lora.check_fits(file, base)
+
+
+def test_a_whole_model_is_named_without_reading_it(base, tmp_path, monkeypatch):
+    file = write(tmp_path, {f"transformer_blocks.{i}.ff.weight": ONES(2) for i in range(3)})
+    monkeypatch.setattr(lora_files, "load_file", lambda path: pytest.fail("读进来了"))
+    with pytest.raises(WeightsError, match="整个模型"):
         lora.check_fits(file, base)
 
 

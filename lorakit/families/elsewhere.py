@@ -20,7 +20,8 @@ class Elsewhere:
     original: ClassVar[dict[str, tuple[str, ...]]] = {}
     kohya_original: bool = False  # kohya 一系用不用 original 的名字；不用就是 diffusers 的
     comfyui_prefix: str = "diffusion_model."  # ComfyUI 认 diffusers 的层名，前面要加什么
-    comfyui_misses: str = "^$"  # 块外的层里，这样写 ComfyUI 也不认的
+    # 块外的层（x_embedder 之类）谁漏掉哪些："软件" 或 "写法 软件" -> 正则表达式；没写的都认
+    misses: ClassVar[dict[str, str]] = {"musubi": "."}
     # 每种写法谁能读（写出的每个名字都照 tests/reader_names.py 核对）
     read_by: ClassVar[dict[str, tuple[str, ...]]] = {
         "diffusers": ("diffusers", "ComfyUI"),
@@ -37,13 +38,14 @@ class Elsewhere:
         return cls.base_files.get(edition[1]) if edition else ""
 
     @classmethod
-    def skipped(cls, style: str, paths: Iterable[str]) -> tuple[list[str], list[str]]:
-        """块外的层（x_embedder 之类）不是人人都认 -> (这些层, 多半会漏掉它们的软件)。"""
+    def skipped(cls, style: str, paths: Iterable[str]) -> dict[str, list[str]]:
+        """块外的层不是人人都认：read_by 里的软件 -> 它会漏掉的层。"""
         outside = [path for path in paths if not BLOCK.search(path)]
-        sure = {"ComfyUI"} if style == "kohya" else {"ComfyUI", "diffusers"}
-        if style != "kohya" and any(re.search(cls.comfyui_misses, path) for path in outside):
-            sure.remove("ComfyUI")
-        return outside, [name for name in cls.read_by[style] if outside and name not in sure]
+        found = {}
+        for name in cls.read_by[style]:
+            rule = cls.misses.get(f"{style} {name}", cls.misses.get(name))
+            found[name] = [path for path in outside if rule and re.search(rule, path)]
+        return {name: lost for name, lost in found.items() if lost}
 
     @classmethod
     def full_shift(cls, side: int) -> float:

@@ -95,14 +95,15 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """读 LoRA 文件 -> (张量, 文件头里的说明)；张量都是浮点数（alpha 可以是整数），没有 NaN。"""
     path = find(path)
     try:
-        tensors = load_file(path)
         with safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
+            header, keys = handle.metadata() or {}, list(handle.keys())
+        good = names.is_lora(keys)  # 整个模型几十 GB，看名字就够了，不读进来
+        tensors = load_file(path) if good else {}
     except (SafetensorError, OSError, KeyError, ValueError, AttributeError) as error:
         what = _what(path) or f"不是完整的 safetensors 文件（{error}）"
         raise WeightsError(f"“{path}”打不开：{what}。请重新下载或换一个。") from error
-    if not names.is_lora(tensors):
-        kind = names.kind_of(tensors)
+    if not good:
+        kind = names.kind_of(keys)
         said = f"它是{kind}，这里读不了" if kind else "它也许是别的东西"
         raise WeightsError(
             f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B，或 lokr_w1 / lokr_w2）。{said}。"

@@ -208,12 +208,12 @@ class _Layer:
             )
         key = "moved" if "moved" in self.part else "dora"
         length = self.part[key].float()
-        if key == "dora" and len(length) == 1 != len(b):
-            raise self._wrong("的 DoRA 按列算长度（旧版 LyCORIS），这里只认按行的")
-        if length.numel() != len(b):
-            raise self._wrong(f"的长度有 {length.numel()} 个，应该是 {len(b)} 个")
-        over = dora.MOVED if key == "moved" else over
-        return dora.Dora(*pair, length.flatten(), over), scale
+        columns = key == "dora" and length.ndim > 1 and len(length) == 1 != len(b)
+        most = a.shape[1] if columns else len(b)
+        if length.numel() != most:
+            raise self._wrong(f"的长度有 {length.numel()} 个，应该是 {most} 个")
+        over = dora.MOVED if key == "moved" or columns else over
+        return dora.Dora(*pair, length.flatten(), over, columns), scale
 
     def _product(self) -> tuple[lokr.Product, float]:
         if {"moved", "dora"} & self.part.keys():

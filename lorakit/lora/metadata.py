@@ -17,6 +17,7 @@ from lorakit.files import Unreadable, parse_json
 
 LOCAL = re.compile(r"(/|~|\.{1,2}[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 TAGS = 500  # 最多记这么多种词：文件头不能太大
+LONGEST, MOST = 1 << 20, 200  # 从别人的文件带过来的：一项最多多少字、最多几项
 KEPT = ("modelspec.", "ss_")  # 转换写法时从原来的文件带过去的
 STALE = ("modelspec.hash_sha256", "ss_network_args")  # 换了写法就不对了的
 
@@ -102,8 +103,8 @@ def header(
         about: `describe` 给的，或从原来的文件带过来的。
         name: 换一个名字；不写就照 about。
     """
-    kept = {key: value for key, value in about.items() if key.startswith(KEPT)}
-    kept = {key: value for key, value in kept.items() if key not in STALE}
+    kept = {k: v for k, v in about.items() if k.startswith(KEPT) and k not in STALE}
+    kept = dict([(k, v) for k, v in kept.items() if len(v) <= LONGEST][:MOST])
     renamed = {"modelspec.title": name, "ss_output_name": name} if name else {}
     card = {"rank": str(rank), **card, "alpha": "folded"}
     if "base" in card:

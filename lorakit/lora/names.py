@@ -5,6 +5,7 @@
   PEFT        base_model.model.<路径>.lora_A[.适配器名].weight
   DiffSynth   [pipe.dit.]<路径>.lora_A.default.weight
   ComfyUI     diffusion_model.<路径>.lora_A.weight，DoRA 另有 dora_scale
+  ai-toolkit  同 diffusers 或 ComfyUI，DoRA 另有 magnitude
   kohya       lora_unet_<路径，点换成下划线>.lora_down / lora_up.weight 加 .alpha
   OneTrainer  lora_transformer_<路径，点换成下划线>，其余同 kohya
   LyCORIS     lycoris_<路径，点换成下划线>.lokr_w1 / lokr_w2 加 .alpha（LoKr，见 lokr.py）
@@ -19,7 +20,7 @@ from typing import NamedTuple
 TENSOR = re.compile(
     r"(.+?)(?:\.lora[._](?P<lora>A|B|down|up)(?P<adapter>\.[^.]+)?\.weight|\.lora_(?P<bare>A|B)"
     r"|(?:_lora|\.lora_linear_layer)\.(?P<side>down|up)\.weight|\.(?P<alpha>alpha)"
-    r"|\.(?P<moved>lora_magnitude_vector)(?:\.[^.]+){0,2}|\.(?P<dora>dora_scale)"
+    r"|\.(?P<moved>lora_magnitude_vector(?:\.[^.]+){0,2}|magnitude)|\.(?P<dora>dora_scale)"
     r"|\.lokr_(?P<lokr>w[12](?:_[ab])?)(?P<product>\.[^.]+)?)"
 )
 XLABS = re.compile(r"(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.")
