@@ -21,7 +21,7 @@ def fresh(*overrides):
 def shake(parameters):
     generator = torch.Generator().manual_seed(3)
     for name, p in parameters.items():
-        if ".lora_B." in name:
+        if ".lora_B." in name or ".lokr_w2" in name:
             p.data = torch.randn(p.shape, generator=generator) * 0.05
 
 
