@@ -563,6 +563,15 @@ def test_film_scrubs_the_strip(shown):
     assert moving.format == "WEBP" and moving.n_frames == 5
 
 
+def test_waiting_says_so_and_leaves_the_panel_of_the_same_cell(shown, watched, config):
+    run = lab.Run(config("train.steps=2")).start()
+    run.result()
+    said = [one.get("text/plain") for one in shown]
+    told = [i for i, text in enumerate(said) if text and "等它练完" in text]
+    assert len(told) == 1 and "停止" in said[told[0]] and "■" in said[told[0]]
+    assert "" in said[told[0] :], "等完了，那行字擦掉，面板还在"
+
+
 def test_what_is_left_without_a_kernel(shown, watched):
     """静态的那份自己是一份输出；样式表藏起坏掉的控件；最后的样子留得下来。"""
     panel = lab.explore(

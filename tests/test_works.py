@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -10,7 +12,8 @@ from lorakit import data, lab
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.lab.notes import notes
-from lorakit.lab.works import certificate, checkup, editor, panel, shelf, tries, words
+from lorakit.lab.works import certificate, checkup, editor, panel, shelf, table, tries, words
+from lorakit.results import lock
 from lorakit.tiny import samples
 
 
@@ -47,6 +50,8 @@ def test_sample_changes_nothing(shown):
         and work.word("ohwx") == "ohwx"
         and work.lora("那里") == "那里"
     )
+    work.clean()
+    assert "不用改" in shown[-1]["text/plain"]
     for speak in (work.check, work.tries, work.captions):
         speak()
         assert "lab.work()" in shown[-1]["text/plain"]
@@ -175,6 +180,21 @@ def test_editor_opens_at_the_first_without_words(mine):
     assert editor.Editor(mine, mine.pictures(), None, None, None).at == 5
 
 
+def test_cleaning_can_be_taken_back(mine, shown):
+    path = mine.pictures()[0]
+    path.with_suffix(".txt").write_bytes("ohwx 猫在窗台上".encode("gbk"))
+    before = path.with_suffix(".txt").read_bytes()
+    mine.clean()
+    assert editor.said_of(path) == "ohwx 猫在窗台上" and "改好" in shown[-1]["text/plain"]
+    mine.clean(undo=True)
+    assert path.with_suffix(".txt").read_bytes() == before
+
+
+def test_a_named_work_says_at_once_whether_it_can_train(mine, shown):
+    told(mine)
+    assert lab.work("小橘") == mine and checkup.READY in shown[-1]["text/plain"]
+
+
 # ---- 样张说的是自己的作品 ----
 
 
@@ -217,6 +237,16 @@ def test_every_training_is_a_try_and_a_changed_setting_is_no_refusal(mine, confi
         mine.compare(1, 9)
 
 
+def test_table_runs_the_settings_of_one_try_again(mine, config, shown):
+    told(mine)
+    trained(mine, config, "train.lr=0.002")
+    view = table.Table(mine, tries.all_of(mine.home))
+    view.button.click()
+    assert view.run.result().config.run.output.name == "第 2 次"
+    assert view.run.config.train.lr == 0.002 and view.box.children[-1] is view.run.board.box
+    assert "什么也没改" in table.page(tries.all_of(mine.home))["text/plain"]
+
+
 def test_a_run_cut_off_is_offered_and_goes_on(mine, config, shown):
     told(mine)
     run = trained(mine, config, steps=4)
@@ -236,6 +266,18 @@ def test_a_try_that_saved_nothing_gives_its_number_back(mine):
     assert tries.following(mine.home).name == "第 1 次"
 
 
+def test_a_try_of_another_book_is_left_alone(mine, monkeypatch):
+    last = mine.home / "第 1 次"
+    last.mkdir(parents=True)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(lock, "busy", lambda folder: {"pid": sleeper.pid})
+    try:
+        assert tries.following(mine.home).name == "第 2 次"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
 # ---- 证书 ----
 
 
@@ -251,8 +293,19 @@ def test_certificate_folder_has_everything(mine, config, shown):
     assert page.size == certificate.PAGE
     said = shown[-1]["text/plain"]
     assert "姓名：小明" in said and "作品：小橘" in said and "日期：20" in said
-    assert "01 还差：compression" in said and "画风 90%" in said
+    assert "01 还开着：compression" in said and "画风 90%" in said
+    assert "# 小橘\n" in (folder / "README.md").read_text("utf-8")
     (notes() / "exercises.json").write_text(
         json.dumps(["compression", "add_noise", "velocity", "euler", "lora_size"])
     )
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
+
+
+def test_a_name_with_rare_letters_never_becomes_boxes(monkeypatch):
+    monkeypatch.setattr(certificate, "system_fonts", lambda: [])
+    letters, text = certificate.lettering("姓名：龘", 30)
+    assert text == "姓名：·"
+    assert certificate.lettering("姓名：小明", 30)[1] == "姓名：小明"
+    assert all(
+        letters.getlength(part) <= 200 for part in certificate.wrapped("字" * 50, letters, 200)
+    )

@@ -123,14 +123,13 @@ def still(static: dict) -> dict:
 
 @contextmanager
 def waiting(text: str):
-    """格子要等一件事：先写出在等什么、怎么停，等完了擦掉。"""
-    from IPython.display import clear_output
-
-    publish({"text/html": f"<p><i>{escape(text)}</i></p>", "text/plain": text})
+    """格子要等一件事：先写出在等什么、怎么停，等完了擦掉；同一格里别的输出不动。"""
+    name = uuid.uuid4().hex
+    publish({"text/html": f"<i>{escape(text)}</i>", "text/plain": text}, display_id=name)
     try:
         yield
     finally:
-        clear_output()
+        publish({"text/html": "", "text/plain": ""}, display_id=name, update=True)
 
 
 def reachable(widget):

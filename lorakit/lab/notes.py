@@ -6,6 +6,8 @@ import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 
+import psutil
+
 from lorakit.errors import LorakitError
 from lorakit.files import cache_root
 from lorakit.results import lock
@@ -45,6 +47,17 @@ def training(folder: Path) -> bool:
     if job is not None and not job.done():
         return True
     return lock.busy(folder).get("pid", os.getpid()) != os.getpid()  # 自己的，是没用完的 Trainer
+
+
+def elsewhere(folder: Path) -> bool:
+    """是不是另一个内核（另开的一本练习册）在里面练：那样的接不过来；另起的训练进程才接得过来。"""
+    owner = lock.busy(folder)
+    if not owner or owner["pid"] == os.getpid():
+        return False
+    try:
+        return "train" not in psutil.Process(owner["pid"]).cmdline()
+    except psutil.Error:
+        return False
 
 
 def fresh_cache(folder: str | Path):

@@ -49,20 +49,25 @@ class Run(Placed):
         self._halt = threading.Event()
         self._job: Future | None = None
 
-    def start(self) -> "Run":
-        """开始训练；有人看时马上返回。正在练的，再运行一次就是再摆出它的面板。"""
+    def start(self, show: bool = True) -> "Run":
+        """开始训练；有人看时马上返回。正在练的，再运行一次就是再摆出它的面板。
+
+        Args:
+            show: 要不要摆出面板；别的控件里已经放着它就不用。
+        """
         going = RUNS.get(self.config.run.output.resolve())
         if going and going.running:
             return self._join(going)
         quiet = headless()
-        if not quiet:
+        if show and not quiet:
             self.board.display()
         self._go()
         if quiet:
             try:
                 self.result()
             finally:
-                self.board.display()
+                if show:
+                    self.board.display()
         return self
 
     def _join(self, going: "Run") -> "Run":

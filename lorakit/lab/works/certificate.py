@@ -1,16 +1,19 @@
 """毕业证书：名字、日期、练之前和之后、会了什么、还差什么；连同 LoRA 与模型卡装进一个文件夹。"""
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date
 from html import escape
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 
 from lorakit import cache, lora
 from lorakit.config import load_config
 from lorakit.families import open_family
+from lorakit.files import write_text
 from lorakit.lab.display import pictured, publish
 from lorakit.lab.exercises.judge import all_exercises, passed
 from lorakit.lab.graduation import overall, still_open
@@ -19,7 +22,8 @@ from lorakit.results import card, report
 from lorakit.results.report import font, save_image
 
 PAGE = (1080, 1440)  # 像素：3:4，小红书、朋友圈的竖图
-EDGE, INK, PALE = 70, "#25303b", "#6b7685"
+EDGE, INK = 70, "#25303b"
+CHINESE = re.compile(r"cjk|sourcehan|pingfang|heiti|hiragino|msyh|simhei|simsun|wqy|fallback", re.I)
 FOLDER = "毕业"  # 作品的文件夹里，分享的东西放在这里
 SKILLS = {  # 一本的练习全通过，就算会了
     "01": "加噪、速度、采样",
@@ -58,11 +62,13 @@ def certificate(
     page = drawn(said, wall([before, after], ["训练前", "训练后"], titles, cell_for(titles)))
     save_image(page, folder / "证书.jpg")
     weights = lora.find(run)
-    shutil.copy(weights, folder / weights.name)
-    shutil.copy(card_of(Path(run)), folder / "README.md")
+    shutil.copyfile(weights, folder / weights.name)
+    told = card_of(Path(run)).read_text(encoding="utf-8")
+    write_text(folder / "README.md", told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1))
     publish(pictured(page.resize((PAGE[0] // 2, PAGE[1] // 2))))
     inside = "、".join(sorted(file.name for file in folder.iterdir()))
     tail = f"分享用的都在 {folder.name} 文件夹里：{inside}。"
+    said += [f"{book} 还开着：{'、'.join(names)}" for book, names in still_open().items()]
     text = "\n".join([*said, tail])
     page = "<br>".join(map(escape, [*said, tail]))
     publish({"text/html": f"<p>{page}</p>", "text/plain": text})
@@ -82,7 +88,7 @@ def card_of(run: Path) -> Path:
 
 
 def lines(work, marks: Mapping[str, float], name: str = "") -> list[str]:
-    """证书上的字：谁、哪天、作品、等级、会了什么、还差哪几道。"""
+    """证书上的字：谁、哪天、作品、等级、会了什么、还差几道。"""
     left, known = still_open(), all_exercises()
     done = len(set(passed()) & known.keys())
     mastered = [skill for book, skill in SKILLS.items() if book not in left]
@@ -95,8 +101,9 @@ def lines(work, marks: Mapping[str, float], name: str = "") -> list[str]:
         f"练习：通过 {done} / {len(known)} 道",
         f"会了：{'；'.join(mastered) or '还没有哪一本全做完'}",
     ]
-    for book, names in left.items():
-        said.append(f"{book} 还差：{'、'.join(names)}")
+    if left:
+        counts = "，".join(f"{book} {len(names)} 道" for book, names in left.items())
+        said.append(f"还开着：{counts}")
     return said
 
 
@@ -114,21 +121,36 @@ def drawn(said: Sequence[str], pictures: Image.Image) -> Image.Image:
     page.paste(pictures, ((PAGE[0] - pictures.width) // 2, 190))
     top, size = 190 + pictures.height + 40, 34
     for line in said:
-        for part in wrapped(line, size, PAGE[0] - 2 * EDGE):
-            if top + size > PAGE[1] - 50:
-                return page
-            pen.text((EDGE, top), part, INK if top < PAGE[1] - 400 else PALE, font(size))
+        letters, line = lettering(line, size)
+        for part in wrapped(line, letters, PAGE[0] - 2 * EDGE):
+            pen.text((EDGE, top), part, INK, letters)
             top += round(size * 1.45)
     return page
 
 
-def wrapped(text: str, size: int, width: int) -> list[str]:
-    """一行放不下就折成几行；字体里没有的字画成方框，换成“〇”。"""
+def lettering(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """写这行字的字体：随包的字体没有某个字（多半在名字里），就借系统的中文字体；都没有，那个字写成点。"""
     lost = missing(text, fallback=False)
-    text = "".join("〇" if letter in lost else letter for letter in text)
+    if not lost:
+        return font(size), text
+    for path in system_fonts():
+        if not lost - {c for c in lost if ord(c) in font_manager.get_font(path).get_charmap()}:
+            return ImageFont.truetype(path, size), text
+    return font(size), "".join("·" if letter in lost else letter for letter in text)
+
+
+def system_fonts() -> list[str]:
+    """系统里的中文字体。"""
+    return sorted(
+        path for path in font_manager.findSystemFonts() if CHINESE.search(Path(path).name)
+    )
+
+
+def wrapped(text: str, letters: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """一行放不下就折成几行。"""
     parts, line = [], ""
     for letter in text:
-        if font(size).getlength(line + letter) > width:
+        if letters.getlength(line + letter) > width:
             parts.append(line)
             line = ""
         line += letter

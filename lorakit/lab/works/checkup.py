@@ -3,6 +3,7 @@
 from html import escape
 
 from lorakit import data
+from lorakit.data import fix
 from lorakit.data.report import SEVERITIES, Report
 from lorakit.lab.display import publish
 
@@ -17,6 +18,17 @@ def show(work):
         publish({"text/html": f"<p>{said}</p>", "text/plain": said})
         return
     publish(page(data.inspect(work.photos, work.trigger)[1]))
+
+
+def clean(work, undo: bool = False):
+    """替 work 的照片改好能放心改的，或全改回去。"""
+    if work.sample:
+        said = "样例的图都是好的，不用改。"
+    elif undo:
+        said = fix.undo(work.photos)
+    else:
+        said = fix.fix(work.photos)
+    publish({"text/html": f"<pre>{escape(said)}</pre>", "text/plain": said})
 
 
 def page(report: Report) -> dict:
@@ -38,4 +50,4 @@ def verdict(report: Report) -> str:
         return f"“{report.folder}”里还没有照片。"
     count = f"共 {report.total} 张照片，{report.usable} 张能练"
     wrong = len(report.errors)
-    return f"{count}。{READY}" if not wrong else f"{count}；先改好下面 {wrong} 处错误，才能训练。"
+    return f"{count}。{READY}" if not wrong else f"{count}；先改好 {wrong} 处错误，才能训练："

@@ -8,6 +8,7 @@ from PIL import Image
 from lorakit import data
 from lorakit.data.folder import IMAGE_SUFFIXES
 from lorakit.data.read import read_image
+from lorakit.data.report import Report
 from lorakit.errors import LorakitError
 from lorakit.files import write_whole
 from lorakit.lab.display import Placed, both, frame, put, widgets
@@ -15,7 +16,7 @@ from lorakit.lab.mine import ACCEPT
 from lorakit.lab.picture import wall
 from lorakit.lab.works import checkup, shelf
 
-SHEET = 12  # 墙上最多摆几张
+SHEET, MOST = 12, 3  # 墙上最多摆几张、错误最多说几条
 # 网页一次只能传这么大；更大的会断线，什么也收不到
 HEAVY = (
     "照片大（一张 10 MB 以上，或一次选了很多）：网页收不下，会断线，什么也不说。"
@@ -23,9 +24,10 @@ HEAVY = (
 )
 
 
-def static(made) -> dict:
-    """没有内核时看见的：现在是哪件作品，怎么换。"""
-    lines = [made.text(), "在 Jupyter 里，这一格能填名字、传照片，换成自己的作品。"]
+def static(made, report: Report | None = None) -> dict:
+    """没有内核时看见的：现在是哪件作品、照片能不能练，怎么换。"""
+    lines = [made.text(), *([checkup.verdict(report)] if report else [])]
+    lines += ["在 Jupyter 里，这一格能填名字、传照片，换成自己的作品。"]
     page = "".join(f"<p>{escape(line)}</p>" for line in lines)
     return {"text/html": page, "text/plain": "\n".join(lines)}
 
@@ -56,7 +58,7 @@ class Panel(Placed):
         self.refresh()
 
     def display(self):
-        self._freshen = both(self.box, static(self.work))
+        self._freshen = both(self.box, static(self.work, self.report))
 
     def make(self):
         """照填的建一件作品。"""
@@ -92,7 +94,7 @@ class Panel(Placed):
 
     def refresh(self, news: list[str] | None = None):
         """再看一遍照片文件夹：几张、长什么样、能不能练。"""
-        made = self.work
+        made, self.report = self.work, None
         self.second.layout.display = "none" if made.sample else ""
         self.sheet.layout.display = "none"
         lines = [*(news or []), made.text()]
@@ -100,12 +102,13 @@ class Panel(Placed):
             lines.append(HEAVY.format(f"“{shelf.near(made.photos)}”"))
             if pictures := made.pictures():
                 self.say(f"正在看 {len(pictures)} 张照片……")
-                lines.append(checkup.verdict(data.inspect(made.photos, made.trigger)[1]))
-                lines.append("描述在 02 里写：作品.captions()。")
+                self.report = report = data.inspect(made.photos, made.trigger)[1]
+                lines += [checkup.verdict(report), *report.gathered(report.errors)[:MOST]]
+                lines.append("描述不用一个个建文件：在 02 里运行 作品.captions()，一张张写。")
                 put(self.sheet, contact(pictures[:SHEET]))
                 self.sheet.layout.display = ""
         self.say("\n".join(lines))
-        self._freshen(static(made))
+        self._freshen(static(made, self.report))
 
     def say(self, text: str, bad: bool = False):
         """底下的几行话；bad 用红字。"""

@@ -78,6 +78,12 @@ class Work(Placed):
 
         checkup.show(self)
 
+    def clean(self, undo: bool = False):
+        """能放心自动改的替你改好：转正、文字编码、坏图移开；原件留着，undo=True 全改回去。"""
+        from lorakit.lab.works import checkup
+
+        checkup.clean(self, undo)
+
     def captions(self, config: Config | None = None, family=None, describe=None):
         """描述编辑器，见 editor.Editor；样例看一句怎么换成自己的照片。"""
         from lorakit.lab.works import editor
@@ -86,9 +92,9 @@ class Work(Placed):
 
     def tries(self):
         """练过的每一次，一张表：改了什么、留出集、样张、判断。"""
-        from lorakit.lab.works import tries
+        from lorakit.lab.works import table
 
-        tries.show(self)
+        table.show(self)
 
     def compare(self, first: int, second: int):
         """两次的样张叠在一起，拉幕布看差别。"""

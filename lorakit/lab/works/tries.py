@@ -1,29 +1,21 @@
-"""一件作品练过的每一次：runs/名字/第 N 次；一张表看改了什么、好了没有，两次可以拉幕布比。"""
+"""一件作品练过的每一次：runs/名字/第 N 次；下一次放哪里、照哪一次重来、拉幕布比两次。"""
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from lorakit.config import Config, differences, load_config
-from lorakit.config.explain import shown
+from lorakit.config import Config, load_config
 from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
-from lorakit.lab.display import publish, table
-from lorakit.lab.notes import training
+from lorakit.lab.notes import elsewhere, training
 from lorakit.results import checkpoint, verdict
 from lorakit.results import folder as run_folder
 
-HEADS = ("第几次", "改了什么", "留出集损失", "样张", "判断")
-NONE = "还没有练过：在 01、03 或 04 的面板上练一次，这里就多一行。"
-ONLY = "样例不记每一次；换成自己的照片（01 里的 lab.work()），这里就一次一行。"
 NAME = re.compile(r"第 (\d+) 次")
-SIDE, SMALL = 384, 72  # 像素：幕布里的一张、表里的一张
+SIDE = 384  # 像素：幕布里的一张
 SHOT = re.compile(r"(\d+)_(\d+)\.png")
 
 
@@ -85,10 +77,10 @@ def all_of(home: Path) -> list[Try]:
 
 
 def following(home: Path) -> Path:
-    """下一次的文件夹。最后一次还在练，就还是它；它一步也没存下来，就接着用它的号码。"""
+    """下一次的文件夹。最后一次还在练，就还是它（另一本练习册在练的不算）；它一步也没存下来，就接着用它的号码。"""
     numbers = [int(m[1]) for f in home.glob("第 * 次") if (m := NAME.fullmatch(f.name))]
     last = home / f"第 {max(numbers, default=0)} 次"
-    if numbers and (training(last) or not checkpoint.all_of(last)):
+    if numbers and not elsewhere(last) and (training(last) or not checkpoint.all_of(last)):
         return last
     return home / f"第 {max(numbers, default=0) + 1} 次"
 
@@ -126,42 +118,6 @@ def again(work, number: int, changes: Sequence[str] = ()) -> Config:
     return load_config(config.to_dict(), [f"run.output={following(work.home)}", *changes])
 
 
-def show(work):
-    """练过的每一次，一张表。"""
-    done = [] if work.sample else all_of(work.home)
-    if not done:
-        said = ONLY if work.sample else NONE
-        publish({"text/html": f"<p>{said}</p>", "text/plain": said})
-        return
-    rows, lines = [[f"<b>{head}</b>" for head in HEADS]], []
-    for before, one in zip([None, *done], done, strict=False):
-        said = [f"{one.number}", changed(before, one), losses(one), one.word()]
-        lines.append("　".join([f"第 {said[0]} 次", *said[1:]]))
-        pictures = "".join(map(_tiny, one.shots()[:4]))
-        rows.append([escape(said[0]), escape(said[1]), escape(said[2]), pictures, escape(said[3])])
-    tail = "用哪一次的设置再来：lab.Run(作品.again(1)).start()；比两次：作品.compare(1, 2)。"
-    publish({"text/html": f"{table(rows)}<p>{tail}</p>", "text/plain": "\n".join([*lines, tail])})
-
-
-def changed(before: Try | None, one: Try) -> str:
-    """和前一次比，改了哪几项设置。"""
-    if before is None:
-        return "头一次"
-    found = differences(before.config, one.config).items()
-    said = [f"{k}：{shown(old)} → {shown(new)}" for k, (old, new) in found if k != "run.output"]
-    return "；".join(said) or "什么也没改"
-
-
-def losses(one: Try) -> str:
-    """留出集损失从多少到多少，最低在哪一步。"""
-    held = one.held()
-    if not held:
-        return "没有量"
-    last, best = max(held), min(held, key=held.get)
-    said = f"{held[min(held)]:.3f} → {held[last]:.3f}"
-    return said if best == last else f"{said}（最低 {held[best]:.3f}，第 {best} 步）"
-
-
 def curtain(work, first: int, second: int):
     """两次最后的样张叠在一起：幕布左边是 first，右边是 second。"""
     from lorakit.lab.explorer import choice, explore, slider
@@ -183,10 +139,3 @@ def curtain(work, first: int, second: int):
     label = f"左 第 {first} 次，右 第 {second} 次"
     which = choice("第几张", [str(i + 1) for i in range(count)])
     return explore(draw, at=slider(label, 0, 100, 2, 50), which=which)
-
-
-def _tiny(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.resize((SMALL, SMALL)).save(file, "JPEG", quality=70)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" style="margin:1px">'

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lorakit import data
 from lorakit.lab.display import headless, publish
 from lorakit.lab.works import panel, shelf
 
@@ -18,7 +19,10 @@ def work(name: str = "", photos: str | Path | None = None, trigger: str = "") ->
         LorakitError: 名字写不成文件夹名，或没有那个照片文件夹。
     """
     if name:
-        return shelf.keep(name, photos, trigger)
+        made = shelf.keep(name, photos, trigger)
+        found = data.inspect(made.photos, made.trigger)[1] if made.pictures() else None
+        publish(panel.static(made, found))
+        return made
     if headless():  # 没人看时总用样例
         made = shelf.Work()
         publish(panel.static(made))
