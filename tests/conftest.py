@@ -80,16 +80,16 @@ def shown(monkeypatch):
     bundles = []
     import IPython.display
 
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: bundles.append(data))
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw, **_: bundles.append(data))
     return bundles
 
 
 @pytest.fixture
 def watched(monkeypatch):
     """假装有人在看：不是自动运行。"""
-    from lorakit.lab import explorer, mine, runner
+    from lorakit.lab import display, explorer, mine, runner
 
-    for module in (explorer, mine, runner):
+    for module in (display, explorer, mine, runner):
         monkeypatch.setattr(module, "headless", lambda: False)
 
 

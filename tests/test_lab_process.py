@@ -10,7 +10,7 @@ import pytest
 
 from lorakit import infer, lab
 from lorakit.errors import LorakitError
-from lorakit.lab import process
+from lorakit.lab import notes, process, runner
 from lorakit.train import Trainer
 
 PROMPT = "sample.prompts=[剪纸风格，一只大狗在中间]"
@@ -92,3 +92,19 @@ def test_killed_by_the_system_leaves_the_kernel_and_can_continue(shown, watched,
     run.board.show = show
     run.go_on()
     assert run.board.steps == list(range(1, _stop_past(run, 8) + 1)), "同一步不记两次"
+
+
+def test_a_new_kernel_adopts_watches_and_stops_the_run(shown, watched, wait_for, config):
+    """内核重启过：先前另起的进程还在练，再运行那一格就接着看它，也停得下它。"""
+    chosen = config(*LONG, PROMPT, "sample.steps=2")
+    first = lab.Run(chosen, process=True).start()
+    wait_for(lambda: first.step >= 2, 60)
+    runner.RUNS.clear(), notes.JOBS.clear()  # 新的内核什么也不记得
+    again = lab.Run(chosen, process=True)
+    again.start()
+    wait_for(lambda: again.step >= 3, 60)
+    assert again.process.worker is None and again.board.steps[:3] == [1, 2, 3]
+    again.board.stop_button.click()
+    step = again.result().step
+    assert 3 <= step < 500 and (chosen.run.output / f"checkpoint-{step}").is_dir()
+    assert first.result().step == step and "停在" in again.board.status.value

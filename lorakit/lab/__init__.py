@@ -18,6 +18,7 @@ _PUBLIC = {
     "Board": "board",
     "Run": "runner",
     "chart": "picture",
+    "certificate": "works.certificate",
     "check": "exercises",
     "choice": "explorer",
     "explore": "explorer",
@@ -40,6 +41,7 @@ _PUBLIC = {
     "to_tensor": "picture",
     "upload": "mine",
     "wall": "picture",
+    "work": "works.work",
 }
 __all__ = list(_PUBLIC)
 
