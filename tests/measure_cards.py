@@ -1,8 +1,8 @@
-"""在一张显卡上重新量 README 的表：一个进程里一行接一行，量完一行就写下一行，半路停下也不白量。
+"""在一张显卡上重新量 `lorakit bench --table` 里我们的行：量完一行就写下一行，半路停下也不白量。
 
     python tests/measure_cards.py 新的.json "qwen-image --baseline seed" "qwen-image-24gb --tier 24"
 
-每个参数是 `lorakit bench` 后面的那些；写下的每一行与 tests/measured.json 的格式相同。
+每个参数是 `lorakit bench` 后面的那些；写下的每一行与随包的 assets/bench/measured.json 格式相同。
 内存只有头一行算数。
 """
 
@@ -46,12 +46,16 @@ def measure(line: str, first: bool) -> tuple[dict, str]:
         "tier": args.tier,
         "command": f"lorakit bench {line}",
         "ceiling": round(report.ceiling, 1),
+        "torch": torch.__version__,
         "bus": round(bench.copy_speed(torch.device("cuda")), 1),
         "step": round(ours.step, 4),
         "allocated": round(ours.allocated, 2),
         "host": round(ours.host, 2) if first else None,
     }
-    return row | {other.way: round(other.step, 4) for other in others}, report.text()
+    for other in others:
+        row |= {other.way: round(other.step, 4)}
+        row |= {f"{other.way}_allocated": round(other.allocated, 2)}
+    return row, report.text()
 
 
 def main(target: Path, lines: list[str]) -> int:

@@ -1,7 +1,6 @@
 """测速与估计：估计和真跑一遍、和显卡上量到的都对得上；坏的输入说清楚。"""
 
 import json
-import re
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,16 +17,13 @@ from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.families import REGISTRY, get, open_blank
 from lorakit.families.shared import pack
-from lorakit.files import ASSETS
-from lorakit.machine import bench, doctor, estimate, trace
+from lorakit.files import ASSETS, read_json
+from lorakit.machine import bench, doctor, estimate, table, trace
 from lorakit.memory import devices
 
 META = torch.device("meta")
 # lorakit bench 在显卡上量到的；host 是 null 的那几次，同一个进程里先测过别的模型，内存不算数
-MEASURED = json.loads((Path(__file__).parent / "measured.json").read_text("utf-8"))
-# README 的表里只有预设本来的样子；不录图的几行（memory.compile）快慢看 CPU，只用来核对预告
-TABLED = [row for row in MEASURED if "memory.compile" not in row["command"]]
-README = (Path(__file__).parents[1] / "README_CN.md").read_text("utf-8")
+MEASURED = read_json(table.PLACE / "measured.json", [dict])
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -133,17 +129,6 @@ def test_only_an_unrecorded_step_depends_on_the_processor(blank, monkeypatch):
     assert [slow for _, slow in said.values()] == [False, True, True]
     config, _, asked = blank("qwen-image", "memory.compile=false", "train.grad_accum=2")
     assert doctor.handling(asked, config, 0.0) == pytest.approx(2 * 60 * 2 * 0.0049)
-
-
-@pytest.mark.parametrize("row", TABLED, ids=label)
-def test_the_readme_says_what_was_measured(row):
-    command = re.escape(row["command"].removeprefix("lorakit bench "))
-    card = "（H200" if "H200" in row["card"] else ""  # 没写的都是 H100
-    ((step, peak),) = re.findall(
-        rf"\| `{command}`{card}[^|（]*(?:；[^|]*)?\| ([\d.]+) \|[^|]*\| ([\d.]+) GiB", README
-    )
-    assert float(step) == pytest.approx(row["step"], abs=0.0006)
-    assert float(peak) == pytest.approx(row["allocated"], abs=0.06)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("z-image", 6.15), ("kandinsky5", 6.0)])

@@ -1,10 +1,12 @@
 """看机器的命令：doctor 体检，rehearse 排练，bench 测速。"""
 
+import json
 import sys
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, settings
 from lorakit.cli.progress import encoding
+from lorakit.errors import ConfigError
 
 
 @command(
@@ -65,10 +67,23 @@ def rehearse(args) -> int:
     option("--warm", type=int, default=3, help="先走几步热身，不计时（3）"),
     option("--trace", action="store_true", help="计时之后再走一步，看时间花在哪"),
     option("--out", type=Path, default=Path("bench.json"), help="结果存到哪里"),
+    option("--table", action="store_true",
+           help="不测，只印出量过的：lorakit 与别的训练器，每档显存谁快多少"),
+    option("--json", action="store_true", help="和 --table 一起用：印成 JSON"),
     SET,
-)
+)  # fmt: skip
 def bench(args) -> int:
     """测速：真模型的尺寸、随机的权重，不用下载就知道练一步要多久、占多少显存。"""
+    if args.table:
+        from lorakit.machine import table
+
+        made = table.load()
+        print(json.dumps(made.data(), ensure_ascii=False) if args.json else made.text())
+        return DONE
+    if args.json:
+        raise ConfigError(
+            "--json 只和 --table 一起用；测速的结果本来就是 JSON，用 --out 说写到哪里。"
+        )
     import torch
 
     from lorakit.machine import bench as speed
