@@ -39,7 +39,9 @@ class Run(Placed):
         self.config, self.trainer, self._family = config, None, None
         apart = config.model.path not in tiny_models() if process is None else process
         self.process = Process(config) if apart else None
-        self.board = Board(config.train.steps, config.sample.prompts)
+        sample = config.sample  # 没有写提示词的，编码完才从描述里挑，先占几列
+        columns = sample.prompts or [f"样张{i + 1}" for i in range(sample.count)]
+        self.board = Board(config.train.steps, columns)
         self.board.names = names or self.board.names
         self.board.stop_button.on_click(lambda button: self.stop())
         self.board.continue_button.on_click(lambda button: self.go_on())
@@ -153,7 +155,7 @@ class Run(Placed):
             trainer.close()  # 第一步之前就出了错的，也放开文件夹
 
     def _teach(self, trainer: Trainer):
-        board, sample = self.board, self.config.sample
+        board, sample = self.board, trainer.config.sample
         if self._halt.is_set():  # 载入模型的那几秒里就按了停止
             trainer.stop()
         if trainer.step == 0:
@@ -172,7 +174,7 @@ class Run(Placed):
 
     def _look(self, step: int):
         """画样张、量每个时间步的损失；不动训练用的随机数。"""
-        trainer, config = self.trainer, self.config
+        trainer, config = self.trainer, self.trainer.config
         trainer.transformer.eval()
         if trainer.dataset.held:
             each = trainer.examine()["held_each"]

@@ -10,7 +10,7 @@ from lorakit import cache, lora
 from lorakit.config import Config
 from lorakit.families import open_family
 from lorakit.families.open import device_for
-from lorakit.infer import remember_preview
+from lorakit.infer import remember_preview, with_own_prompts
 from lorakit.lora import full
 from lorakit.memory import apply, compiling
 from lorakit.results import sameness, track
@@ -69,7 +69,7 @@ class Prepared:
             given = (found, self.trained_on, self.dataset)
             processes.by_first(accelerator, lambda: sameness.content(*given))
             processes.together(accelerator, lambda: saving.restore(self, found))
-        processes.by_first(accelerator, lambda: self.record.claim(config, self.step))
+        processes.by_first(accelerator, lambda: self.record.claim(self.config, self.step))
         track.start(accelerator, config)
 
     def _fetch(self):
@@ -83,6 +83,7 @@ class Prepared:
         preflight.check(config, self.family, self.accelerator.num_processes, sharded)
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or cache.prepare(config, self.family, progress)
+        self.config = config = with_own_prompts(config, self.dataset)
         self.remembered = remember_preview(self.family, config, self.dataset)
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.untouched()
