@@ -10,8 +10,9 @@ from lorakit import infer, lab
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
+from lorakit.families import open_family
 from lorakit.judge import Judge, choose, copying, eye_for, open_run
-from lorakit.judge.drawing import Question
+from lorakit.judge.drawing import BASE, Question, Studio
 from lorakit.judge.taught import Picture, Taught, taught
 from lorakit.judge.tiny_eye import TinyEye, goal_of
 from lorakit.results import verdict
@@ -135,7 +136,6 @@ def test_unreadable_before_readable_is_early_not_broken():
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory):
     """样例数据集 -> 判断要用的材料。"""
-    from lorakit.families import open_family
 
     def make(name: str, preset: str = "tiny-qwen-image", *sets: str, rename=("", "")):
         place = samples.write(name, tmp_path_factory.mktemp("data") / name)
@@ -229,10 +229,9 @@ def test_full_checkpoints_are_judged_too(config):
     list(Trainer(settings))
     bench = Judge(eye_for(None, settings), prompts=["剪纸风格，一只大狗在中间"])
     found = bench(settings)
-    base, tuned = (
-        np.asarray(Image.open(settings.run.output / "judge" / place / "asked-0" / "01.png"), float)
-        for place in ("base", "checkpoint-2")
-    )
+    family = open_family(settings)
+    studio = Studio(settings, family, bench.questions(taught(settings, family)))
+    base, tuned = (np.asarray(studio.draw(step, "asked", 0)[0], float) for step in (BASE, 2))
     assert list(found.verdicts) == [2] and np.abs(base - tuned).max() > 0
 
 

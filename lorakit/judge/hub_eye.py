@@ -32,6 +32,7 @@ class HubEye:
     """一个图像编码器：图 -> 单位长的特征；SigLIP 还会看图和文字合不合。"""
 
     copies = 6
+    against_base = True
 
     def __init__(self, where: str):
         """

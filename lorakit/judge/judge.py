@@ -80,7 +80,8 @@ class Judge:
         about = taught(config, family)
         paper = self.questions(about)
         studio = Studio(config, family, paper, progress)
-        base = {name: self._draw(studio, BASE, name) for name in paper if name != copying.NAME}
+        compared = [name for name in paper if name != copying.NAME and self.eye.against_base]
+        base = {name: self._draw(studio, BASE, name) for name in compared}
         metrics, verdicts = run_folder.read(run), {}
         for step in chosen:
             drawn = {name: self._draw(studio, step, name) for name in paper}

@@ -17,7 +17,7 @@ Drawn = Mapping[str, Sequence[Sequence[Image.Image]]]  # 题的名字 -> [第几
 
 @dataclass(frozen=True)
 class Seen:
-    """一个检查点的全部图：题、它画的、没有 LoRA 的底模用同样种子画的。"""
+    """一个检查点的全部图：题、它画的、没有 LoRA 的底模用同样种子画的（眼睛要才有）。"""
 
     paper: Paper
     drawn: Drawn
@@ -29,6 +29,7 @@ class Eye(Protocol):
 
     name: str
     copies: int  # 看抄没抄，问几句训练描述
+    against_base: bool  # 要不要底模用同样的种子画的图作对照
 
     def questions(self, taught: Taught, prompts: Sequence[str]) -> dict[str, list[Question]]:
         """出题：asked 看画面；plain 看忘没忘，可以没有。给了 prompts 就用它们作 asked。"""

@@ -37,6 +37,7 @@ class TinyEye:
 
     name = "tiny"
     copies = 12
+    against_base = False
 
     def questions(self, taught: Taught, prompts: Sequence[str]) -> dict[str, list[Question]]:
         """asked：没练过的主体（或场景、图）；plain：普通的猫，看教猫的忘没忘。"""
