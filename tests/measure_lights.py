@@ -31,14 +31,13 @@ class Case:
     why: str
     sets: tuple[str, ...] = ()
     count: int = samples.COUNT
-    rename: tuple[str, str] = ("", "")  # 描述里的一个词换成另一个
     prompts: tuple[str, ...] = field(default=())
 
 
 PAPER = dict(preset="tiny-qwen-image", data="papercut")
 CAT = dict(preset="tiny-character", data="ohwx-cat")
 ASKED = tuple(
-    f"一只{size}ohwx 猫在{side}，背景是{place}"
+    f"一只白色的{size}猫在{side}，背景是{place}"
     for size, side, place in (
         ("大", "左边", "房间"), ("小", "右边", "草地"), ("大", "中间", "沙滩"),
         ("小", "左边", "夜空"), ("大", "右边", "雪地"), ("小", "中间", "大海"),
@@ -67,8 +66,8 @@ CASES = {
         why="四张不够留出，损失没有灯；照训练描述画的就是那四张",
     ),
     "触发词写错": Case(
-        **CAT, step=300, rename=("ohwx", "sks"), prompts=ASKED, lights=("绿", "红黄", "绿黄"),
-        word="还早", why="练的是 sks，问的是 ohwx：损失照降，问的词叫不出那只猫",
+        **CAT, step=300, prompts=ASKED, lights=("绿", "黄", "绿"), word="还早",
+        why="练的是 ohwx，问的是“白色的猫”：损失照降，叫出来的是普通的猫",
     ),
     "画风": Case(
         preset="tiny-qwen-image", data="inkwash", step=100, sets=("train.steps=100",),
@@ -96,8 +95,6 @@ CASES = {
 def trained(case: Case, home: Path):
     """练一遍 -> (设置, 用了几秒)。"""
     samples.write(case.data, home / "data", count=case.count)
-    for file in (home / "data").rglob("*.txt") if case.rename[0] else ():
-        file.write_text(file.read_text("utf-8").replace(*case.rename), encoding="utf-8")
     more = []
     if case.data == "ohwx-cat":
         samples.write("cats", home / "cats")
