@@ -85,7 +85,7 @@ class Process:
                     start_new_session=True,  # 按中断键时由 STOP 来停，免得它没存好就没了
                     env={**os.environ, "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"},
                 )
-            seen = Seen(self.folder, board, len(self.config.sample.prompts), since)
+            seen = Seen(self.folder, board, self.config.sample.count, since)
             while self.worker.poll() is None:
                 self._look(seen)
             self._look(seen)
