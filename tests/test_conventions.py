@@ -346,7 +346,8 @@ def test_other_files_are_not_tables(tmp_path):
 SYNTAX = ["a (red:1.2) cat", "a cat <lora:fur:0.8>", "a cat BREAK a dog", "cat \\(animal\\), sofa",
           "a __color__ cat", "a {red|blue} cat", "a ((red)) cat", "{{red}} cat",
           "a cat <|im_end|>", "</s> a cat", "<wildcard:animal> sofa", "red::2 cat",
-          "a cat Negative prompt: bad Steps: 20, Sampler: Euler", "a cat --ar 16:9", "1girl, long_hair, blue_eyes", "ohwx ||| a cat"]  # fmt: skip
+          "a cat Negative prompt: bad Steps: 20, Sampler: Euler", "a cat --ar 16:9",
+          "1girl, long_hair, blue_eyes", "ohwx ||| a cat"]  # fmt: skip
 
 
 @pytest.mark.parametrize("caption", SYNTAX)
