@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import Future
 from itertools import islice
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from lorakit import infer, lab
 from lorakit.errors import LorakitError
 from lorakit.lab import notes, process, runner
+from lorakit.results import checkpoint, lock
 from lorakit.train import Trainer
 
 PROMPT = "sample.prompts=[剪纸风格，一只大狗在中间]"
@@ -66,6 +70,60 @@ def test_stop_saves_first_and_continue_equals_unbroken(shown, watched, config):
     plain = islice(Trainer(config(*LONG, output="b")), last)
     assert run.board.losses == [step.loss for step in plain]
     assert first < last and run.board.steps == list(range(1, last + 1))
+
+
+def test_a_new_panel_stops_what_an_old_kernel_left_running(shown, watched, wait_for, config):
+    """重启过内核：新面板上的停止键请先前的进程存好再停，“继续”接着它练。"""
+    old = lab.Run(config(*LONG), process=True).start()
+    wait_for(lambda: old.step >= 2, 60)
+    new = lab.Run(config(*LONG), process=True)
+    new.board.stop_button.click()
+    assert str(old.process.worker.pid) in new.board.status.value
+    assert "已请它存好再停" in new.board.status.value
+    step = old.result().step
+    assert 2 <= step < 500 and checkpoint.latest(config().run.output).name == f"checkpoint-{step}"
+    new.go_on()
+    wait_for(lambda: new.step > step, 60)
+    new.stop()
+    assert new.result().step > step
+
+
+CLOSING = """
+import sys, time
+from lorakit import lab
+from lorakit.config import load_config
+from lorakit.lab import runner
+runner.headless = lambda: False
+run = lab.Run(load_config(sys.argv[1])).start()
+while run.step < 2:
+    time.sleep(0.01)
+"""
+
+
+def test_a_kernel_that_closes_saves_the_training_in_its_thread(config):
+    """关掉内核：线程里的训练练完手头这一步、存好才走。"""
+    chosen = config(*LONG, "train.save_every=500")
+    file = chosen.run.output.with_suffix(".yaml")
+    file.write_text(chosen.to_yaml(), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", CLOSING, str(file)], timeout=120)
+    assert done.returncode == 0
+    found = checkpoint.latest(chosen.run.output)
+    assert 2 <= checkpoint.step_of(found) < 500
+    assert not (chosen.run.output / lock.OWNER).exists()
+
+
+@pytest.mark.parametrize(
+    "error", [LorakitError("坏了"), ValueError("x"), SystemExit(3), MemoryError()]
+)
+def test_whatever_ends_the_work_reaches_who_waits(error):
+    """哪怕是 SystemExit：没有交出去，等着的人就一直等。"""
+
+    def work():
+        raise error
+
+    job = Future()
+    runner._into(job, work)
+    assert job.exception(timeout=0) is error
 
 
 def test_its_own_chinese_message_comes_back(shown, watched, wait_for, config, tmp_path):

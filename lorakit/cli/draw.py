@@ -175,7 +175,8 @@ def compare(args) -> int:
     from lorakit import infer
     from lorakit.data.read import read_image
     from lorakit.infer import xy
-    from lorakit.results import report
+    from lorakit.results import folder as run_folder
+    from lorakit.results import report, verdict
 
     report.picture_kind(args.out)
     axes = xy.axes(Path(args.source), args.strengths, args.seeds, args.checkpoints)
@@ -196,4 +197,6 @@ def compare(args) -> int:
     rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])
     print(f"画好了：{report.save_image(sheet, args.out)}（上排没有 LoRA，下排有）")
+    if (run := Path(args.source)) and (run / "metrics.jsonl").is_file() and not args.lora:
+        print(f"最后一步的判断——{verdict.last(run, run_folder.read(run)).text()}")
     return DONE

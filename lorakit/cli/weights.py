@@ -1,5 +1,6 @@
 """与 LoRA 文件打交道的命令：export 转换、合并、缩秩，audit 体检，push 发布。"""
 
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -295,8 +296,13 @@ def _held(run: Path) -> str:
     metrics = run_folder.read(run)
     steps = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     held, best = verdict.held_by_step(metrics), verdict.best_of(metrics, steps)
+    judged = verdict.read(run)
+    words = {step: [one.word] for step, one in judged.verdicts.items()} if judged else {}
     lines = ["检查点  留出集损失"]
     for step in steps:
         loss = f"{held[step]:.4f}" if step in held else "没有检验"
-        lines.append(f"checkpoint-{step}  {loss}{'  留出集损失最低' if step == best else ''}")
+        notes = [*["留出集损失最低"] * (step == best), *words.get(step, [])]
+        lines.append("  ".join([f"checkpoint-{step}", loss, *notes]))
+    if not judged:
+        lines.append(f"画得怎样、抄没抄：lorakit judge {shlex.quote(str(run))}")
     return "\n".join(lines) + "\n"

@@ -154,7 +154,7 @@ class Board(Placed):
             left.set_ylim(0, float(np.quantile(losses, 0.98)) * 1.4)  # 上面留给图例
         if self.held:
             draw_held(left, self.held, 4, "留出集（看这条）")
-        left.set(xlabel="训练步数", ylabel="损失", title="学会了没有", xlim=(0, self.total))
+        left.set(xlabel="训练步数", ylabel="损失", title="损失降了没有", xlim=(0, self.total))
         for (step, values), color in zip(
             self.by_t[:1] + self.by_t[1:][-1:], (GRAY, RED), strict=False
         ):

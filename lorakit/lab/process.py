@@ -60,7 +60,7 @@ class Process:
         config = load_config(theirs) if theirs.is_file() else self.config
         board.total = board.bar.max = config.train.steps
         board.say(f"训练还在另一个进程（{owner['pid']}）里练，接着看它……")
-        seen = Seen(self.folder, board, len(config.sample.prompts), 0)
+        seen = Seen(self.folder, board, config.sample.count, 0)
         while lock.busy(self.folder):
             self._look(seen)
         self._look(seen)
@@ -85,7 +85,7 @@ class Process:
                     start_new_session=True,  # 按中断键时由 STOP 来停，免得它没存好就没了
                     env={**os.environ, "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"},
                 )
-            seen = Seen(self.folder, board, len(self.config.sample.prompts), since)
+            seen = Seen(self.folder, board, self.config.sample.count, since)
             while self.worker.poll() is None:
                 self._look(seen)
             self._look(seen)

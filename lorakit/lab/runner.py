@@ -43,7 +43,9 @@ class Run(Placed):
         self.config, self.trainer, self._family = config, None, None
         apart = config.model.path not in tiny_models() if process is None else process
         self.process = Process(config) if apart else None
-        self.board = Board(config.train.steps, config.sample.prompts, names or ())
+        sample = config.sample  # 没有写提示词的，编码完才从描述里挑，先占几列
+        columns = sample.prompts or [f"样张{i + 1}" for i in range(sample.count)]
+        self.board = Board(config.train.steps, columns, names or ())
         self.board.stop_button.on_click(lambda button: self.stop())
         self.board.continue_button.on_click(lambda button: self.go_on())
         self._halt = threading.Event()
@@ -208,11 +210,11 @@ class Run(Placed):
         self.board.say(f"正在准备：{what}，第 {done} / {total} 个……")
 
     def _teach(self, trainer: Trainer):
-        board, sample = self.board, self.config.sample
+        board, sample = self.board, trainer.config.sample
         if self._halt.is_set():  # 载入模型的那几秒里就按了停止
             trainer.stop()
         if trainer.step and not board.steps:  # 接着先前的一次练：它的线和样张也摆回来
-            Seen(self.config.run.output, board, len(sample.prompts), 0).look()
+            Seen(self.config.run.output, board, sample.count, 0).look()
         if trainer.step == 0:
             self.board.say("正在看训练前画得怎样……")
             self._look(0)
@@ -231,7 +233,7 @@ class Run(Placed):
 
     def _look(self, step: int):
         """画样张、量每个时间步的损失；不动训练用的随机数。"""
-        trainer, config = self.trainer, self.config
+        trainer, config = self.trainer, self.trainer.config
         trainer.transformer.eval()
         if trainer.dataset.held:
             each = trainer.examine()["held_each"]
