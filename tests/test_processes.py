@@ -261,9 +261,9 @@ def test_accelerate_launch(yaml, config, own_cache, monkeypatch):
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["0_0.png", "2_0.png"]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README_CN.md", *BOOKS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *BOOKS], ids=lambda page: page.name)
 def test_launch_commands_people_copy_are_valid(page):
-    """练习册与 README 里的 accelerate launch，accelerate 自己都认。"""
+    """练习册与 CONTRIBUTING 里的 accelerate launch，accelerate 自己都认。"""
     lines = re.findall(
         r"accelerate launch ([\w\- .=]+ -m lorakit [\w. ]+)", page.read_text(encoding="utf-8")
     )
@@ -271,4 +271,4 @@ def test_launch_commands_people_copy_are_valid(page):
         args = launch_command_parser().parse_args(line.split())
         _validate_launch_command(args)
         assert args.num_processes > 1 and args.training_script == "lorakit"
-    assert lines or page.name != "README_CN.md"
+    assert lines or page.name != "CONTRIBUTING.md"
