@@ -10,13 +10,11 @@ import threading
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
-from lorakit.families.shared import pack
 from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
@@ -160,185 +158,6 @@ def test_pretest_keeps_answers_and_gain(shown, own_cache):
     assert quiz.gain() == pytest.approx(1.0)
 
 
-WRONG = {  # 每题的几种常见的错，和话里应该点到的词
-    "compression": [(64, "通道"), (4, "3 个颜色"), (1 / 12, "大于 1"), (8, "两条边"), ("12", "数")],
-    "add_noise": [
-        (lambda x0, noise, t: t * x0 + (1 - t) * noise, "方向反了"),
-        (lambda x0, noise, t: (1 - t) ** 0.5 * x0 + t**0.5 * noise, "平方根"),
-        (lambda x0, noise, t: x0 + t * noise, "一点图也不剩"),
-        (lambda x0, noise: x0, "出错"),
-    ],
-    "velocity": [
-        (lambda x0, noise: x0 - noise, "正负号"),
-        (lambda x0, noise: noise, "减去图"),
-        (lambda x0, noise: noise + x0, "正好到噪声"),
-    ],
-    "euler": [
-        (lambda x, v, t, t_next: x + (t - t_next) * v, "走反了"),
-        (lambda x, v, t, t_next: x - v, "整条路"),
-        (lambda x, v, t, t_next: x, "落在"),
-    ],
-    "lora_size": [
-        (lambda i, o, r: i * o * r, "乘在一起"),
-        (lambda i, o, r: i * r, "只数了一个"),
-        (lambda i, o, r: 2 * i * r, "不一定一样宽"),
-    ],
-    "caption": [
-        ("一只猫在雪地里", "没有触发词"),
-        ("ohwx", "只有触发词"),
-        ("ohwx 猫", "加上别的词"),
-        ("ohwx 猫戴着红围巾，背景是雪地", "固定的样子"),
-        ("ohwx 白猫在雪地里", "固定的样子"),
-        ("ohwx 猫，白色，背景是雪地", "固定的样子"),
-        ("ohwx 花猫在雪地", "固定的样子"),
-        ("ohwx 猫戴着项圈在中间，背景是雪地", "固定的样子"),
-        ("一只白色的 ohwx 猫在雪地中间", "固定的样子"),
-        ("ohwx 猫，左眼有一圈黑，在雪地中间", "固定的样子"),
-        ("ohwx 猫，背景不是雪地，在草地右边", "只写图里有"),
-        ("ohwx 猫在中间，背景是草地", "背景写错"),
-        ("ohwx 猫在右边，背景是雪地", "位置写错"),
-        ("ohwx 猫在中间", "背景没说到"),
-        ("ohwx 猫，背景是雪地", "就差位置"),
-    ],
-    "bucket": [((1024, 1024), "正方形"), ((768, 1360), "写反"), ((1600, 900), "16 的倍数"),
-               ((1600, 896), "面积")],
-    "steps": [
-        (lambda n, b, a, v: n * v, "一步不只看一张"),
-        (lambda n, b, a, v: n * v / b, "梯度累积没有用上"),
-        (lambda n, b, a, v: n * v * a / b, "方向反了"),
-    ],
-    "recode": [({"A", "B", "C"}, "学习率"), ({"A", "D"}, "名字"), ({"A"}, "分辨率"),
-               ("AB", "一组")],
-    "unknown": [
-        (lambda names, layers: len(names), "一组名字"),
-        (lambda names, layers: [n for n in names if n not in layers], "去掉开头"),
-        (lambda names, layers: [], "放过去了"),
-        (
-            lambda names, layers: sorted(
-                {n.removeprefix("transformer.").split(".lora_")[0] for n in names} - set(layers)
-            ),
-            "名字要完整",
-        ),
-        (lambda names, layers: [n for n in names if not any(x in n for x in layers)], "整个相等"),
-    ],
-    "strength": [
-        (lambda w, a, b, s: s * (w + b @ a), "不乘 W"),
-        (lambda w, a, b, s: w, "没有加上去"),
-        (lambda w, a, b, s: w + (s * b) @ (s * a), "各乘一次"),
-        (lambda w, a, b, s: s * b @ a, "W 自己"),
-    ],
-    "size": [
-        (lambda w, h, u: (w // u * u, h // u * u), "四舍五入"),
-        (lambda w, h, u: (round(w / u) * u, round(h / u) * u), "变成了 0"),
-        (lambda w, h, u: (-(-w // u) * u, -(-h // u) * u), "往大里取"),
-        (lambda w, h, u: (w, h), "倍数"),
-        (lambda w, h, u: (max(u, round(h / u) * u), max(u, round(w / u) * u)), "写反"),
-    ],
-    "combine": [
-        (lambda a1, b1, a2, b2, v, w: (a1[: len(a2)] + a2, b1[:, : len(a2)] + b2), "上下接"),
-        (lambda a1, b1, a2, b2, v, w: (torch.cat([a1, a2]), torch.cat([b1, b2], 1)), "份量"),
-        (
-            lambda a1, b1, a2, b2, v, w: (
-                torch.cat([v * a1, w * a2]), torch.cat([v * b1, w * b2], 1)
-            ),
-            "只乘一次",
-        ),
-        (lambda a1, b1, a2, b2, v, w: (torch.cat([a1, a2]), torch.cat([b1, b2])), "左右接"),
-    ],
-    "pick": [
-        (lambda log: log[-1]["step"], "在背图"),
-        (lambda log: min(log, key=lambda row: row["loss"])["step"], "在背图"),
-        (lambda log: min(log, key=lambda row: row["held"] or 0)["step"], "没有检验过"),
-        (lambda log: min(r["held"] for r in log if r["held"]), "步数"),
-    ],
-    "tokens": [(lambda side: (side / 8) ** 2, "2x2"), (lambda side: side * side, "像素"),
-               (lambda side: side / 16, "一条边"), (lambda side: (side // 32) ** 2, "一条边")],
-    "lora_total": [
-        (lambda n, d, r: n * d * d, "大矩阵"),
-        (lambda n, d, r: n * d * r, "只数了一个"),
-        (lambda n, d, r: 2 * d * r, "层数"),
-    ],
-    "warmup": [
-        (lambda k, lr, w: lr * min(1, k / w), "白练"),
-        (lambda k, lr, w: lr, "没有热身"),
-        (lambda k, lr, w: lr * (k + 1) / w, "升过头"),
-    ],
-    "rescue": [({"A", "B"}, "学习率"), ({"A", "C", "D"}, "步数"), ({"C"}, "省得最多"),
-               ("AC", "一组")],
-    "global_batch": [
-        (lambda b, a, c: b * a, "显卡没有用上"),
-        (lambda b, a, c: b * c, "累积没有用上"),
-        (lambda b, a, c: b * a / c, "方向反了"),
-        (lambda b, a, c: b + a + c, "30"),
-    ],
-    "pack": [
-        (lambda x: x.reshape(len(x), -1, 4 * x.shape[1]), "不相邻"),
-        (lambda x: x.flatten(2).transpose(1, 2), "2x2"),
-        (lambda x: x[:, :, ::2, ::2], "一个数也不丢"),
-        (lambda x: pack(x.transpose(2, 3)), "次序不对"),
-    ],
-    "positions": [
-        (lambda rows, cols: [[0, c, r] for r in range(rows) for c in range(cols)], "写反"),
-        (lambda rows, cols: [[r, c] for r in range(rows) for c in range(cols)], "三个数"),
-        (lambda rows, cols: [[0, r, c] for c in range(cols) for r in range(rows)], "次序"),
-        (lambda rows, cols: [[0, r, r] for r in range(rows)], "行数"),
-    ],
-    "shift": [
-        (lambda t, s: s * t, "超过 1"),
-        (lambda t, s: t / (s - (s - 1) * t), "方向反了"),
-        (lambda t, s: t, "方向反了"),
-        (lambda t, s: t ** (1 / s), "中间的值"),
-    ],
-    "two_guidances": [((3.5, 1.0), "写反"), ((3.5, 3.5), "真实的图"), ((1.0, 1.0), "没有加强"),
-                      ((1.0, 20.0), "2 到 5"), (3.5, "两个数")],
-    "best_cell": [
-        (lambda table: min(table.values()), "损失"),
-        (lambda table: max(table, key=lambda k: (k[0], -k[1])), "秩最大"),
-        (lambda table: min(table, key=table.get), "第一格"),
-        (lambda table: (16, 1e-2), "练坏"),
-        (lambda table: (4, 1e-4), "越小越好"),
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", exercises.all_exercises())
-def test_exercise(name, shown, capsys):
-    exercise = exercises.all_exercises()[name]
-    assert len(exercise.properties) >= 3 and len(exercise.hints) == 3
-    scope = {}
-    exec(exercise.solution, scope)
-    assert exercises.judge(name, scope["answer"])[0] == "passed"
-    getattr(lab.check, name)(...)
-    assert capsys.readouterr().out.startswith("未完成")
-    assert exercises.judge(name, None)[0] == "blank"
-    if callable(scope["answer"]):
-        assert exercises.judge(name, lambda *a: ...)[0] == "blank"
-    assert len(WRONG[name]) >= 2
-    for answer, word in WRONG[name]:
-        verdict, said = exercises.judge(name, answer)
-        assert verdict == "wrong" and word in said, said
-    for level in range(1, 5):
-        lab.hint(name)
-        assert shown[-1]["text/plain"].count("提示") >= min(level, 3)
-        assert ("<details>" in shown[-1]["text/html"]) == (level == 4)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "ohwx 猫在中间，背景是雪地",
-        "一只大ohwx 猫在中间，背景是雪地",
-        "雪地中央有一只大的 ohwx 猫",
-        "ohwx 猫睁大眼睛，坐在雪地正中",
-        "ohwx 猫在中间，背景是白色的地",
-        "ohwx，一只大猫在中间，背景是白色的雪地",
-    ],
-)
-def test_good_captions_pass(text):
-    verdict, said = exercises.judge("caption", text)
-    assert verdict == "passed", said
-
-
 def test_report_card_counts_what_was_done(shown):
     lab.report_card({"画风": 1.0})
     said = shown[-1]["text/plain"]
@@ -364,11 +183,6 @@ def test_report_card_counts_what_was_done(shown):
     assert f"练习：{len(known)} / {len(known)} 道" in said
     assert "等级：优" in said and "祝贺" in said  # (1 + 1 + 0.8) / 3
     assert "<table>" in shown[-1]["text/html"]
-
-
-def test_unknown_exercise_lists_the_known():
-    with pytest.raises(LorakitError, match="compression"):
-        lab.check.nothing(1)
 
 
 def test_glossary(shown):
