@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from html import escape
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
-from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
+from lorakit.lab import display, exercises, explorer, glossary, mine, picture, questions, quiz
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
 from lorakit.train import Trainer
@@ -132,30 +133,80 @@ def test_cases_reach_every_corner():
         lab.explore(lambda: None)
 
 
-def test_predict_and_reveal(shown):
-    lab.predict("q", "哪一个？", "甲", "乙")
-    assert "A. 甲" in shown[0]["text/plain"] and display.VIEW in shown[0]
-    lab.reveal("q", "B", "因为。")
-    assert shown[1]["text/plain"] == "答案是 B：乙。因为。"
-    quiz._asked["q"].choice = 0
-    lab.reveal("q", "B", "因为。")
-    assert shown[2]["text/plain"].startswith("你猜 A，没猜中")
-    for call in (lambda: lab.reveal("没有", "A", ""), lambda: lab.reveal("q", "C", "")):
-        with pytest.raises(LorakitError):
-            call()
+def test_no_answer_is_in_sight_before_a_choice(shown, watched):
+    for question in questions.bank().values():
+        lab.predict(question.name)
+        lab.reveal(question.name)
+        for bundle in shown[-2:]:
+            told = bundle["text/plain"] + bundle["text/html"]
+            assert not any(said in told for _, said in question.options), question.name
+        guess = quiz._asked[question.name]
+        assert guess.reveal.disabled and guess.ask.page.value == "", "先选，才揭晓"
+    with pytest.raises(LorakitError, match="是不是想写“half”"):
+        lab.reveal("halff")
+
+
+def test_a_guess_and_its_answer(shown, watched):
+    for question in questions.bank().values():
+        assert len({said for _, said in question.options}) == len(question.options) >= 3
+        for pick, (option, reply) in enumerate(question.options):
+            lab.predict(question.name)
+            guess = quiz._asked[question.name]
+            guess.ask.radio.value = pick
+            assert not guess.reveal.disabled
+            guess.reveal.click()
+            said = guess.ask.page.value
+            assert escape(question.why) in said and escape(reply) in said and option in said
+            assert ("你选对了" in said) == (pick == question.right)
+            assert guess.ask.radio.disabled and guess.buttons.layout.display == "none"
+    lab.predict("half")
+    quiz._asked["half"].skip.click()
+    assert "答案：" in quiz._asked["half"].ask.page.value
+    assert "你选" not in quiz._asked["half"].ask.page.value
+
+
+def test_options_are_shuffled_for_each_reader_and_stay(shown, own_cache, monkeypatch):
+    def orders():
+        return [tuple(quiz._order(question)) for question in questions.bank().values()]
+
+    assert set(orders()) == {(0, 1, 2)}, "没人看时照题库的次序"
+    monkeypatch.setattr(quiz, "headless", lambda: False)
+    one = orders()
+    assert one == orders() and len(set(one)) == 6
+    (own_cache / "reader.txt").unlink()
+    assert one != orders()
+
+
+def test_right_letters_are_balanced():
+    asked = [*questions.bank().values(), *questions.exam()]
+    assert len(questions.bank()) >= 40
+    for some in (asked, list(questions.bank().values())):
+        for letter in range(3):
+            share = sum(question.right == letter for question in some) / len(some)
+            assert 0.30 <= share <= 0.37, (letter, share)
 
 
 def test_pretest_keeps_answers_and_gain(shown, own_cache):
-    import json
-
     lab.pretest()
-    assert shown[0]["text/plain"].count("你先猜") == 5
-    right = [answer for _, _, answer in quiz.PRETEST]
-    own_cache.mkdir(exist_ok=True)
-    (own_cache / "quiz_pre.json").write_text(json.dumps([right[0], None, None, None, None]))
+    assert shown[0]["text/plain"].count("题：") == 5 and "你先猜" not in shown[0]["text/plain"]
+    right = [question.right for question in questions.exam()]
+    test = quiz.Test("pre")
+    assert "已记下 0 / 5" in test.said.value
+    test.asks[0].radio.value = right[0]
     assert quiz.score("pre") == 0.2 and quiz.gain() is None
-    (own_cache / "quiz_post.json").write_text(json.dumps(right))
-    assert quiz.gain() == pytest.approx(1.0)
+    again = quiz.Test("pre")
+    assert [ask.choice for ask in again.asks] == [right[0], None, None, None, None]
+    assert "已记下 1 / 5" in again.said.value and again.show.layout.display == "none"
+    again.asks[1].radio.value = 2 - right[1]
+    assert quiz.picks("pre")[:2] == [right[0], 2 - right[1]], "再运行一遍，答过的还在"
+    post = quiz.Test("post")
+    for ask, letter in zip(post.asks, [*right[:4], 0], strict=True):
+        ask.radio.value = letter
+    assert "已记下 5 / 5" in post.said.value and post.show.layout.display == ""
+    assert quiz.gain() == pytest.approx((quiz.score("post") - 0.2) / 0.8)
+    post.show.click()
+    told = [ask.page.value for ask in post.asks]
+    assert [("你选对了" in said) for said in told] == [True] * 4 + [False]
 
 
 def test_report_card_counts_what_was_done(shown):
@@ -174,7 +225,7 @@ def test_report_card_counts_what_was_done(shown):
         getattr(lab.check, name)(scope["answer"])
         getattr(lab.check, name)(...)  # 再留空也不会把它变回没通过
     assert exercises.passed() == list(known)
-    right = [answer for _, _, answer in quiz.PRETEST]
+    right = [question.right for question in questions.exam()]
     for moment, picks in (("pre", [right[0], *[None] * 4]), ("post", right)):
         (quiz.notes() / f"quiz_{moment}.json").write_text(json.dumps(picks))
     lab.report_card({"画风": 0.8})
