@@ -74,9 +74,9 @@ def shown(monkeypatch):
 @pytest.fixture
 def watched(monkeypatch):
     """假装有人在看：不是自动运行。"""
-    from lorakit.lab import explorer, mine, quiz, runner
+    from lorakit.lab import bar, explorer, mine, quiz, runner
 
-    for module in (explorer, mine, quiz, runner):
+    for module in (bar, explorer, mine, quiz, runner):
         monkeypatch.setattr(module, "headless", lambda: False)
 
 

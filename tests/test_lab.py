@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from html import escape
 
 import numpy as np
@@ -16,7 +17,18 @@ from PIL import Image
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
-from lorakit.lab import display, exercises, explorer, glossary, mine, picture, questions, quiz
+from lorakit.lab import (
+    bar,
+    display,
+    exercises,
+    explorer,
+    glossary,
+    lost,
+    mine,
+    picture,
+    questions,
+    quiz,
+)
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
 from lorakit.train import Trainer
@@ -384,3 +396,59 @@ def test_board_previews_edits(shown, tmp_path):
     run = lab.Run(load_config("tiny-qwen-image-edit", chosen)).start()
     assert [step for step, _ in run.board.samples] == [0, 1]
     assert run.board.samples[0][1][0].size == (128, 128)
+
+
+def test_a_bar_shows_life_and_an_estimate(shown, watched, monkeypatch):
+    monkeypatch.setattr(bar, "BEAT", 0.02)
+    made, real = [], bar.Bar
+    monkeypatch.setattr(bar, "Bar", lambda *given: made.append(real(*given)) or made[-1])
+    labels = []
+    for _ in lab.each(["a", "b", "c"], "三次训练"):
+        time.sleep(0.06)
+        labels.append(made[0].label.value)
+    assert "第 1 / 3 个" in labels[0] and "正在估计" in labels[0]
+    assert "第 3 / 3 个" in labels[2] and "大约还要 0 秒" in labels[2]
+    assert "做好了" in made[0].label.value and made[0].bar.value == 3
+    assert "三次训练" in shown[0]["text/plain"]
+    with pytest.raises(ValueError), lab.waiting("载入"):
+        raise ValueError
+    assert "停下了" in made[1].label.value
+    threads = [thread for thread in threading.enumerate() if thread.name == "bar"]
+    for thread in threads:
+        thread.join(2)
+        assert not thread.is_alive()
+
+
+def test_a_bar_says_nothing_when_nobody_looks(shown):
+    assert list(lab.each(iter("abc"), "三次")) == ["a", "b", "c"]
+    with lab.waiting("载入"):
+        pass
+    assert shown == []
+
+
+def test_the_workplace_of_a_book_stays(tmp_path):
+    place = lab.workplace("01")
+    (place / "kept").mkdir(exist_ok=True)
+    assert lab.workplace("01") == place and "lorakit-01-" in place.name
+    assert lab.workplace("02") != place
+
+
+def test_a_missing_name_is_told_how_to_go_on():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        lost.say_where()
+        with pytest.MonkeyPatch.context() as patch:
+            told = []
+            patch.setattr(shell, "_showtraceback", lambda kind, error, lines: told.append(lines))
+            done = shell.run_cell("pictrue = 1\nprint(picture)")
+            shell.run_cell("def f():\n    return a\n    a = 1\nf()")
+        assert isinstance(done.error_in_exec, NameError), "仍然算出错，Run All 会停下"
+        said = "\n".join(told[0])
+        assert "没有叫 picture 的东西" in said and "是不是想写 pictrue" in said
+        assert "第 2 行 `print(picture)`" in said and "Run All Above" in said
+        assert "Traceback" not in said
+        assert "UnboundLocalError" in "".join(told[1])
+    finally:
+        InteractiveShell.clear_instance()

@@ -20,6 +20,7 @@ _PUBLIC = {
     "chart": "picture",
     "check": "exercises",
     "choice": "explorer",
+    "each": "bar",
     "explore": "explorer",
     "form": "forms",
     "fresh": "notes",
@@ -39,7 +40,9 @@ _PUBLIC = {
     "to_image": "picture",
     "to_tensor": "picture",
     "upload": "mine",
+    "waiting": "bar",
     "wall": "picture",
+    "workplace": "notes",
 }
 __all__ = list(_PUBLIC)
 

@@ -104,7 +104,7 @@ def _where(error: BaseException, answer):
 
 def _sentence(error: BaseException, frame) -> str:
     if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
-        return _unknown(error, frame)
+        return unknown(error, frame)
     for kind, pattern, chinese in SENTENCES:
         found = isinstance(error, kind) and re.search(pattern, str(error))
         if found:
@@ -112,7 +112,8 @@ def _sentence(error: BaseException, frame) -> str:
     return "这一行 Python 做不了"
 
 
-def _unknown(error: NameError, frame) -> str:
+def unknown(error: NameError, frame) -> str:
+    """没有这个名字：说是哪个，像哪一个。"""
     name = error.name or str(error)
     known = [*frame.f_locals, *frame.f_globals] if frame else []
     public = [one for one in (*known, *dir(builtins)) if not one.startswith("_")]
