@@ -12,6 +12,7 @@ from html import escape
 
 import numpy as np
 import pytest
+from notebook_tools import ROOT
 from PIL import Image
 
 from lorakit import flow, lab
@@ -413,10 +414,26 @@ def test_a_bar_shows_life_and_an_estimate(shown, watched, monkeypatch):
     with pytest.raises(ValueError), lab.waiting("载入"):
         raise ValueError
     assert "停下了" in made[1].label.value
+    for _ in lab.each("ab", "外面"):
+        assert list(lab.each("cd", "里面")) == ["c", "d"]
+    assert len(made) == 3, "套在里面的不再摆一条"
     threads = [thread for thread in threading.enumerate() if thread.name == "bar"]
     for thread in threads:
         thread.join(2)
         assert not thread.is_alive()
+
+
+def test_a_bar_ends_with_its_cell(shown, watched):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        shell.user_ns["lab"] = lab
+        done = shell.run_cell("for k in lab.each(range(3), '三次'):\n    1 / 0", silent=False)
+        assert done.error_in_exec is not None and bar._running == []
+        assert not shell.events.callbacks["post_run_cell"]
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_a_bar_says_nothing_when_nobody_looks(shown):
@@ -452,3 +469,11 @@ def test_a_missing_name_is_told_how_to_go_on():
         assert "UnboundLocalError" in "".join(told[1])
     finally:
         InteractiveShell.clear_instance()
+
+
+def test_the_home_of_a_missing_name_is_known(tmp_path):
+    book = str(ROOT / "notebooks" / "01_concepts.ipynb")
+    assert lost.home_of("latent", book).startswith("1.2 ")
+    assert lost.home_of("train_toy", book).startswith("1.4 ")
+    assert lost.home_of("nothing_like_it", book) == ""
+    assert lost.home_of("latent", "") == "" == lost.home_of("latent", str(tmp_path))

@@ -9,6 +9,7 @@ from html import escape
 from lorakit.lab.display import both, headless, widgets
 
 BEAT = 1.0  # 秒；隔多久更新一次
+_running: list["Bar"] = []  # 正在走的；里面再套一条，只看外面的
 
 
 class Bar:
@@ -28,6 +29,8 @@ class Bar:
         self._say()
         text = f"〔进度条：{what}〕"
         both(self.box, {"text/html": f"<p><small>{escape(text)}</small></p>", "text/plain": text})
+        _running.append(self)
+        _cells("register", self._left_behind)
         threading.Thread(target=self._beat, daemon=True, name="bar").start()
 
     def step(self):
@@ -37,7 +40,11 @@ class Bar:
 
     def close(self, finished: bool):
         """做完了，或停在半路。"""
+        if self._over.is_set():
+            return
         self._over.set()
+        _running.remove(self)
+        _cells("unregister", self._left_behind)
         took = f"用了 {time.monotonic() - self.start:.0f} 秒"
         if finished:
             self.bar.value, self.bar.bar_style = self.total or 1, "success"
@@ -50,6 +57,10 @@ class Bar:
             return None
         each = (self.last - self.start) / self.done
         return max(0.0, each * (self.total - self.done) - (now - self.last))
+
+    def _left_behind(self, *result):
+        """格子结束了，循环却没有走完（出了错、按了方块）：别让它一直数下去。"""
+        self.close(False)
 
     def _say(self):
         now = time.monotonic()
@@ -65,9 +76,18 @@ class Bar:
             self._say()
 
 
+def _cells(what: str, told):
+    """一格运行完时叫 told；不在 IPython 里就没有格子。"""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell:
+        getattr(shell.events, what)("post_run_cell", told)
+
+
 def each(things: Iterable, what: str, total: int | None = None) -> Iterator:
     """一个个地交出来，同时摆一条进度条：`for x in lab.each(xs, "三次训练"): ...`。"""
-    if headless():
+    if headless() or _running:
         yield from things
         return
     known = len(things) if total is None and hasattr(things, "__len__") else total
@@ -84,7 +104,7 @@ def each(things: Iterable, what: str, total: int | None = None) -> Iterator:
 @contextmanager
 def waiting(what: str):
     """不知道要多久的一段：`with lab.waiting("载入"): ...`，每秒说一次已经几秒。"""
-    if headless():
+    if headless() or _running:
         yield
         return
     bar, finished = Bar(what), False
