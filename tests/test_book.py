@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from notebook_tools import ROOT
+from notebook_tools import BOOKS, ROOT, read
 
 from lorakit.cli import book
 from lorakit.cli.main import main
@@ -19,7 +19,7 @@ from lorakit.cli.main import main
 TOKEN = "only-for-this-test"
 
 
-def _port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -36,7 +36,7 @@ def _ask(port: int, path: str):
 def server(tmp_path_factory):
     for needed in (*book.NEEDS, book.CHINESE):
         assert book._version(needed), f'没装 {needed}：pip install -e ".[test]"'
-    folder, port = tmp_path_factory.mktemp("book"), _port()
+    folder, port = tmp_path_factory.mktemp("book"), free_port()
     env = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
     env |= {"JUPYTER_TOKEN": TOKEN, "JUPYTER_CONFIG_DIR": str(folder / "config")}
     env |= {"PYTHONPATH": str(ROOT), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
@@ -63,12 +63,10 @@ def test_the_book_is_there(server):
 
 
 def test_it_is_chinese_and_shows_no_news(server):
-    known = _ask(server, "/lab/api/translations/zh_CN")
-    assert (
-        known["data"]["jupyterlab"]["messages"]["Kernel"]
-        if "messages" in known["data"]["jupyterlab"]
-        else "Kernel" in str(known["data"]["jupyterlab"])
-    )
+    words = json.dumps(_ask(server, "/lab/api/translations/zh_CN")["data"], ensure_ascii=False)
+    assert "运行选中单元格上方的所有单元格" in words, "练习册里写的就是菜单上的字"
+    start = next(c.source for c in read(BOOKS[0]).cells if c.source.startswith("## 0 准备"))
+    assert "运行选中单元格上方的所有单元格" in start
     plugin = _ask(server, "/lab/api/settings/@jupyterlab/translation-extension:plugin")
     assert plugin["schema"]["properties"]["locale"]["default"] == "zh_CN"
     news = _ask(server, "/lab/api/settings/@jupyterlab/apputils-extension:notification")

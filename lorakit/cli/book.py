@@ -11,6 +11,7 @@ from pathlib import Path
 from lorakit.cli.options import DONE, command, option
 from lorakit.errors import LorakitError
 
+QUIET = ("--log-level=ERROR", "--LabApp.log_level=ERROR")  # 网址总会印出来
 NEEDS = ("jupyterlab", "ipywidgets", "ipykernel")
 CHINESE = "jupyterlab-language-pack-zh-CN"
 FOLDER = Path(__file__).parents[2] / "notebooks"  # 下载下来的仓库里
@@ -116,7 +117,7 @@ def _command(file: Path, port: int | None, quiet: bool) -> list[str]:
     chosen += ["--no-browser"] if quiet else []
     chosen += ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
     settings = f"--LabApp.app_settings_dir={_settings()}"
-    return [sys.executable, "-m", "jupyterlab", str(file), settings, "--log-level=ERROR", *chosen]
+    return [sys.executable, "-m", "jupyterlab", str(file), settings, *QUIET, *chosen]
 
 
 def _environment() -> dict[str, str]:

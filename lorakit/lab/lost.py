@@ -12,7 +12,7 @@ from lorakit.lab.exercises.mishaps import unknown
 
 ABOVE = (
     "跳着运行，或者重启过内核？{}点住这一格，选菜单 Run → "
-    "Run All Above Selected Cell（中文界面：运行 → 运行所选单元格上方的所有单元格），"
+    "Run All Above Selected Cell（中文界面：运行 → 运行选中单元格上方的所有单元格），"
     "跑完再运行这一格。前面的都跑过了，就是名字写错了。"
 )
 SESSION = "JPY_SESSION_NAME"  # JupyterLab 在这里告诉内核，打开的是哪一本

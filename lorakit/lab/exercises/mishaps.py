@@ -88,7 +88,7 @@ def explain(error: BaseException, answer) -> str:
     if frame:
         code = linecache.getline(frame.f_code.co_filename, line).strip()
         place = f"第 {line} 行" + (f" `{code[:SEEN]}` " if code else "")
-    return f"{place}出错了：{said}。（英文原话：{original[:200]}）"
+    return f"{place}出错了：{said.rstrip('。')}（英文原话：{original[:200]}）"
 
 
 def _where(error: BaseException, answer):
