@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebook_tools import BOOKS, ROOT, code_cells, read
 from test_book import TOKEN, free_port
-from test_jupyterlab import CHROMIUM, browser, playwright  # noqa: F401
+from test_jupyterlab import CHROMIUM, browser  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="没有 Chromium：apt-get install chromium")
 TYPO = "def my(x0, noise, t):\n    return x0 + nosie * t\n\n\nlab.check.add_noise(my)"
