@@ -85,7 +85,7 @@ class Guess:
         self.ask = Ask("你先猜：", question, lambda pick: self._chosen())
         self.reveal = w.Button(description="揭晓", icon="eye", disabled=True)
         self.skip = w.Button(description="跳过，直接看", icon="forward")
-        self.note = w.HTML()
+        self.note = w.HTML("<small>先选一个，再揭晓；不想猜就跳过。</small>")
         self.reveal.on_click(lambda button: self.open())
         self.skip.on_click(lambda button: self.open())
         self.buttons = w.HBox([self.reveal, self.skip, self.note])
