@@ -77,9 +77,11 @@ def test_a_learner_with_mouse_and_keyboard(room, browser, tmp_path):  # noqa: F8
     page.goto(f"http://127.0.0.1:{room}/lab/tree/01_try.ipynb?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
     page.get_by_text("内核", exact=True).first.wait_for(timeout=60_000)  # 菜单是中文的
+    page.get_by_text("ipykernel) | 空闲").wait_for(timeout=120_000)
     page.locator(".jp-CodeCell .cm-content").first.click()
     for _ in range(len(CELLS) + 1):
         page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(200)
     page.get_by_text("好了，可以往下走").wait_for(timeout=120_000)
     page.get_by_text("没有叫 pictrue 的东西").wait_for(timeout=120_000)
     told = page.locator(".jp-Notebook").inner_text()
