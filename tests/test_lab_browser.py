@@ -120,7 +120,7 @@ def test_a_learner_with_mouse_and_keyboard(room, browser, tmp_path):  # noqa: F8
     urllib.request.urlopen(dark).close()
     page.keyboard.press("Control+s")
     page.reload()
-    page.wait_for_selector("body[data-jp-theme-light=false]", timeout=60_000)
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached", timeout=60_000)
     page.get_by_text("✓ 你选对了：只存两个瘦长").wait_for(timeout=60_000)
     page.screenshot(path=tmp_path / "dark.png")
     assert page.evaluate(FAINT) == []
