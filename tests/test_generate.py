@@ -99,9 +99,8 @@ def kept(monkeypatch):
 
 def test_encoder_and_transformer_are_never_together(capsys, tmp_path, trained, kept, monkeypatch):
     small = ["--set", "sample.size=64", "--set", "sample.steps=2", "--set", "sample.guidance=3"]
-    where = ["--out", tmp_path / "x.png", "--prompt", SAID]
-    for command in ("generate", "compare"):
-        drawn = []
+    for command in ("generate", "compare"):  # 各画各的一句：编码过的不用再载入编码器
+        drawn, where = [], ["--out", tmp_path / "x.png", "--prompt", f"{SAID}，{command}"]
         for scarce in (True, False):
             monkeypatch.setattr(infer_pipeline, "scarce", lambda family, scarce=scarce: scarce)
             kept.clear()
@@ -134,6 +133,30 @@ def test_previews_do_not_load_the_encoder_again(config, papercut, kept, monkeypa
         assert bool(together) == (name == "roomy")
         drawn.append(pictures)
     assert drawn[0] == drawn[1] and len(drawn[0]) == 2
+
+
+def test_the_encoder_is_loaded_once_and_never_for_what_it_has_said(
+    capsys, config, tmp_path, kept, monkeypatch
+):
+    """头一次：描述、样张的句子、负面的一起编码；接着练、再画同样的句子，都从缓存取。"""
+    loaded, real = [], Family._load_encoder
+    monkeypatch.setattr(
+        Family, "_load_encoder", lambda self, *how: loaded.append(how) or real(self, *how)
+    )
+
+    def settings(steps: int):
+        return config(f"train.steps={steps}", f"sample.prompts=[{SAID}]", "sample.steps=2",
+                      "sample.size=64", "sample.guidance=3")  # fmt: skip
+
+    for steps, times in ((2, 1), (4, 0)):
+        loaded.clear()
+        assert len([*_pictures(Trainer(settings(steps)))]) == 2
+        assert len(loaded) == times
+    where = [settings(4).run.output, "--out", tmp_path / "x.png", "--prompt"]
+    for said, times in ((SAID, 0), ("另一句", 1), ("另一句", 0)):
+        loaded.clear()
+        assert run(capsys, "generate", *where, said)[0] == 0
+        assert len(loaded) == times
 
 
 @pytest.mark.parametrize("name", [TINY, "tiny-flux"])

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from lorakit.families.base import Family
-from lorakit.families.shared import FLUX_VAE, Cond, KLVae
+from lorakit.families.shared import FLUX_VAE, QWEN3_4B, Cond, KLVae
 
 ATTENTION = r"attention\.(to_q|to_k|to_v|to_out\.0)"
 LINEAR = rf"({ATTENTION}|feed_forward\.w[123]|adaLN_modulation\.0)"
@@ -48,11 +48,7 @@ class ZImage(KLVae, Family):
     full_size: ClassVar = {
         "transformer": {"_class_name": "ZImageTransformer2DModel"},
         "vae": FLUX_VAE,
-        "text_encoder": {
-            "architectures": ["Qwen3Model"], "model_type": "qwen3", "hidden_size": 2560,
-            "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-        },
+        "text_encoder": QWEN3_4B,
         "scheduler": {"shift": 3.0},
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""推理：用 stock diffusers 管线画图，同一个种子画同一张图；开关 LoRA 做对照。"""
+"""画图：提示词 -> 图，走 stock diffusers 管线；同一个种子画同一张图。"""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from lorakit.infer.checks import check_finite, check_negative, check_size
 from lorakit.infer.pipeline import fit_vae
 from lorakit.infer.prompts import recall
 
-LANCZOS = Image.Resampling.LANCZOS
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果
 
 

@@ -9,8 +9,10 @@ from PIL import Image
 from lorakit.config.groups import Sample
 from lorakit.infer import sampler
 from lorakit.infer.checks import check_pictures, check_size
-from lorakit.infer.draw import BATCH, LANCZOS
+from lorakit.infer.draw import BATCH
 from lorakit.infer.pipeline import fit_vae
+
+LANCZOS = Image.Resampling.LANCZOS
 
 
 def edit(
@@ -46,7 +48,7 @@ def edit(
         for start in range(0, len(same), BATCH):
             seeds, said, seen, fitted = zip(*same[start : start + BATCH], strict=True)
             how = (settings.steps, settings.guidance)
-            images += sampler.edit(
+            images += sampler.sample(
                 family, pipe.transformer, said, seen, fitted, seeds, wanted, *how
             )
     return images
