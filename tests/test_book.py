@@ -110,7 +110,7 @@ def test_what_is_missing_is_told(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(book, "FOLDER", tmp_path / "none")
     assert main(["book", "1"]) == 1
     said = capsys.readouterr().err
-    assert "没有找到练习册" in said and "https://" in said
+    assert "没有找到练习册" in said and "下载整个仓库" in said
 
 
 def test_a_busy_port_is_told(capsys):

@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 import sys
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
 from lorakit.cli.options import DONE, command, option
@@ -48,10 +48,9 @@ def _books() -> dict[int, Path]:
         found = {int(f.name[:2]): f for f in sorted(folder.glob("0[1-5]_*.ipynb"))}
         if found:
             return found
-    address = next(iter(metadata.metadata("lorakit").get_all("Project-URL") or []), "")
     raise LorakitError(
         "没有找到练习册（notebooks/01_concepts.ipynb 等）：它们在仓库里，不在装好的包里。"
-        f"先下载整个仓库（{address.rpartition(' ')[2]}），再到它的文件夹里运行 lorakit book 1。"
+        "先下载整个仓库（git clone，或网页上的 zip），再到它的文件夹里运行 lorakit book 1。"
     )
 
 
@@ -90,10 +89,9 @@ def _check(file: Path, port: int | None):
 
 
 def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    from lorakit.results.sameness import version_of
+
+    return version_of(name)
 
 
 def _free(port: int) -> bool:
