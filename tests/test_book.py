@@ -35,7 +35,7 @@ def _ask(port: int, path: str):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     for needed in (*book.NEEDS, book.CHINESE):
-        assert book._version(needed), f'没装 {needed}：pip install -e ".[test]"'
+        assert book.there(needed), f'没装 {needed}：pip install -e ".[test]"'
     folder, port = tmp_path_factory.mktemp("book"), free_port()
     env = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
     env |= {"JUPYTER_TOKEN": TOKEN, "JUPYTER_CONFIG_DIR": str(folder / "config")}
@@ -102,7 +102,7 @@ def test_ways_to_say_the_first(number):
 
 
 def test_what_is_missing_is_told(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(book, "_version", lambda name: None if name == "jupyterlab" else "1")
+    monkeypatch.setattr(book, "there", lambda name: name != "jupyterlab")
     assert main(["book", "1"]) == 1
     said = capsys.readouterr().err
     assert "还没有装 jupyterlab" in said and book.INSTALL in said and sys.executable in said

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from lorakit.cli.options import DONE, command, option
@@ -69,13 +70,13 @@ def _chosen(number: str, books: dict[int, Path]) -> Path:
 
 def _check(file: Path, port: int | None):
     """缺包、存不下、端口占着：现在就说。"""
-    missing = [name for name in NEEDS if not _version(name)]
+    missing = [name for name in NEEDS if not there(name)]
     if missing:
         raise LorakitError(
             f"还没有装 {'、'.join(missing)}：在仓库的文件夹里运行\n    {INSTALL}\n"
             f"（用的是 {sys.executable}；装在了别的环境里，就先激活那个环境。）"
         )
-    if not _version(CHINESE):
+    if not there(CHINESE):
         print(f"提醒：没有装 {CHINESE}，界面会是英文。要中文就运行 pip install {CHINESE}")
     if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
         raise LorakitError(
@@ -88,10 +89,9 @@ def _check(file: Path, port: int | None):
         )
 
 
-def _version(name: str) -> str | None:
-    from lorakit.results.sameness import version_of
-
-    return version_of(name)
+def there(package: str) -> bool:
+    """这个包装了没有。"""
+    return find_spec(package.replace("-", "_")) is not None
 
 
 def _free(port: int) -> bool:
