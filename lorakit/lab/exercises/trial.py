@@ -6,6 +6,7 @@ Linux（Colab、WSL 也是）上从内核分出一个子进程；别的系统上
 
 import builtins
 import ctypes
+import faulthandler
 import gc
 import io
 import json
@@ -96,6 +97,7 @@ def _alone(work: Callable[[], Verdict], into: int):
     """子进程的一生：关好门窗，跑答案，说结果，直接走（不做内核退出时的事）。"""
     try:
         os.setsid()
+        faulthandler.disable()  # 崩溃了由我们来说
         gc.freeze(), gc.disable()  # 内核留下的东西，一样也不替它收
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
