@@ -171,7 +171,7 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
     """一个小文件的字节；不是普通文件（管道、设备、文件夹）的不开，免得一直等。"""
     try:
         if not path.is_file():
-            raise Unreadable("没有这个文件")
+            raise Unreadable("不是普通的文件" if path.exists() else "没有这个文件")
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except OSError as error:

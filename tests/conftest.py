@@ -37,7 +37,7 @@ def config(papercut, tmp_path):
     def make(*overrides: str, output: str = "run"):
         base = [f"data.folder={papercut}", f"run.output={tmp_path / output}", "train.steps=4",
                 "train.batch_size=2", "train.save_every=2", "eval.every=2",
-                "data.resolution=64"]  # fmt: skip
+                "data.resolution=64", "sample.every=0"]  # fmt: skip
         return load_config("tiny-qwen-image", [*base, *overrides])
 
     return make
@@ -80,16 +80,16 @@ def shown(monkeypatch):
     bundles = []
     import IPython.display
 
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: bundles.append(data))
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw, **_: bundles.append(data))
     return bundles
 
 
 @pytest.fixture
 def watched(monkeypatch):
     """假装有人在看：不是自动运行。"""
-    from lorakit.lab import bar, explorer, mine, quiz, runner
+    from lorakit.lab import bar, display, explorer, mine, quiz, runner
 
-    for module in (bar, explorer, mine, quiz, runner):
+    for module in (bar, display, explorer, mine, quiz, runner):
         monkeypatch.setattr(module, "headless", lambda: False)
 
 

@@ -1,6 +1,8 @@
 """自动写描述：三种模型各造一个极小的（随机权重，同样的类），不联网；不盖掉已有的，断了接着来。"""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lorakit import cli
@@ -224,6 +227,55 @@ def test_wrong_options_say_what_to_write(tiny, tmp_path):
         Captioner(str(tmp_path))(Image.new("RGB", (40, 40)))
     with pytest.raises(DataError, match="没有这个文件夹"):
         caption_folder(tmp_path / "none", len)
+
+
+class Evil:
+    """打开它就会运行的 pickle。"""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def _pickle(home):
+    torch.save({"x": Evil()}, home / "pytorch_model.bin")
+    (home / "model.safetensors").unlink()
+
+
+def _keep(share: float):
+    def damage(home):
+        raw = (home / "model.safetensors").read_bytes()
+        (home / "model.safetensors").write_bytes(raw[: int(len(raw) * share)])
+
+    return damage
+
+
+def _layer(home):
+    tensors = load_file(home / "model.safetensors")
+    tensors.pop(next(name for name in tensors if "layers.0" in name))
+    save_file(tensors, home / "model.safetensors", {"format": "pt"})
+
+
+def _without(*names):
+    return lambda home: [(home / name).unlink(missing_ok=True) for name in names]
+
+
+DAMAGE = {
+    "pickle": _pickle, "half": _keep(0.5), "empty": _keep(0), "layer": _layer,
+    "no words": _without("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "no pictures": _without("preprocessor_config.json", "processor_config.json"),
+    "words": lambda home: (home / "tokenizer.json").write_text("[" * 100_000),
+    "settings": lambda home: (home / "preprocessor_config.json").write_text("[]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_is_one_sentence_and_no_code_runs(tiny, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny("qwen2.5-vl"), tmp_path / "m")
+    DAMAGE[name](tmp_path / "m")
+    with pytest.raises(LorakitError, match=r"里的模型读不出来.*safetensors"):
+        Captioner(str(tmp_path / "m"))(Image.new("RGB", (40, 40)))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_folder_is_looked_at_before_the_model(folder, tmp_path, capsys, monkeypatch):

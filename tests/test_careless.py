@@ -15,6 +15,7 @@ import random_kandinsky5
 import random_qwen
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lorakit import infer
 from lorakit.cli import main
@@ -106,7 +107,7 @@ def test_the_second_of_two_runs_is_refused_until_the_first_is_killed(config):
     assert list(run.iterdir()) == []
 
 
-def test_another_machine_is_known_by_its_heartbeat(config):
+def test_another_machine_is_known_by_its_heartbeat(config, monkeypatch):
     """共用的盘上，系统的锁未必到得了别的机器：还有心跳就拒绝，早没了的说一声再接过来。"""
     chosen = config()
     owner = chosen.run.output / lock.OWNER
@@ -114,7 +115,11 @@ def test_another_machine_is_known_by_its_heartbeat(config):
     owner.write_text(json.dumps({"token": "x", "pid": 7, "host": "far", "boot": "other"}))
     with pytest.raises(ConfigError, match="机器 far 上的进程 7 正在"):
         run_folder.RunFolder(chosen)
-    os.utime(owner, (time.time() - 2 * lock.STALE,) * 2)
+    os.utime(owner, (time.time() - 20,) * 2)
+    with pytest.raises(ConfigError, match=r"上一次动静在 2\d 秒前.*等 \d\d 秒再运行同一条命令"):
+        run_folder.RunFolder(chosen)
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    os.utime(owner, (time.time() - 4 * lock.STALE,) * 2)
     with pytest.warns(LorakitWarning, match="4 分钟没有动静，由这次接过来"):
         mine = run_folder.RunFolder(chosen)
     assert mine.lock.read()["pid"] == os.getpid()
@@ -267,6 +272,31 @@ def test_damaged_checkpoints_fall_back_and_say_so(config, cut_at_three):
     assert main(["audit", str(file)]) == 1
 
 
+def test_a_file_that_got_into_a_checkpoint_is_not_read(config, cut_at_three):
+    cut_at_three(config())
+    state = config().run.output / "checkpoint-4" / "state"
+    zeros = {
+        name: torch.zeros_like(value)
+        for name, value in load_file(state / "weights.safetensors").items()
+    }
+    save_file(zeros, state / "weights.z.safetensors")
+    trainer = Trainer(config("train.steps=5"))
+    assert trainer.step == 4
+    assert any(value.abs().sum() > 0 for value in trainer.parameters.values())
+    trainer.close()
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_a_record_that_is_no_file(config, cut_at_three, put):
+    """管道一读就一直等，设备没有尽头。"""
+    cut_at_three(config())
+    (config().run.output / "metrics.jsonl").unlink()
+    put(config().run.output / "metrics.jsonl")
+    assert run_folder.Tail(config().run.output).new() == []
+    with pytest.raises(LorakitError, match="不是普通的文件"):
+        Trainer(config())
+
+
 def test_stop_as_a_folder_and_odd_owners(config):
     run = config().run.output
     (run / "STOP").mkdir(parents=True)
@@ -408,7 +438,8 @@ def test_out_of_memory_while_sampling_loses_nothing(fails, papercut, tmp_path, m
     assert "出样张时显存不够" in said and "sample.prompts" in said
     kept = [path.name for path in checkpoint.all_of(tmp_path / "run")]
     assert kept == ([] if fails == 1 else ["checkpoint-2"])
-    assert main([*argv, "--set", "sample.prompts=[]"]) == 0  # 照它说的接着练
+    more = ["--set", "sample.prompts=[]", "--set", "sample.every=0"]
+    assert main([*argv, *more]) == 0  # 照它说的接着练
     assert checkpoint.latest(tmp_path / "run").name == "checkpoint-4"
 
 

@@ -219,3 +219,80 @@ def test_the_base_itself_decides(tmp_path, monkeypatch, capsys):
 
     with pytest.raises(ConfigError, match=r"QwenImageEditPipeline.*model\.family=qwen-image-edit"):
         open_family(wrong)
+
+
+@pytest.fixture
+def said(tmp_path):
+    """写成 name，读进来：(设置, 说的话)。"""
+
+    def make(name: str, text: str, *overrides: str):
+        file, lines = tmp_path / name, []
+        file.write_text(text, encoding="utf-8")
+        return load_config(file, overrides, say=lines.append), "\n".join(lines)
+
+    return make
+
+
+@pytest.mark.parametrize(("use", "ema"), [("false", 0), ("true", 0.99)])
+def test_an_average_that_is_switched_off_stays_off(said, use, ema):
+    more = f"train:\n        ema_config: {{use_ema: {use}, ema_decay: 0.99}}"
+    assert said("x.yaml", AI_TOOLKIT.replace("train:", more, 1))[0].train.ema == ema
+
+
+def test_a_misspelt_name_stands_first(said):
+    _, lines = said("x.yaml", AI_TOOLKIT.replace("steps: 2500", "stpes: 2500"))
+    assert "train.stpes：像是写错了，没有用到。是不是 train.steps？" in lines.split("\n")[1]
+
+
+KOHYA_FLAT = """
+pretrained_model_name_or_path = "black-forest-labs/FLUX.1-dev"
+train_data_dir = "cats"
+network_dim = 8
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "value"),
+    [
+        ("unet_lr = 5e-5\nlearning_rate = 1e-4", "lr", 5e-5),
+        ("learning_rate = 1e-4\nunet_lr = 5e-5", "lr", 5e-5),
+        ("learning_rate = 1e-4\nunet_lr = 0", "lr", 1e-4),
+        ("alpha_mask = true", "mask", "alpha"),
+        ("masked_loss = true", "mask", "file"),
+        ("alpha_mask = false", "mask", "none"),
+    ],
+)
+def test_what_kohya_means(said, lines, name, value):
+    config, _ = said("x.toml", KOHYA_FLAT % lines)
+    assert getattr(config.train if name == "lr" else config.data, name) == value
+
+
+CONCEPTS = [
+    {"path": "cats", "balancing": 3.0, "text": {"prompt_source": "filename"}},
+    {"path": "others", "type": "PRIOR_PREDICTION"},
+    {"path": "kept", "type": "VALIDATION"},
+    {"path": "off", "enabled": False},
+]
+
+
+@pytest.mark.parametrize("where", ["inside", "beside", "alone"])
+def test_concepts_of_onetrainer(said, tmp_path, where):
+    tree = {"training_method": "LORA", "base_model_name": "Qwen/Qwen-Image", "peft_type": "LOHA"}
+    if where == "beside":
+        (tmp_path / "concepts.json").write_text(json.dumps(CONCEPTS), encoding="utf-8")
+        tree["concept_file_name"] = "concepts.json"
+    else:
+        tree["concepts"] = CONCEPTS
+    text = json.dumps(CONCEPTS if where == "alone" else tree)
+    config, lines = said("x.json", text, "model.path=Qwen/Qwen-Image")
+    assert [(str(one.folder), one.repeats) for one in config.data.sources] == [("cats", 3)]
+    assert str(config.data.class_folder) == "others"
+    assert "kept：只用来检验，没有用到" in lines and "prompt_source 是 filename" in lines
+    assert ("peft_type（loha）" in lines) is (where != "alone")
+
+
+def test_a_name_written_twice_on_one_line(tmp_path):
+    (tmp_path / "x.yaml").write_text("train: {lr: 1e-4, lr: 2e-4}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="lr：第 1 行写了两次"):
+        load_config(tmp_path / "x.yaml")

@@ -54,7 +54,9 @@ def test_class_pictures_in_the_same_tree_are_refused_with_the_lines_to_write(tmp
     assert not any(report.errors or report.notes for _, report in results[:1])
 
 
-@pytest.mark.parametrize("name", ["reg", "Regularization_images", "class/5_cat", "reg_data"])
+@pytest.mark.parametrize(
+    "name", ["reg", "Regularization_images", "class/5_cat", "reg_data", "class_images", "正则图"]
+)
 def test_other_names_of_class_folders(tmp_path, name):
     draw(tmp_path, "img/a.png", "img/b.png", f"{name}/c.png")
     assert codes(tmp_path, "error") == ["class_inside"]
@@ -69,6 +71,90 @@ def test_class_folders_alone_and_look_alikes_are_left_in_peace(tmp_path):
     assert codes(tmp_path / "c", "error") == [] and "class_inside" in codes(
         tmp_path / "c", "warning"
     )
+
+
+# ---- 没有描述的图，多半是谁的什么 ----
+
+
+@pytest.mark.parametrize("name", ["source", "control_images", "原图", "alpha"])
+def test_a_folder_of_twins_is_one_error_with_the_lines_to_write(tmp_path, name):
+    draw(tmp_path, "target/a.png", "target/b.png")
+    draw(tmp_path, f"{name}/a.png", f"{name}/b.png", said="")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.code == "twins" and problem.path == tmp_path / name
+    assert (
+        f"data.folder: {tmp_path / 'target'} 和 data.control_folder: {tmp_path / name}"
+        in problem.mend
+    )
+
+
+@pytest.mark.parametrize("name", ["a_depth.png", "a-condlabel.png", "a_alpha.png"])
+def test_a_part_of_a_picture_says_how_to_name_it(tmp_path, name):
+    draw(tmp_path, "a.png", "b.png")
+    draw(tmp_path, name, said="")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert "改名为 a_mask.png" in problem.mend and "data.control_folder" in problem.mend
+
+
+def test_captions_in_a_folder_of_their_own(tmp_path):
+    draw(tmp_path, "images/a.png", said="")
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions/a.txt").write_text("a cat", encoding="utf-8")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.mend.startswith("captions/a.txt 是它的描述，就挪到它旁边")
+
+
+def test_pictures_kept_for_testing_and_folders_that_are_captions(tmp_path):
+    draw(tmp_path / "d", "train/a.png", "val/b.png", "test/c.png")
+    (problem,) = [p for p in inspect(tmp_path / "d")[1].warnings if p.code == "folder_split"]
+    assert "2 张" in problem.reason and f"data.folder: {tmp_path / 'd/train'}" in problem.mend
+    draw(tmp_path / "k", "10_ohwx cat/a.png", said="")
+    (note,) = [p for p in inspect(tmp_path / "k")[1].notes if p.code == "folder_counted"]
+    assert "--prefix 'ohwx cat'" in note.reason
+
+
+UNREAD = ["a.tif", "a.png ", "a.jpg!w500", "a.jpg_large", "a.gif"]
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_picture_that_is_not_read_but_has_a_caption_is_an_error(tmp_path, name):
+    draw(tmp_path, "b.png")
+    (tmp_path / name).write_bytes(b"x")
+    assert [p.code for p in inspect(tmp_path)[1].warnings] == ["not_used"]
+    (tmp_path / "a.txt").write_text("a cat", encoding="utf-8")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.code == "not_used" and problem.path.name == name
+
+
+def test_what_systems_leave_is_not_looked_at(tmp_path):
+    draw(tmp_path, "a.png")
+    draw(tmp_path, "@eaDir/a.png/SYNO.jpg", "$RECYCLE.BIN/x.png", "#recycle/y.png", said="")
+    assert not inspect(tmp_path)[1].problems
+
+
+def test_several_lines_are_told_and_empty_words_too(tmp_path):
+    draw(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_text("a cat\na feline\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("nan", encoding="utf-8")
+    report = inspect(tmp_path)[1]
+    assert [p.code for p in report.notes] == ["caption_lines"] and "a.png" in report.notes[0].reason
+    assert [p.code for p in report.warnings] == ["caption_hollow"]
+
+
+def test_a_row_with_several_captions_is_told_once_and_truly(tmp_path):
+    draw(tmp_path, "a.png", "b.png", said="")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": ["x", "y"]}\n')
+    (tmp_path / "b.json").write_text('{"caption": ["x"]}')
+    text = inspect(tmp_path)[1].text()
+    assert "第 1 行 写错了" in text and "里没有 caption" not in text
+    assert "b.json：caption 要是一句话" in text
+
+
+def test_a_foreign_table_in_gbk_is_not_promised_to_be_fixed(tmp_path):
+    draw(tmp_path, "a.png", said="")
+    (tmp_path / "captions.csv").write_bytes("image,text\na.png,一只猫坐着看\n".encode("gbk"))
+    (problem,) = [p for p in inspect(tmp_path)[1].warnings if p.code == "not_used"]
+    assert "--fix" not in problem.mend and "另存为 UTF-8" in problem.mend
 
 
 def test_counts_at_any_depth(tmp_path):
@@ -190,6 +276,10 @@ TABLES = {
     "bare.tsv": "a.png\tone cat\nin/b.png\ttwo, cats\n",
     "captions.csv": 'image,text\na.png,one cat\nin/b.png,"two, cats"\n',
     "semicolon.csv": "image;text\na.png;one cat\nin/b.png;two, cats\n",
+    "Metadata.jsonl": '{"image": "a.png", "text": "one cat"}\n'
+                      '{"image": "in/b.png", "text": "two, cats"}\n',
+    "metadata.csv": "file_name;text\na.png;one cat\nin/b.png;two, cats\n",
+    "kohya.json": {"TREE/a.png": {"caption": "one cat"}, "TREE/in/b.png": {"caption": "two, cats"}},
 }  # fmt: skip
 
 
@@ -198,7 +288,10 @@ def test_tables_of_other_tools(tmp_path, name):
     draw(tmp_path, "a.png", "in/b.png", said="")
     table = TABLES[name]
     text = table if isinstance(table, str) else json.dumps(table)
-    (tmp_path / name).write_text(text.replace("HERE", str(tmp_path)), encoding="utf-8")
+    text = text.replace("HERE", str(tmp_path)).replace(
+        "TREE", f"{tmp_path.parent.name}/{tmp_path.name}"
+    )
+    (tmp_path / name).write_text(text, encoding="utf-8")
     records, report = inspect(tmp_path)
     found = {r.path.relative_to(tmp_path).as_posix(): r.caption for r in records}
     assert found == WANTED and not report.errors and not report.warnings
@@ -252,7 +345,9 @@ def test_other_files_are_not_tables(tmp_path):
 
 SYNTAX = ["a (red:1.2) cat", "a cat <lora:fur:0.8>", "a cat BREAK a dog", "cat \\(animal\\), sofa",
           "a __color__ cat", "a {red|blue} cat", "a ((red)) cat", "{{red}} cat",
-          "a cat --ar 16:9", "1girl, long_hair, blue_eyes", "ohwx ||| a cat"]  # fmt: skip
+          "a cat <|im_end|>", "</s> a cat", "<wildcard:animal> sofa", "red::2 cat",
+          "a cat Negative prompt: bad Steps: 20, Sampler: Euler", "a cat --ar 16:9",
+          "1girl, long_hair, blue_eyes", "ohwx ||| a cat"]  # fmt: skip
 
 
 @pytest.mark.parametrize("caption", SYNTAX)

@@ -130,7 +130,7 @@ def test_line_without_caption(tmp_path):
         ("file_name,text\na.png,一只猫\nb.png,\n", "第 3 行的描述是空的"),
         ("file_name,text\na.png,一只猫\n,二\n", "第 3 行没有 file_name"),
         ("file_name,text\na.png,一只猫\n../b.png,二\n", "第 3 行的 file_name 里有“..”"),
-        ("file_name;text\na.png;一只猫\n", "第 1 行是列名，里面没有 file_name"),
+        ("name;text\na.png;一只猫\n", "第 1 行是列名，里面没有 file_name"),
         ('file_name,text\na.png,"' + "长" * 140_000 + "\n", "第 2 行读不懂"),
         ("file_name,text\na.png,一只红猫坐着\n".encode("gbk"), "GBK"),
         ("", "空的"),

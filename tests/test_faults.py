@@ -166,3 +166,25 @@ def test_a_screen_that_is_full(papercut):
         command = [sys.executable, "-m", "lorakit", "check", str(papercut)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "磁盘满了" in done.stderr and "Traceback" not in done.stderr
+
+
+NO_THREADS = """
+import sys, threading
+import torch
+threading.stack_size(1 << 46)  # 哪个系统也给不了这么大的栈：真的开不出线程
+from lorakit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_no_threads_allowed_is_one_sentence(config, papercut, tmp_path, command):
+    file = tmp_path / "x.yaml"
+    file.write_text(config(*SMALL).to_yaml(), encoding="utf-8")
+    what = [command, str(papercut if command == "check" else file)]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREADS, *what], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "系统不让再开线程了" in done.stderr
+    assert not (config().run.output / ".running").exists()

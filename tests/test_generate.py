@@ -1,5 +1,7 @@
 """lorakit generate：别处的脚本常用的参数名也认；负面提示词真的起作用，不起作用就说出来。"""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from lorakit import infer, lora
 from lorakit.cli import main
 from lorakit.config import load_config
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import open_family
 from lorakit.families.base import Family
 from lorakit.infer import pipeline as infer_pipeline
@@ -218,6 +220,14 @@ def test_base_by_its_name_on_the_hub(monkeypatch):
     assert (chosen.model.family, chosen.model.path) == ("flux", "someone/FLUX.1-dev")
     assert source == "flux-dev"
     assert chosen.sample.seed == 3
+
+
+def test_a_base_that_was_a_folder_elsewhere_is_asked_for(monkeypatch):
+    from lorakit.cli.draw import choose_base
+
+    monkeypatch.setattr(lora, "read", lambda path: ({}, {"family": "flux", "base": "my-flux"}))
+    with pytest.raises(LorakitError, match=r"训练那台机器上的文件夹“my-flux”。.*--model_name"):
+        choose_base(None, None, Path("x.safetensors"))
 
 
 @pytest.mark.parametrize(

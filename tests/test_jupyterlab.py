@@ -1,25 +1,16 @@
 """真的 JupyterLab、真的浏览器：全部运行、拖一个滑块、停下再继续训练，控制台没有错误。"""
 
-import contextlib
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
-from notebook_tools import BOOKS, ROOT
+from browser_tools import CHROMIUM, Page, server
+from notebook_tools import BOOKS
 
 MISSING = '没装 {}：pip install -e ".[test]"'
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 playwright = pytest.importorskip("playwright.sync_api", reason=MISSING.format("playwright"))
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="没有 Chromium：apt-get install chromium")
-# 离线时徽章等外部图片取不到，不是练习册的错
-QUIET = re.compile(r"favicon|net::ERR_|service-worker|deprecated|ResizeObserver|\.map\b", re.I)
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +19,8 @@ def lab_url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     for book in BOOKS:
         shutil.copy(book, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
-    env |= {"LORAKIT_CACHE": str(folder / "cache"), "JUPYTER_CONFIG_DIR": str(folder / "config")}
-    env |= {"PYTHONPATH": str(ROOT), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-               "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-               "--expose-app-in-browser", "--LabApp.news_url="]  # fmt: skip
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
-    url = f"http://127.0.0.1:{port}/lab"
-    for _ in range(240):
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            urllib.request.urlopen(url).close()
-            break
-        time.sleep(0.5)
-    yield url
-    server.terminate()
-    server.wait(30)
+    with server(folder) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -56,61 +29,6 @@ def browser():
         chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
-
-
-class Page:
-    """一本打开的练习册。"""
-
-    def __init__(self, browser, url: str, name: str):
-        self.page = browser.new_page(viewport={"width": 1200, "height": 1400})
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", self._heard)
-        self.page.goto(f"{url}/tree/{name}?reset", wait_until="domcontentloaded")
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-        self.wait("(p) => p.sessionContext.session?.kernel?.status === 'idle'", 120)
-
-    def _heard(self, message):
-        if message.type == "error" and not QUIET.search(message.text + str(message.location)):
-            self.errors.append(message.text)
-
-    def script(self, body: str, *arguments):
-        """在当前的练习册 p 上运行一段脚本。"""
-        return self.page.evaluate(f"(a) => ({body})(window.jupyterapp.shell.currentWidget, a)",
-                                  arguments)  # fmt: skip
-
-    def wait(self, body: str, seconds: float):
-        deadline = time.monotonic() + seconds
-        while not self.script(f"(p, a) => Boolean(({body})(p))"):
-            assert time.monotonic() < deadline, f"等了 {seconds} 秒：{body}\n{self.failures()}"
-            time.sleep(0.3)
-
-    def command(self, name: str):
-        self.script("(p, a) => { window.jupyterapp.commands.execute(a[0]); return true }", name)
-
-    def select(self, text: str) -> int:
-        """选中第一个含有这段代码的格子。"""
-        return self.script(
-            """(p, a) => {
-              const i = p.content.widgets.findIndex(
-                c => c.model.type === 'code' && c.model.sharedModel.source.includes(a[0]));
-              p.content.activeCellIndex = i; p.content.scrollToItem(i); return i }""",
-            text,
-        )
-
-    def finish(self, seconds: float):
-        self.wait(
-            """(p) => p.sessionContext.session.kernel.status === 'idle' && p.content.widgets.every(
-                c => c.model.type !== 'code' || c.model.executionState !== 'running')""",
-            seconds,
-        )
-
-    def failures(self) -> list[str]:
-        return self.script(
-            """(p, a) => p.content.widgets.filter(c => c.model.type === 'code').flatMap(c =>
-              c.model.outputs.toJSON().filter(o => o.output_type === 'error').map(
-                o => c.model.sharedModel.source.slice(0, 60) + ' -> ' + o.ename + o.evalue))"""
-        )
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=[book.stem for book in BOOKS])

@@ -126,7 +126,7 @@ def test_explorer_redraws_and_shows_errors(shown, watched):
 
     panel = lab.explore(draw, t=lab.slider("时间", 0, 9, 1), name=lab.choice("谁", ["甲", "乙"]))
     assert seen == [(0, "甲")], "有人看时不必先走一遍极端值"
-    assert display.VIEW in shown[0] and open_static(shown[0]).size == (8, 8)
+    assert display.VIEW in shown[1] and 'src="data:image/jpeg' in shown[0]["text/html"]
     before = panel.image.value
     panel.boxes["t"].value = 9
     assert panel.image.value != before and panel.message.value.endswith("></span>")
@@ -150,8 +150,8 @@ def test_no_answer_is_in_sight_before_a_choice(shown, watched):
     for question in questions.bank().values():
         lab.predict(question.name)
         lab.reveal(question.name)
-        for bundle in shown[-2:]:
-            told = bundle["text/plain"] + bundle["text/html"]
+        for bundle in shown:
+            told = bundle.get("text/plain", "") + bundle.get("text/html", "")
             assert not any(said in told for _, said in question.options), question.name
         guess = quiz._asked[question.name]
         assert guess.reveal.disabled and guess.ask.page.value == "", "先选，才揭晓"
@@ -377,17 +377,89 @@ def test_error_headless_stops_the_cell(shown, config, tmp_path):
     assert len(shown) == 1, "面板仍要摆出来，错误写在上面"
 
 
-def test_busy_run_refuses_a_second_start(shown, watched, config):
-    run = lab.Run(config("train.steps=50"))
-    run.start()
-    with pytest.raises(LorakitError, match="正在进行"):
-        run.start()
-    for folder in (run.config.run.output, run.config.run.output.parent):
-        with pytest.raises(LorakitError, match="还在跑"):  # 面板那一格又运行了一遍
-            lab.fresh(folder)
+def test_starting_again_shows_the_same_running_panel(shown, watched, config):
+    run = lab.Run(config("train.steps=500")).start()
+    folder = run.config.run.output
+    assert lab.fresh(folder) == folder, "正在练的不动"
+    again = lab.Run(config("train.steps=500", "train.lr=0.1")).start()  # 那一格又运行了一遍
+    assert again.board is run.board and sum(display.VIEW in one for one in shown) == 2
+    assert "先前那一次" in run.board.note.value, "设置改过了，要说一声"
+    with pytest.raises(LorakitError, match="还在跑"):
+        lab.fresh(folder.parent)
     run.stop()
-    assert run.result().step < 50
-    assert not lab.fresh(run.config.run.output).exists()
+    assert again.result().step == run.step < 500
+    assert "原定 500 步" in again.summary()
+    assert not lab.fresh(folder).exists()
+
+
+def test_stop_while_loading_then_continue_keeps_one_first_row(shown, watched, config):
+    run = lab.Run(config("sample.prompts=[一只猫]", "sample.steps=2"))
+    go = run._train
+
+    def stop_first():
+        run._halt.set()
+        go()
+
+    run._train = stop_first
+    run.start().result()
+    assert run.step == 0 and [step for step, _ in run.board.samples] == [0]
+    run._train = go
+    run.go_on().result()
+    assert [step for step, _ in run.board.samples] == [0, 4]
+    assert [step for step, _ in run.board.by_t] == [0, 4]
+
+
+def test_estimates_settle(shown, monkeypatch):
+    from lorakit.lab import board as boards
+    from lorakit.train import Step
+
+    clock = iter(range(0, 10_000, 1))
+    monkeypatch.setattr(boards.time, "monotonic", lambda: next(clock) * 1.0)
+    panel, said = lab.Board(400), []
+    for number in range(1, 200):
+        panel.show(Step(number, 1.0, 1e-3, 1.0, 0.5, 9.0 if number % 25 == 0 else 0.1))
+        said.append(panel.status.value)
+    assert "正在估计" in said[0]
+    minutes = [int(m[1]) for m in map(re.compile(r"还要 (\d+) 分钟").search, said) if m]
+    assert minutes == sorted(minutes, reverse=True), "一步慢了，估计不跟着跳"
+
+
+def test_film_scrubs_the_strip(shown):
+    panel = lab.Board(100, ["一只大狗在中间"])
+    for step in (0, 50, 25, 100, 50):
+        panel.show_samples(step, [Image.new("RGB", (16, 16), (step * 2, 0, 0))])
+    film = panel.film
+    assert [step for step, _ in film.rows] == [0, 25, 50, 100]
+    assert [name for name, _ in film.slider.options] == ["训练前", "25 步", "50 步", "100 步"]
+    assert film.slider.value == 3, "跟着走到最新的一行"
+    last = film.image.value
+    film.slider.value = 1
+    assert film.image.value != last
+    panel.show_samples(75, [Image.new("RGB", (16, 16))])
+    assert film.slider.value == 1, "有人在看前面的，就不跳走"
+    moving = Image.open(io.BytesIO(base64.b64decode(film.animation())))
+    assert moving.format == "WEBP" and moving.n_frames == 5
+
+
+def test_waiting_says_so_and_leaves_the_panel_of_the_same_cell(shown, watched, config):
+    run = lab.Run(config("train.steps=2")).start()
+    run.result()
+    said = [one.get("text/plain") for one in shown]
+    told = [i for i, text in enumerate(said) if text and "等它练完" in text]
+    assert len(told) == 1 and "停止" in said[told[0]] and "■" in said[told[0]]
+    assert "" in said[told[0] :], "等完了，那行字擦掉，面板还在"
+
+
+def test_what_is_left_without_a_kernel(shown, watched):
+    """静态的那份自己是一份输出；样式表藏起坏掉的控件；最后的样子留得下来。"""
+    panel = lab.explore(
+        lambda t: Image.new("RGB", (8, 8), (t * 20, 0, 0)), t=lab.slider("时间", 0, 9, 1)
+    )
+    still, view = shown[:2]
+    assert list(view) == [display.VIEW] and display.VIEW not in still
+    assert display.AGAIN in still["text/html"] and display.LIVE in panel.box._dom_classes
+    panel.boxes["t"].value = 9
+    assert shown[-1]["text/html"] != still["text/html"]
 
 
 def test_board_previews_edits(shown, tmp_path):

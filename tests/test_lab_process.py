@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import Future
 from itertools import islice
 
 import numpy as np
@@ -10,7 +13,8 @@ import pytest
 
 from lorakit import infer, lab
 from lorakit.errors import LorakitError
-from lorakit.lab import process
+from lorakit.lab import notes, process, runner
+from lorakit.results import checkpoint, lock
 from lorakit.train import Trainer
 
 PROMPT = "sample.prompts=[剪纸风格，一只大狗在中间]"
@@ -68,6 +72,60 @@ def test_stop_saves_first_and_continue_equals_unbroken(shown, watched, config):
     assert first < last and run.board.steps == list(range(1, last + 1))
 
 
+def test_a_new_panel_stops_what_an_old_kernel_left_running(shown, watched, wait_for, config):
+    """重启过内核：新面板上的停止键请先前的进程存好再停，“继续”接着它练。"""
+    old = lab.Run(config(*LONG), process=True).start()
+    wait_for(lambda: old.step >= 2, 60)
+    new = lab.Run(config(*LONG), process=True)
+    new.board.stop_button.click()
+    assert str(old.process.worker.pid) in new.board.status.value
+    assert "已请它存好再停" in new.board.status.value
+    step = old.result().step
+    assert 2 <= step < 500 and checkpoint.latest(config().run.output).name == f"checkpoint-{step}"
+    new.go_on()
+    wait_for(lambda: new.step > step, 60)
+    new.stop()
+    assert new.result().step > step
+
+
+CLOSING = """
+import sys, time
+from lorakit import lab
+from lorakit.config import load_config
+from lorakit.lab import runner
+runner.headless = lambda: False
+run = lab.Run(load_config(sys.argv[1])).start()
+while run.step < 2:
+    time.sleep(0.01)
+"""
+
+
+def test_a_kernel_that_closes_saves_the_training_in_its_thread(config):
+    """关掉内核：线程里的训练练完手头这一步、存好才走。"""
+    chosen = config(*LONG, "train.save_every=500")
+    file = chosen.run.output.with_suffix(".yaml")
+    file.write_text(chosen.to_yaml(), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", CLOSING, str(file)], timeout=120)
+    assert done.returncode == 0
+    found = checkpoint.latest(chosen.run.output)
+    assert 2 <= checkpoint.step_of(found) < 500
+    assert not (chosen.run.output / lock.OWNER).exists()
+
+
+@pytest.mark.parametrize(
+    "error", [LorakitError("坏了"), ValueError("x"), SystemExit(3), MemoryError()]
+)
+def test_whatever_ends_the_work_reaches_who_waits(error):
+    """哪怕是 SystemExit：没有交出去，等着的人就一直等。"""
+
+    def work():
+        raise error
+
+    job = Future()
+    runner._into(job, work)
+    assert job.exception(timeout=0) is error
+
+
 def test_its_own_chinese_message_comes_back(shown, watched, wait_for, config, tmp_path):
     run = lab.Run(config(f"data.folder={tmp_path / 'none'}"), process=True).start()
     with pytest.raises(LorakitError, match="没有这个文件夹") as caught:
@@ -92,3 +150,19 @@ def test_killed_by_the_system_leaves_the_kernel_and_can_continue(shown, watched,
     run.board.show = show
     run.go_on()
     assert run.board.steps == list(range(1, _stop_past(run, 8) + 1)), "同一步不记两次"
+
+
+def test_a_new_kernel_adopts_watches_and_stops_the_run(shown, watched, wait_for, config):
+    """内核重启过：先前另起的进程还在练，再运行那一格就接着看它，也停得下它。"""
+    chosen = config(*LONG, PROMPT, "sample.steps=2")
+    first = lab.Run(chosen, process=True).start()
+    wait_for(lambda: first.step >= 2, 60)
+    runner.RUNS.clear(), notes.JOBS.clear()  # 新的内核什么也不记得
+    again = lab.Run(chosen, process=True)
+    again.start()
+    wait_for(lambda: again.step >= 3, 60)
+    assert again.process.worker is None and again.board.steps[:3] == [1, 2, 3]
+    again.board.stop_button.click()
+    step = again.result().step
+    assert 3 <= step < 500 and (chosen.run.output / f"checkpoint-{step}").is_dir()
+    assert first.result().step == step and "停在" in again.board.status.value

@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -195,6 +196,36 @@ def test_one_file_and_a_card_that_points_outside(run, tmp_path):
     wanted = publish.plan(run, "huggingface", REPO)
     assert not {"../secret.png", "link.png", "run.json"} & set(wanted.files)
     assert sum("没有这个图" in line for line in wanted.missing) == 3
+
+
+LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9))
+BOMBS = {
+    "aliases": LAUGHS, "deep": "a: " + "[" * 100_000, "long": "x: y\n" * 300_000,
+    "digits": "a: 1" + "0" * 100_000, "tag": "a: !!int x", "date": "a: 2001-99-99",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_in_a_downloaded_card_or_settings_are_bounded(run, name):
+    """下载来的结果文件夹也会被人再发布：时间和内存都有限，一句话说清。"""
+    start = time.monotonic()
+    settings = (run / "config.yaml").read_text("utf-8")
+    (run / "config.yaml").write_text(BOMBS[name], "utf-8")
+    with pytest.raises(LorakitError, match=r"config\.yaml"):
+        publish.plan(run, "huggingface", REPO)
+    (run / "config.yaml").write_text(settings, "utf-8")
+    (run / "README.md").write_text(f"---\n{BOMBS[name]}\n---\n", "utf-8")
+    with pytest.raises(LorakitError, match=r"README\.md"):
+        publish.plan(run, "huggingface", REPO)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("text", ["![" * 200_000, "![a](" * 100_000, "```bash\n" * 60_000])
+def test_markdown_without_an_end_is_read_in_bounded_time(run, text):
+    (run / "README.md").write_text(text, "utf-8")
+    start = time.monotonic()
+    assert publish.plan(run, "huggingface", REPO).files["README.md"]
+    assert time.monotonic() - start < 20
 
 
 def test_bad_sources_are_refused(run, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lorakit.config import load_config
-from lorakit.errors import ConfigError, InspectionWarning
+from lorakit.errors import ConfigError, InspectionWarning, LorakitWarning
 from lorakit.hub.bundled import bundled
 from lorakit.results import checkpoint
 from lorakit.tiny import samples
@@ -88,9 +88,17 @@ def _removed():
     path.with_suffix(".txt").unlink()
 
 
+def _twice(*there: str):
+    for path in sorted(Path("data").iterdir())[:2]:
+        if there:
+            shutil.copy(path, path.with_stem(f"{path.stem}_{there[0]}"))
+        elif path.suffix == ".txt":
+            path.write_text("第二份的描述", encoding="utf-8")
+
+
 CHANGES = {
     "的描述变了 1 份": _captions, "换了内容 1 张": _picture, "多了 1 张（新.png": _added,
-    "少了 1 张": _removed,
+    "少了 1 张": _removed, "多了 1 张（01": lambda: _twice("b"),
 }  # fmt: skip
 
 
@@ -99,6 +107,27 @@ def test_changed_data_is_told(said):
     first()
     CHANGES[said]()
     assert said in go_on()
+
+
+def test_of_two_copies_the_changed_caption_is_told():
+    _twice("b")
+    first()
+    _twice()
+    assert "描述变了 1 份" in go_on()
+
+
+def test_more_steps_of_a_falling_rate_are_told():
+    """学习率按总步数下降：改了总步数，前一半就不是那条曲线上的了。"""
+    falling = ("train.schedule=cosine", "train.warmup=0")
+    first(*falling)
+    with pytest.warns(LorakitWarning, match="train.steps 原来是 1，现在是 2"):
+        list(Trainer(settings(*falling, "train.steps=2")))
+
+
+def test_checkpoints_moved_without_the_record_go_on():
+    first()
+    Path("run/metrics.jsonl").unlink()
+    assert go_on() == ""
 
 
 def test_changed_masks_and_class_pictures_are_told():

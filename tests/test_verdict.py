@@ -1,4 +1,4 @@
-"""判断与看板：学到了、还没、过拟合、没有留出集，各有一句话；看板什么时候都画得出来。"""
+"""判断与看板：只看损失最多说“损失降了”，三个灯都好才是学到了；看板什么时候都画得出来。"""
 
 import json
 import math
@@ -10,7 +10,7 @@ from PIL import Image
 from lorakit import lora
 from lorakit.results import board, checkpoint
 from lorakit.results import folder as run_folder
-from lorakit.results.verdict import judge
+from lorakit.results.verdict import FEW, Judgement, Light, judge, last, read, save
 from lorakit.train import Trainer
 
 BASE = np.linspace(3.0, 0.5, 8)  # 8 个 t 的损失
@@ -30,11 +30,11 @@ def metrics(**factors: float) -> list[dict]:
 @pytest.mark.parametrize(
     ("factors", "word", "best"),
     [
-        (dict(step_0=1, step_10=0.7, step_20=0.5), "学到了", 20),
+        (dict(step_0=1, step_10=0.7, step_20=0.5), "损失降了", 20),
         (dict(step_0=1, step_10=0.5, step_20=0.8), "过拟合", 10),
         (dict(step_0=1, step_10=0.995, step_20=0.994), "还没", 20),
         (dict(step_0=1, step_10=1.3, step_20=1.5), "还没", 0),
-        (dict(step_0=1, step_10=0.97), "学到了", 10),
+        (dict(step_0=1, step_10=0.97), "损失降了", 10),
         (dict(step_10=1.3), "没有留出集", None),
     ],
 )
@@ -51,7 +51,7 @@ def test_the_change_and_its_error_by_hand():
     ratios = [math.log(0.5)] * 3 + [math.log(0.4)]
     mean, error = np.mean(ratios), np.std(ratios, ddof=1) / 2
     said = f"{math.exp(mean) - 1:+.0%} ± {math.exp(mean) * error:.0%}"
-    assert said in judge(rows).sentence and judge(rows).word == "学到了"
+    assert said in judge(rows).sentence and judge(rows).word == "损失降了"
 
 
 def test_a_sure_but_invisible_change_is_not_learning():
@@ -72,6 +72,69 @@ def test_better_on_average_but_broken_at_one_t_is_not_learning():
     verdict = judge(rows)
     assert verdict.word == "还没"
     assert "t = 0.94 时反而差了 +30%" in verdict.sentence and "除以 3" in verdict.sentence
+
+
+def test_loss_alone_never_says_it_learned():
+    """光是损失降，不算学到了；画面与抄没抄的灯没看过，是灭的。"""
+    for factors in (dict(step_0=1, step_10=0.2), dict(step_0=1, step_10=0.5, step_20=0.8), {}):
+        verdict = judge(metrics(**factors) if factors else [])
+        assert "学到" not in verdict.text()
+        assert [light.color for light in verdict.lights[1:]] == ["灭", "灭"]
+    assert "lorakit judge" in judge(metrics(step_0=1, step_10=0.2)).sentence
+
+
+def lights(picture: str, copied: str):
+    return Light("画面", picture, "画。"), Light("抄没抄", copied, "抄。")
+
+
+@pytest.mark.parametrize(
+    ("factor", "picture", "copied", "views", "word"),
+    [
+        (0.5, "绿", "绿", 50, "学到了"),
+        (0.5, "黄", "绿", 50, "还早"),
+        (0.5, "红", "绿", 50, "画坏了"),
+        (0.5, "红", "绿", FEW - 1, "还早"),  # 没看几遍就认不出来：不是坏了
+        (0.5, "绿", "黄", 50, "开始抄了"),
+        (0.5, "绿", "红", 50, "抄了训练图"),
+        (0.5, "黄", "红", 50, "抄了训练图"),
+        (0.5, "灭", "绿", 50, "看不出"),
+        (1.5, "绿", "绿", 50, "说不准"),
+        (1.0, "绿", "绿", 50, "说不准"),
+    ],
+)
+def test_three_lights_make_one_word(factor, picture, copied, views, word):
+    rows = metrics(step_0=1, step_10=factor)
+    verdict = judge(rows, 10, *lights(picture, copied), views)
+    assert verdict.word == word and [light.name for light in verdict.lights] == [
+        "损失",
+        "画面",
+        "抄没抄",
+    ]
+    assert all(str(light) in verdict.text() for light in verdict.lights)
+
+
+def test_each_checkpoint_is_judged_by_its_own_loss():
+    rows = metrics(step_0=1, step_10=0.5, step_20=0.8, step_30=1.4)
+    colors = [judge(rows, step).lights[0].color for step in (10, 20, 30)]
+    assert colors == ["绿", "黄", "红"]
+    assert judge(rows, 12).lights[0].facts["step"] == 10  # 没有正好那一步的检验，用最近的
+    assert judge([], 10, *lights("绿", "绿")).word == "学到了"  # 没有留出集，看过图也能说
+
+
+def test_a_judgement_is_kept_until_the_weights_change(config):
+    settings = config("eval.every=2")
+    list(Trainer(settings))
+    run, rows = settings.run.output, run_folder.read(settings.run.output)
+    assert read(run) is None and last(run, rows).lights[1].color == "灭"
+    verdicts = {step: judge(rows, step, *lights("绿", "绿"), 50) for step in (2, 4)}
+    save(run, Judgement("tiny", verdicts, 2, "因为"))
+    assert read(run) == Judgement("tiny", verdicts, 2, "因为")
+    assert last(run, rows) == verdicts[4]
+    facts = run / "checkpoint-4" / "state" / "state.json"
+    facts.write_text(facts.read_text().replace('"checksum": "', '"checksum": "0'))
+    assert list(read(run).verdicts) == [2] and last(run, rows).lights[1].color == "灭"
+    (run / "judge.json").write_text("[]")
+    assert read(run) is None
 
 
 def test_worse_and_not_enough_get_different_advice():

@@ -9,7 +9,8 @@ import torch
 
 from lorakit import flow
 from lorakit.cli import main
-from lorakit.config import load_config
+from lorakit.config import load_config, presets
+from lorakit.data.trigger import shared_opening, shared_word, without
 from lorakit.errors import ConfigError, LorakitWarning
 from lorakit.families import open_family
 from lorakit.results import checkpoint, verdict
@@ -165,7 +166,7 @@ def test_the_best_checkpoint_is_said_and_written(train, config, capsys):
     held = verdict.held_by_step(run_folder.read(run))
     assert sorted(held) == list(range(7))  # 存检查点的那些步也检验
     best = min((step for step in held if step), key=held.get)
-    assert best == 6 or f"checkpoint-{best}，多半比最后一个好" in out
+    assert best == 6 or f"checkpoint-{best}；画得最好的不一定是它" in out
     assert main(["audit", str(run)]) == 0
     assert f"checkpoint-{best}  {held[best]:.4f}  留出集损失最低" in capsys.readouterr().out
     assert verdict.best_of([], [1, 2]) is None
@@ -203,3 +204,37 @@ def test_the_density_picture(config, family, tmp_path):
 
     picture = Image.open(plot_density(config(), family, tmp_path / "density.png"))
     assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20)) > 10
+
+
+def test_own_prompts_show_pictures_by_default(train, config, capsys):
+    """没有写提示词的，从自己的描述里挑三句，最后一句不带“剪纸风格”；画了几张、花多久都说了。"""
+    sets = ("sample.every=2", "sample.steps=2", "sample.size=64")
+    assert train(*sets) == 0
+    said, run = capsys.readouterr().out, config().run.output
+    prompts = load_config(run / "config.yaml").sample.prompts
+    captions = {f.read_text("utf-8").strip() for f in config().data.folder.glob("*.txt")}
+    assert set(prompts[:2]) <= captions and f"剪纸风格，{prompts[2]}" in captions
+    assert len(list((run / "samples").glob("*_*.png"))) == 9  # 第 0、2、4 步
+    # 9 张，每张 2 步，引导算两遍 = 36 遍前向；一个训练步是 2 张、各合 3 遍
+    assert "第 0、2、4 步各画一遍，共 9 张，约合 6 个训练步" in said
+    assert f"lorakit judge {run}" in said and "学到了" not in said
+    assert train(*sets, "train.steps=5") == 0  # 接着练，还是那三句
+    assert load_config(run / "config.yaml").sample.prompts == prompts
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_shows_pictures(name):
+    config = load_config(name)
+    assert config.sample.count == 3 and 0 < config.sample.every < config.train.steps
+
+
+def test_the_plain_prompt_drops_the_trigger():
+    captions = ["zkq，一只猫在左边", "zkq，一条狗在草地上"]
+    assert (
+        shared_opening(captions) == "zkq，"
+        and without(captions[0], "zkq，", "zkq") == "一只猫在左边"
+    )
+    inside = ["一只大ohwx 猫在左边", "房间上，一只ohwx 猫"]
+    assert shared_word(inside) == "ohwx" and shared_word(inside, ["一只ohwx 狗"]) == ""
+    assert without(inside[0], shared_opening(inside), "ohwx") == "一只大猫在左边"
+    assert shared_opening(["一只猫"]) == "" == shared_word(["ohwx"])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lorakit.tiny import samples
-from lorakit.tiny.examiner import examine, share
+from lorakit.tiny.examiner import UNSURE, examine, share
 from lorakit.tiny.figures import FIGURES
 from lorakit.tiny.pen import ROLES
 from lorakit.tiny.pretrain import corpus
@@ -101,9 +101,12 @@ def test_sample_sets_are_ordinary_folders(tmp_path, name):
 @pytest.mark.parametrize("style", ["", *STYLES])
 def test_the_examiner_knows_the_world(style):
     scenes = style_scenes(style, OBJECTS, 78, seed=31)
-    verdicts = examine([render(scene) for scene in scenes])
+    whole = zip(examine([render(scene) for scene in scenes]), scenes, strict=True)
+    known = [(verdict, scene) for verdict, scene in whole if verdict.object != UNSURE]
+    assert len(known) >= 0.95 * len(scenes)  # 认得的世界，很少说看不出
+    verdicts, scenes = zip(*known, strict=True)
     assert share(verdicts, style=style) >= 0.97
-    assert share(verdicts, object=[s.things[0].kind for s in scenes]) >= 0.95
+    assert share(verdicts, object=[s.things[0].kind for s in scenes]) >= 0.98
     assert share(verdicts, side=[s.things[0].side for s in scenes]) >= 0.95
     assert share(verdicts, character="") >= 0.97
 

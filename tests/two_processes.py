@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["lorakit.cli", "lorakit.train", "lorakit.infer", "lorakit.board", 
+    ["lorakit.cli", "lorakit.train", "lorakit.infer", "lorakit.results.board",
      "diffusers.models.transformers.transformer_qwenimage",
      "diffusers.pipelines.qwenimage.pipeline_qwenimage"]
 )  # fmt: skip

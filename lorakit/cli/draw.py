@@ -43,6 +43,7 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
     """第一个词、--model_name、--lora_weights 怎么写都行 -> (读哪份设置, 要先改的几项)。"""
     from lorakit import lora
     from lorakit.config import load_config, preset_for, presets
+    from lorakit.hub import REPO
     from lorakit.hub.bundled import tiny_models
     from lorakit.lora import steps
 
@@ -53,6 +54,12 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
         if inside := steps.settings_of(weights):
             return str(inside.parent), []  # 结果文件夹里记着底模
         source = base = lora.read(weights)[1].get("base")  # 我们写的文件也记着
+        there = tiny_models() + list(presets())
+        if base and not (base in there or REPO.fullmatch(base) or Path(base).is_dir()):
+            raise LorakitError(  # 文件里不记本地的路径
+                f"“{weights}”的底模是训练那台机器上的文件夹“{base}”。"
+                "请用 --model_name 写上它在这里的位置。"
+            )
     if source is None:
         raise LorakitError(
             "用哪个模型画？写上一次训练的结果文件夹，或 --model_name 底模、--lora_weights 文件。"
@@ -168,7 +175,8 @@ def compare(args) -> int:
     from lorakit import infer
     from lorakit.data.read import read_image
     from lorakit.infer import xy
-    from lorakit.results import report
+    from lorakit.results import folder as run_folder
+    from lorakit.results import report, verdict
 
     report.picture_kind(args.out)
     axes = xy.axes(Path(args.source), args.strengths, args.seeds, args.checkpoints)
@@ -189,4 +197,6 @@ def compare(args) -> int:
     rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])
     print(f"画好了：{report.save_image(sheet, args.out)}（上排没有 LoRA，下排有）")
+    if (run := Path(args.source)) and (run / "metrics.jsonl").is_file() and not args.lora:
+        print(f"最后一步的判断——{verdict.last(run, run_folder.read(run)).text()}")
     return DONE

@@ -28,7 +28,7 @@ def demo(args) -> int:
     with bar() as show:
         result = demo.run(out, args.lesson, args.set, show, print, args.config)
     scores = "\n".join(
-        f"  {what}：训练前 {result.before[what]:.0%} -> 训练后 {share:.0%}"
+        f"  {what}：训练前 {result.before[what]} -> 训练后 {share}"
         for what, share in result.after.items()
     )
     print(f"""
@@ -41,6 +41,7 @@ def demo(args) -> int:
   {out / "loss.png"}   损失曲线
   {out / "data"}   训练图，照这个样子放你自己的图
   {out / "run"}   LoRA 与模型卡
+画面像不像、抄没抄、该用哪个检查点：lorakit judge {out / "run"}
 再上一课：lorakit demo --lesson ohwx-cat，或 --lesson edit-lineart、inkwash""")
     return DONE
 

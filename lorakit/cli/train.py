@@ -17,15 +17,17 @@ STARTING = 10  # 编译、挑内核、录图都在头几步里
 )
 def train(args) -> int:
     """训练一个 LoRA；断了再运行同一条命令就接着练。"""
+    from lorakit import infer
     from lorakit.results import track
     from lorakit.train import Trainer
     from lorakit.training import processes
     from lorakit.training.warm import warm
 
-    config = settings(args.config, args.set)
-    trainer = Trainer(config, progress=encoding())
+    trainer = Trainer(settings(args.config, args.set), progress=encoding())
+    config = trainer.config  # 样张的提示词这时才挑好
     print(trainer.plan().text())
     print(trainer.describe())
+    print(infer.cost(trainer.config, trainer.family))
     if trainer.step:
         said = f"从第 {trainer.step} 步接着练"
         if trainer.step >= config.train.steps:
@@ -111,7 +113,7 @@ def _too_full(trainer) -> str:
     last = trainer.last_good()
     return (
         f"第 {trainer.step} 步出样张时显存不够了。最后一个好的检查点：{last or '还没有'}。"
-        "把 sample.prompts 写成 []（途中不出样张，练完再画），再运行同一条命令接着练。"
+        "写 sample.prompts=[] 和 sample.every=0（途中不出样张，练完再画），再运行同一条命令接着练。"
     )
 
 
@@ -133,10 +135,11 @@ def _report(trainer, seconds: float):
     kept = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     best = verdict.best_of(metrics, kept)
     if best is not None and best != trainer.step:
-        print(f"留出集损失最低的检查点是 {checkpoint.folder_of(run, best)}，多半比最后一个好。")
+        print(f"留出集损失最低的检查点是 {checkpoint.folder_of(run, best)}；画得最好的不一定是它。")
     verb = "compare" if config.lora.kind == "lora" else "generate"
     place = shlex.quote(str(run))
     command = f'lorakit {verb} {place} --prompt "你的提示词"'
     if trainer.family.controls[0]:
         command = f'lorakit edit 要改的图.png "怎么改" --model {place}'
     print(f"试试：{command}")
+    print(f"画面像不像、抄没抄：lorakit judge {place}")

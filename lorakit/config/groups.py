@@ -11,6 +11,7 @@ from lorakit.config.explain import is_group, kinds_of, quoted
 from lorakit.errors import ConfigError
 from lorakit.files import user_path
 
+OWN = 3  # 没有写样张的提示词，从描述里挑几句
 LARGEST = 10**9 * 5  # 种子可以到 2³²
 
 
@@ -243,8 +244,8 @@ class Sample(Group):
     prompts: list[str] = setting([])
     """样张的提示词，每句画一张，例如 [一只猫, 雨中的城市]；写训练图里没有的，才看得出真学会了。"""
     every: int = setting(0, ge=0)
-    """每多少步画一次样张，0 表示只画开头（没有 LoRA 时）和最后。画图也花时间，
-    常用 100 到 500。"""
+    """每多少步画一次样张，0 表示只画开头（没有 LoRA 时）和最后。没有写 prompts 就从描述里
+    挑三句，最后一句去掉触发词；两样都不写就不画。画图也花时间，常用 100 到 1000。"""
     steps: int = setting(30, ge=2, le=1000)
     """画一张图走几步：越多越细，也越慢。常用 20 到 50，至少 2。"""
     guidance: float = setting(4.0, ge=0, le=100)
@@ -253,6 +254,11 @@ class Sample(Group):
     """样张的边长（像素），null 表示和 data.resolution 一样。"""
     seed: int = setting(0, ge=0, le=2**32 - 1)
     """样张的随机种子：每次从同一份噪声画起，前后才好比较。任选一个非负整数。"""
+
+    @property
+    def count(self) -> int:
+        """一轮画几张。"""
+        return len(self.prompts) or (OWN if self.every else 0)
 
 
 class Eval(Group):

@@ -1,5 +1,6 @@
 """别的训练器的设置文件（ai-toolkit、musubi、OneTrainer、kohya……）：认出来，能对应的逐项对应。"""
 
+import difflib
 import math
 import re
 import tomllib
@@ -37,7 +38,7 @@ KOHYA = COMMON | {
     "optimizer_type": "train.optimizer", "optimizer": "train.optimizer",
     "save_every_n_steps": "train.save_every", "gradient_checkpointing": "memory.checkpointing",
     "caption_dropout_rate": "data.caption_dropout", "prior_loss_weight": "data.class_weight",
-    "flip_aug": "data.flip", "masked_loss": "data.mask", "alpha_mask": "data.mask",
+    "flip_aug": "data.flip", "masked_loss": "data.mask",
     "discrete_flow_shift": "train.timestep.shift",
 }  # fmt: skip
 ONETRAINER = {
@@ -45,7 +46,7 @@ ONETRAINER = {
     "lora_alpha": "lora.alpha", "learning_rate": "train.lr", "batch_size": "train.batch_size",
     "gradient_accumulation_steps": "train.grad_accum", "resolution": "data.resolution",
     "output_model_destination": "run.output", "optimizer.optimizer": "train.optimizer",
-    "learning_rate_scheduler": "train.schedule",
+    "peft_type": "lora.variant", "learning_rate_scheduler": "train.schedule",
     "learning_rate_warmup_steps": "train.warmup", "clip_grad_norm": "train.max_grad_norm",
     "masked_training": "data.mask", "unmasked_weight": "data.mask_floor",
     "train_dtype": "model.precision", "gradient_checkpointing": "memory.checkpointing",
@@ -89,11 +90,37 @@ def read_other(path: Path) -> dict | None:
     try:
         raw = read_small(path)
         if suffix == ".json":
-            return parse_json(raw, finite=False)
-        return tomllib.loads(raw.decode("utf-8-sig"))
+            tree = parse_json(raw, (dict, list), finite=False)
+        else:
+            tree = tomllib.loads(raw.decode("utf-8-sig"))
     except (Unreadable, ValueError, RecursionError) as error:
         why = str(error).splitlines()[0]
         raise ConfigError(f"设置文件 {path} 不是合格的 {suffix[1:].upper()}：{why}。") from None
+    if _concepts(tree):  # OneTrainer 的 concepts.json 单独一份
+        return {"concepts": tree, "training_method": None}
+    if isinstance(tree, dict) and isinstance(name := tree.get("concept_file_name"), str):
+        tree.setdefault("concepts", None)
+        tree["concepts"] = tree["concepts"] or _beside(path, name)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"设置文件 {path} 的内容不对：最外层要是“名字: 值”的样子。")
+    return tree
+
+
+def _concepts(tree: Any) -> bool:
+    """OneTrainer 的图片清单：一个列表，每一项有图片文件夹。"""
+    return isinstance(tree, list) and bool(tree) and all("path" in _dict(one) for one in tree)
+
+
+def _beside(path: Path, name: str) -> list | None:
+    """设置里提到的 concepts.json：从它旁边、或从当前文件夹找；找不到就是 None。"""
+    for place in (path.parent / name, Path(name)):
+        try:
+            tree = parse_json(read_small(place), list)
+        except Unreadable:
+            continue
+        if _concepts(tree):
+            return tree
+    return None
 
 
 def recognise(tree: Mapping[str, Any], fits: Callable[[str, Any], bool]) -> Found | None:
@@ -178,8 +205,15 @@ class _Translation:
         self.ours: dict[str, Any] = {}
         self.lines: list[str] = []
         self.left: list[str] = []
+        self.known: set[str] = set()
+        self.seen: set[str] = set()
 
     def done(self) -> Found:
+        for name in list(self.left):  # 写错一个字母，和不认识的混在一起就看不见了
+            close = difflib.get_close_matches(name, self.known, n=1, cutoff=0.86)
+            if close and name not in self.known and close[0] not in self.seen:
+                self.left.remove(name)
+                self.lines.insert(0, f"{name}：像是写错了，没有用到。是不是 {close[0]}？")
         if self.left:
             self.lines.append(f"没有对应的，没有用到：{'、'.join(dict.fromkeys(self.left))}")
         return Found(self.tool, self.ours, self.lines)
@@ -243,7 +277,14 @@ class _Translation:
         for name, value in _leaves(given):
             if name.endswith(skip) or name in ("type", "device"):
                 continue
+            off = str(_dict(_dict(process.get("train")).get("ema_config")).get("use_ema")).lower()
+            if name.startswith("train.ema_config.") and off == "false":
+                continue  # 写着的衰减率没有用上
             self.one(name, value, AI_TOOLKIT)
+        for number, one in enumerate(sets[1:], 2):  # 这里几个文件夹共用一份设置
+            for name, value in _leaves(one):
+                if name not in skip and _dict(sets[0]).get(name) != value:
+                    self.left.append(f"第 {number} 个 datasets 的 {name}（{value}，和第一个不同）")
         prompts = _dict(self.ours.get("sample")).get("prompts")
         word = str(process.get("trigger_word") or "")
         if isinstance(prompts, list) and word:
@@ -258,11 +299,26 @@ class _Translation:
         concepts = [one for one in concepts if one.get("path") and one.get("enabled", True)]
         rows = []
         for one in concepts:
+            kind = str(one.get("type", "STANDARD")).upper()
+            if kind == "PRIOR_PREDICTION":  # 同类图片
+                self.put(f"concepts 里的 {one['path']}", "data.class_folder", one["path"])
+                continue
+            if kind == "VALIDATION":
+                said = "只用来检验，没有用到（这里自己留出一部分：eval.holdout）"
+                self.lines.append(f"concepts 里的 {one['path']}：{said}")
+                continue
+            source = str(_dict(one.get("text")).get("prompt_source", "sample"))
+            if source != "sample":
+                said = f"描述不在图旁边（prompt_source 是 {source}），这里要每张图一个 .txt"
+                self.lines.append(f"concepts 里的 {one['path']}：{said}")
             times = one.get("balancing", one.get("repeats", 1))
-            whole = isinstance(times, (int, float)) and times > 1 and times == int(times)
-            rows.append({"folder": one["path"], **({"repeats": int(times)} if whole else {})})
+            whole = isinstance(times, (int, float)) and times >= 1 and times == int(times)
+            if not whole:
+                self.left.append(f"{one['path']} 的 balancing（{times}）")
+            repeats = {"repeats": int(times)} if whole and times > 1 else {}
+            rows.append({"folder": one["path"], **repeats})
         self.sources(rows)
-        if not rows and tree.get("concept_file_name"):
+        if not concepts and tree.get("concept_file_name"):
             self.lines.append(f"图片文件夹写在 {tree['concept_file_name']} 里，抄到 data.folder")
         for name, value in _leaves({k: v for k, v in tree.items() if k != "concepts"}):
             if name == "output_model_destination" and value:
@@ -293,10 +349,12 @@ class _Translation:
                 control = facts.get("control_directory") or facts.get("conditioning_data_dir")
                 row |= {"control_folder": control} if control else {}
                 rows.append(row)
-                names = ("resolution", "batch_size", "flip_aug", "alpha_mask")
+                names = ("resolution", "batch_size", "flip_aug")
                 for name in names if len(rows) == 1 else ():
                     if name in facts:
                         self.put(name, KOHYA[name], facts[name])
+                if str(facts.get("alpha_mask")).lower() == "true":
+                    self.put("alpha_mask", "data.mask", "alpha")
         self.sources(rows)
         self.lines.append("这一份只写了数据：底模、步数和学习率写在训练的命令里")
         return self.done()
@@ -304,8 +362,11 @@ class _Translation:
     def kohya(self, flat: Mapping[str, Any]) -> Found:
         name = "dit" if "dit" in flat else MARK
         self.model(name, flat.get(name), flat.get("network_module", ""))
-        for key, value in flat.items():
-            if key in (name, "output_name"):
+        if str(flat.get("alpha_mask")).lower() == "true":  # 图自己的透明通道
+            self.put("alpha_mask", "data.mask", "alpha")
+        first = {key: flat[key] for key in ("learning_rate",) if key in flat}
+        for key, value in (first | flat).items():  # unet_lr 写了就用它，不看谁先谁后
+            if key in (name, "output_name", "alpha_mask"):
                 continue
             if key == "train_data_dir" and (rows := _counted(value)):
                 self.sources(rows)
@@ -317,6 +378,8 @@ class _Translation:
 
     def one(self, name: str, value: Any, table: Mapping[str, str], quiet: bool = False):
         target = table.get(name)
+        self.known |= set(table)
+        self.seen.add(name)
         if target and target != "model.path":
             self.put(name, target, value)
         elif not quiet:

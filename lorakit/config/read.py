@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,18 @@ LARGEST = 1 << 20  # 设置文件最多这么多字
 DEEPEST, MOST = 50, 20_000  # 最多套几层、展开以后最多几项
 
 
-class _Loader(yaml.SafeLoader):
+class _Checked(yaml.SafeLoader):
+    """值造不出来（!!int abc）时，PyYAML 抛的是各种 Python 的错：都算 YAML 的错。"""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            mark = node.start_mark
+            raise yaml.constructor.ConstructorError(None, None, "bad value", mark) from error
+
+
+class _Loader(_Checked):
     """只认 null 的 YAML：1e-4、no、007 都先留作文字，由设置的类型决定怎么读，就不会读错。"""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML 规定写成类属性
@@ -30,33 +41,36 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            first = lines.setdefault(str(key.value), line)
-            if first != line:
-                self.repeated.append(
-                    f"{key.value}：第 {first} 行和第 {line} 行写了两次，请只留一个。"
-                )
+            if str(key.value) in lines:
+                first = lines[str(key.value)]
+                where = f"第 {first} 行" + (f"和第 {line} 行" if line != first else "")
+                self.repeated.append(f"{key.value}：{where}写了两次，请只留一个。")
+            lines.setdefault(str(key.value), line)
         return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """!!int abc 之类：值造不出来，PyYAML 抛的是各种 Python 的错。"""
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            mark = node.start_mark
-            raise yaml.constructor.ConstructorError(None, None, "bad value", mark) from error
 
 
 def _parse(text: str, repeated: list[str]) -> Any:
-    """YAML 文本 -> 内容；重复的名字记进 repeated。
+    """设置的 YAML 文本 -> 内容，都是文字；重复的名字记进 repeated，出错见 `bounded`。"""
+
+    def make(text: str) -> _Loader:
+        loader = _Loader(text)
+        loader.repeated = repeated
+        return loader
+
+    return bounded(text, make)
+
+
+def bounded(text: str, make: Callable[[str], yaml.SafeLoader] = _Checked) -> Any:
+    """YAML 文本 -> 内容；别人的也可以，时间和内存都有限。
 
     Raises:
         yaml.YAMLError: 语法不对、值造不出来、套得太深、引用套着引用胀得太大。
     """
     if len(text) > LARGEST:
         raise yaml.YAMLError("too large")
-    loader = _Loader(text)
-    loader.repeated = repeated
+    loader = None
     try:
+        loader = make(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -65,12 +79,13 @@ def _parse(text: str, repeated: list[str]) -> Any:
     except (ValueError, OverflowError) as error:  # 双引号里的 \UFFFFFFFF 没有这个字
         if isinstance(error, yaml.YAMLError):
             raise
-        mark = loader.get_mark()
+        mark = loader.get_mark() if loader else None
         raise yaml.scanner.ScannerError(None, None, "unknown escape character", mark) from error
     except RecursionError as error:
         raise yaml.YAMLError("too deep") from error
     finally:
-        loader.dispose()
+        if loader:
+            loader.dispose()
 
 
 def _refuse_bomb(top: Any):

@@ -149,6 +149,9 @@ class Captioner:
             self.processor = transformers.AutoTokenizer.from_pretrained(where, **SAFE)
         else:
             self.processor = transformers.AutoProcessor.from_pretrained(where, **SAFE)
+        words = getattr(self.processor, "tokenizer", self.processor)
+        if not words(self.prompt)["input_ids"]:  # 没有词表的文件，它也造得出一个空的
+            raise ValueError("没有词表（tokenizer.json）")
         model, info = getattr(transformers, architecture).from_pretrained(
             where, dtype=self.dtype, use_safetensors=True, output_loading_info=True, **SAFE
         )

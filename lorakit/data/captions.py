@@ -23,6 +23,7 @@ from lorakit.files import Unreadable, parse_json
 SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份时，先信前面的
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("caption", "text", "prompt")  # 几个都写了，用最前面的
+LINES = "caption_lines"
 MOVED = ".lorakit-moved"  # lorakit check --fix 把不能用的图移到这里
 CACHED = re.compile(r"(datasets|models|spaces)--")  # Hugging Face 缓存里一份数据的文件夹
 SUFFIX = re.compile(rf"({PICTURE}|\.txt)\b")
@@ -31,7 +32,7 @@ FIELDS = "caption、text 或 prompt"
 
 @dataclass(frozen=True)
 class Said:
-    """一处写着的描述：写了什么（没有这一项时是 None）、在哪个文件、怎么向人指出它。"""
+    """一处写着的描述：写了什么（没有这一项是 None，写错了是空的）、在哪个文件、怎么向人指出它。"""
 
     caption: str | None
     path: Path
@@ -109,11 +110,13 @@ def caption_for(
         try:
             stay_inside(path, folder)
             told.append(Said(read_sidecar(path), path, path.name))
+            if not any(one.code == LINES for one in problems) and _lines(path) > 1:
+                problems.append(Problem.note(LINES, picture.name))
         except Fault as fault:
             problems.append(fault.problem)
     told += [*rows, *extras]
     said = [one for one in told if one.caption]
-    if not said and not problems:
+    if not said and all(problem.code == LINES for problem in problems):
         return None, [_missing(picture, told, strays)]
     for silent in (one for one in told if not one.caption and one not in rows):
         reason, mend = f"里面没有 {FIELDS}，没有用到", "用不着就移走"
@@ -133,6 +136,24 @@ def caption_for(
     return (said[0].caption if said else None), problems
 
 
+def _lines(path: Path) -> int:
+    """一份描述有几行字；.json 里的不看。"""
+    if path.suffix.lower() == ".json":
+        return 1
+    return sum(bool(line.strip()) for line in whole_text(path).splitlines())
+
+
+def lines_together(problems: Sequence[Problem], folder: Path) -> list[Problem]:
+    """有几行的描述说一次就够：接成了一句，别的训练器有的一行算一句、每次挑一句。"""
+    found = [problem.reason for problem in problems if problem.code == LINES]
+    rest = [problem for problem in problems if problem.code != LINES]
+    if not found:
+        return rest
+    shown = "、".join(found[:5]) + (f" 等 {len(found)} 张" if len(found) > 5 else "")
+    reason = f"{len(found)} 份描述有几行，接成了一句：{shown}；一行是一种说法的，只留一行"
+    return [*rest, Problem.note(LINES, reason)]
+
+
 def loose(path: Path) -> tuple[Path, str]:
     """(文件夹, 大概的名字)：不分大小写、全角半角，不看空格、后缀和“(1)”“- 副本”。"""
     stem = unicodedata.normalize("NFKC", path.stem).casefold()
@@ -148,8 +169,11 @@ def _missing(picture: Path, told: Sequence[Said], strays: Mapping) -> Problem:
         mend = f"把 {near.name} 改名为 {picture.stem}{near.suffix}"
     elif os.path.isdir(wanted):
         reason, mend = f"没有描述（{wanted.name} 是文件夹，不是文件）", f"移走它，再{mend}"
-    if told:
-        reason += f"（{'、'.join(one.where for one in told)} 里没有 {FIELDS}）"
+    silent = "、".join(one.where for one in told if one.caption is None)
+    wrong = "、".join(one.where for one in told if one.caption == "")
+    if silent or wrong:
+        parts = [f"{silent} 里没有 {FIELDS}"] * bool(silent) + [f"{wrong} 写错了"] * bool(wrong)
+        reason += f"（{'，'.join(parts)}）"
     return Problem.error("caption_missing", picture, reason, mend)
 
 
@@ -198,7 +222,7 @@ def _read_table(
                 mend = "一张图只写一行，删掉多出来的"
                 raise Fault("metadata_twice", path, reason, mend)
             lines[picture] = number
-            found[picture] = Said(None, path, f"{path.name} {line}")
+            found[picture] = Said("", path, f"{path.name} {line}")
             caption = _caption(row, path, line)
             found[picture] = Said(caption, path, f"{path.name} {line}")
         except Fault as fault:
@@ -248,11 +272,13 @@ def _caption(row: dict, path: Path, line: str) -> str | None:
         return None
     value = row[name]
     if not isinstance(value, str):
-        reason = f"{line}的 {name} 要是一句话，得到 {json.dumps(value, ensure_ascii=False)[:40]}"
+        line = f"{line}的 " if line else ""
+        reason = f"{line}{name} 要是一句话，得到 {json.dumps(value, ensure_ascii=False)[:40]}"
         raise Fault("caption_kind", path, reason, f'写成 "{name}": "一句话"')
     caption = one_line(value.translate(INVISIBLE))
     if not caption:
-        raise Fault("caption_empty", path, f"{line}的描述是空的", EXAMPLE)
+        line = f"{line}的" if line else ""
+        raise Fault("caption_empty", path, f"{line}描述是空的", EXAMPLE)
     return caption
 
 

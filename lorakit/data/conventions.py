@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lorakit.config.explain import inline
@@ -12,14 +13,17 @@ from lorakit.data.report import Problem, names
 
 Key = tuple[Path, str]  # 一张图：文件夹、不带后缀的名字
 COUNTED = re.compile(r"0*([1-9]\d{0,2})_.")  # “10_猫”；2024_旅行 不是 2024 次
-_MASK_WORD = r"masks?(?:[ _-]?(?:labels?|images?))?"
+_MASK_WORD = r"(?:masks?(?:[ _-]?(?:labels?|images?))?|遮罩|蒙版)"
 _MASK_NAME = re.compile(rf"(.+?)[-_. ]+{_MASK_WORD}|{_MASK_WORD}[-_. ]+(.+)", re.IGNORECASE)
 _MASK_FOLDER = re.compile(rf"(?:(.*)[-_. ]|(?:images?|imgs?)[-_. ]?)?{_MASK_WORD}", re.IGNORECASE)
 _SUFFIX = re.compile(rf"({PICTURE})$", re.IGNORECASE)
 _CLASS = re.compile(
-    r"(reg|regulari[sz]ation|class|prior)([ _-]?(images?|imgs?|pictures?|pics?|data|dir|set))?s?",
+    r"(reg|regulari[sz]ation|class|prior)([ _-]?(images?|imgs?|pictures?|pics?|data|dir|set))?s?"
+    r"|(正则|先验)化?(图片?|图像|集)?|同类(图片?)?",
     re.IGNORECASE,
 )
+_TRAIN = re.compile(r"train(ing)?|训练集?", re.IGNORECASE)
+_APART = re.compile(r"val(id(ation)?)?|test(ing)?|eval|dev|验证集?|测试集?", re.IGNORECASE)
 
 
 def mask_targets(path: Path, stem: str, keys: set[Key], folder: Path) -> list[Key]:
@@ -82,12 +86,12 @@ def masks_beside(folder: Path) -> list[Problem]:
         place = folder.parent / name
         if place.is_dir():
             reason = f"旁边的 {place} 像是遮罩，没有走到，没有用到"
-            mend = f"要用就写 data.folder: {_yaml(folder.parent)}，或把 {name} 挪进 {folder}"
+            mend = f"要用就写 data.folder: {yaml_path(folder.parent)}，或把 {name} 挪进 {folder}"
             return [Problem.warning("masks_beside", None, reason, mend)]
     return []
 
 
-def _yaml(path: Path) -> str:
+def yaml_path(path: Path) -> str:
     """写在 [{folder: …}] 里也不会读错的路径。"""
     text = str(path)
     return json.dumps(text, ensure_ascii=False) if set(text) & set(",[]{}") else inline(text)
@@ -117,20 +121,24 @@ def _lines(pictures: Iterable[Path], folder: Path) -> list[str]:
         inside = path.parent.relative_to(folder).parts
         if counted := _counted_folder(path, folder):
             home, times = counted
-            found.append(f"{{folder: {_yaml(home)}, repeats: {times}}}")
+            found.append(f"{{folder: {yaml_path(home)}, repeats: {times}}}")
         elif inside:
-            found.append(_yaml(folder / inside[0]))
+            found.append(yaml_path(folder / inside[0]))
     return list(dict.fromkeys(found))
 
 
-def counted(pictures: Sequence[Path], folder: Path) -> list[Problem]:
-    """“10_猫”这样的文件夹：有的训练器把 10 当成重复次数，这里不猜，写出要抄的那一行。"""
+def counted(pictures: Sequence[Path], folder: Path, bare: Collection[Path] = ()) -> list[Problem]:
+    """“10_猫”这样的文件夹：有的训练器把 10 当成重复次数，这里不猜，写出要抄的那一行。
+
+    Args:
+        bare: 没有描述的图：那些训练器拿文件夹的名字当它们的描述。
+    """
     mine = [path for path in pictures if not _class_root(path, folder)]
     inside = [path for path in mine if _counted_folder(path, folder)]
     own = COUNTED.match(folder.name)
     listed, rest = _lines(inside, folder), _lines([p for p in mine if p not in set(inside)], folder)
     if not inside and own:
-        listed = [f"{{folder: {_yaml(folder)}, repeats: {own[1]}}}"]
+        listed = [f"{{folder: {yaml_path(folder)}, repeats: {own[1]}}}"]
     if not listed:
         return []
     what = "子文件夹的名字里有次数" if inside else "文件夹的名字里有次数"
@@ -139,7 +147,25 @@ def counted(pictures: Sequence[Path], folder: Path) -> list[Problem]:
         reason += f"，别的文件夹也写进去：{', '.join(rest)}"
     if inside and any(path.parent == folder for path in mine):
         reason += f"；直接放在 {folder} 里的图，先挪进一个自己的文件夹，也写进去"
+    told = [found for path in inside if path in bare and (found := _counted_folder(path, folder))]
+    if told:
+        word = told[0][0].name.partition("_")[2]
+        command = f"lorakit caption {shlex.quote(str(folder))} --prefix {shlex.quote(word)}"
+        reason += f"；没有描述的图，别处拿“{word}”当描述，这里要写出来：{command}"
     return [Problem.note("folder_counted", reason)]
+
+
+def splits(pictures: Sequence[Path], folder: Path) -> list[Problem]:
+    """train、val、test 并排：留着检验的也会拿来练。"""
+    homes = Counter(path.relative_to(folder).parts[0] for path in pictures if path.parent != folder)
+    train = [name for name in homes if _TRAIN.fullmatch(name)]
+    apart = [name for name in homes if _APART.fullmatch(name)]
+    if not (train and apart):
+        return []
+    reason = f"{'、'.join(apart)} 里的 {sum(homes[name] for name in apart)} 张图也会拿来练"
+    mend = f"它们是留着检验的，就写 data.folder: {yaml_path(folder / train[0])}；"
+    mend += "这里自己会留出一部分检验（eval.holdout）"
+    return [Problem.warning("folder_split", None, reason, mend)]
 
 
 def class_inside(pictures: Sequence[Path], folder: Path) -> list[Problem]:
@@ -161,9 +187,10 @@ def class_inside(pictures: Sequence[Path], folder: Path) -> list[Problem]:
             first = f"先把训练图挪进一个自己的文件夹（例如 {folder / 'img'}），写 {first}"
         reason = f"{len(prior)} 张图在 {root.name} 里，像是同类图片（正则图），不是要学的"
         reason += "；混在一起练，会把它们也教成触发词"
-        mend = f"设置里分开写：{first} 和 data.class_folder: {_yaml(home)}；"
+        mend = f"设置里分开写：{first} 和 data.class_folder: {yaml_path(home)}；"
         mend += f"确实是训练图，就把 {root.name} 改个名字"
-        sure = bool(homes) or root.name.lower().startswith("reg")
+        plain = root.name.lower() in ("class", "classes", "prior", "priors")
+        sure = bool(homes) or not plain
         severity = "error" if sure else "warning"
         problems.append(Problem(severity, "class_inside", root, reason, mend))
     return problems

@@ -32,9 +32,14 @@ def same_file(path: Path, other: Path | None) -> bool:
     return other is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
+# 系统、网盘、群晖自己留下的
+LEFT = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin",
+        "system volume information", "lost+found")  # fmt: skip
+
+
 def _ignored(name: str) -> bool:
     """系统自己留下的东西，不是用户的数据。"""
-    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+    return name.startswith(".") or name.lower() in LEFT
 
 
 def walk(folder: Path, skip: Path | None = None, masks: bool = True) -> Found:

@@ -13,12 +13,13 @@ from lorakit.data.captions import (
     TABLES,
     Said,
     caption_for,
+    lines_together,
     links_together,
     loose,
     read_tables,
     stay_inside,
 )
-from lorakit.data.conventions import class_inside, counted, masks_beside, masks_told
+from lorakit.data.conventions import class_inside, counted, masks_beside, masks_told, splits
 from lorakit.data.folder import Found, key_of, walk
 from lorakit.data.limits import MIN_SIDE, check_size
 from lorakit.data.lint import lint, placeholders
@@ -29,9 +30,13 @@ from lorakit.data.report import Fault, Problem, Report, names, relative
 from lorakit.data.seen import Album, Seen
 from lorakit.data.tables import read_foreign, tables_of
 from lorakit.data.trigger import fill, has_trigger, looks_like
+from lorakit.data.whose import MISSING, say_whose
 from lorakit.files import user_path
 
-LOOKALIKE = re.compile(rf"({PICTURE}|\.(jfif|gif|tiff?|jp2|jxl|psd|dng|cr2|nef|arw|svg))(?=[.~]|$)")
+# 下载来的常叫 1.jpg!w500、1.jpg_large，Windows 里复制来的会带一个空格
+LOOKALIKE = re.compile(
+    rf"({PICTURE}|\.(jfif|gif|tiff?|jp2|jxl|psd|dng|cr2|nef|arw|svg))(?![a-z0-9])"
+)
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$")
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha，并且不要 --fix）",
@@ -80,8 +85,10 @@ def inspect(
                 did[name].append(path)
             if record:
                 records.append(replace(record, mask=found.masks.get(key_of(path))))
-        problems += _pairing(found, stems, shared, folder) + counted(found.pictures, folder)
-        problems += class_inside(found.pictures, folder)
+        problems += _pairing(found, stems, shared, folder)
+        bare = {problem.path for problem in problems if problem.code == MISSING}
+        problems += counted(found.pictures, folder, bare)
+        problems += class_inside(found.pictures, folder) + splits(found.pictures, folder)
         problems += masks_told(found.masks, folder) + masks_beside(folder)
         problems += check_masks(records, folder)
         if control and found.pictures:
@@ -91,6 +98,8 @@ def inspect(
                 for name in seen.did:
                     did[name].append(path)
     problems = links_together(problems, found.pictures, folder)
+    alone = [path for key, same in found.captions.items() if key not in stems for path in same]
+    problems = lines_together(say_whose(problems, found.pictures, alone, folder), folder)
     problems += placeholders(records, trigger, folder)
     filled = [replace(r, caption=fill(r.caption, trigger.strip())) for r in records]
     problems += _repeats(records, folder) + _trigger(filled, trigger, folder)
@@ -194,8 +203,10 @@ def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Pr
         reason = f"{len(same)} 张图共用一份描述 {name}：{names(same, folder)}"
         mend = "同一张图存了两份就删掉一份；不是就改名，各写一份描述"
         problems.append(Problem.error("caption_shared", same[0], reason, mend))
-    for key, paths in sorted(found.captions.items()):
-        for path in paths if key not in stems else ():
+    lonely = {key: paths for key, paths in sorted(found.captions.items()) if key not in stems}
+    unread = {key_of(path) for path in found.others if LOOKALIKE.search(path.name.lower())}
+    for key, paths in lonely.items():
+        for path in paths if key not in unread else ():
             reason, mend = "没有同名的图，这份描述没有用到", "改成和图片一样的名字；用不着就删掉"
             problems.append(Problem.warning("caption_orphan", path, reason, mend))
     rest = []
@@ -206,7 +217,10 @@ def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Pr
             problems.append(Problem.warning("not_used", path, "像是描述，没有用到", mend))
         elif LOOKALIKE.search(name):
             mend = f"要用就{RESAVE}；不用就移走"
-            problems.append(Problem.warning("not_used", path, "像是图片，没有用到", mend))
+            told = key_of(path) in lonely  # 写好了描述，就是要练的
+            reason = "像是图片，也有描述，可是这种文件不读" if told else "像是图片，没有用到"
+            severity = "error" if told else "warning"
+            problems.append(Problem(severity, "not_used", path, reason, mend))
         else:
             rest.append(path)
     if rest:

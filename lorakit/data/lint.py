@@ -20,6 +20,7 @@ CLAUSE = re.compile(r"[，。、；：！？,.;:!?\n]+")
 WORD = re.compile(r"[A-Za-z0-9_'’\-]+")
 EMPTY = {*"是在的地得了着和有与一个只张里上"}  # 虚词，单独不说明画面里有什么
 EMPTY |= {"a", "an", "the", "of", "in", "on", "at", "is", "are", "with", "and", "by", "to"}
+NOTHING = {"nan", "none", "null", "undefined", "n/a", "无", "暂无"}  # pandas 存空格子的写法
 # 只认常见的标签：<s0> 之类是触发词；<lora:…> 这样的记号由 SYNTAX 说
 MARKUP = re.compile(
     r"</?(?:p|br|div|span|b|i|a|img|td|li|ul|html|body|font)\b[^>]*>|&(?:[a-z]{2,6}|#\d{2,5});",
@@ -33,8 +34,14 @@ CHATTER = re.compile(
 )
 # 别的程序的提示词写法：这里的文字编码器照字面读，权重、通配符都不起作用
 SYNTAX = (
-    (re.compile(r"<(?:lora|lyco|hypernet|loha|locon):[^>]*>", re.IGNORECASE),
-     "调用 LoRA 的记号", "删掉"),
+    (re.compile(r"<(?:lora|lyco|hypernet|loha|locon|embed(?:ding)?|wildcard|random|preset|segment)"
+                r":[^>]*>", re.IGNORECASE), "调用 LoRA、通配符的记号", "删掉"),
+    # 文字编码器真的把它们当成控制：一句话会在那里断掉
+    (re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|</?(?:bos|eos|pad|unk|image|start_of_turn|end_of_turn)>"
+                r"|<extra_id_\d+>|\[/?INST\]", re.IGNORECASE), "语言模型的控制记号", "删掉"),
+    (re.compile(r"(?:^|[\s,，])(?:negative prompt:|steps: \d+,)", re.IGNORECASE),
+     "画图程序存下的参数", "只留提示词那一句"),
+    (re.compile(r"[^\s:]::-?\d"), "权重的写法", "去掉冒号和数字，只留词"),
     (re.compile(r"\\[()\[\]{}]"), "反斜杠转义的括号", "去掉反斜杠，只留括号"),
     (re.compile(r"[(\[（][^()\[\]（）]*[^()\[\]（）\d][:：]\s*-?\d*\.?\d+\s*[)\]）]"),
      "权重的写法", "去掉括号和数字，只留词"),
@@ -220,6 +227,8 @@ def _hollow(record: Record) -> Problem | None:
     chatter = CHATTER.search(record.caption)
     if record.caption == record.path.stem:
         reason = "描述只是文件名"
+    elif not re.search(r"\w", record.caption) or record.caption.lower() in NOTHING:
+        reason = f"描述里什么也没有说（“{record.caption[:20]}”）"
     elif chatter:
         reason = f"描述里有不是在说图的话“{chatter.group().strip()[:20]}”"
     else:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 from pillow_heif import register_heif_opener
 
 from lorakit.data.color import profile_of, to_rgb
 from lorakit.data.report import Fault
 from lorakit.errors import plain_reason
 
+LARGEST = 1 << 30  # 字节；一亿像素的图没有压缩也不到
 MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
 # 哪些文件是图，大小写都行
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".hif", ".avif")
@@ -25,6 +26,8 @@ PICTURE = "|".join(map(re.escape, IMAGE_SUFFIXES))  # 给正则表达式用
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "HEIF")
 # 只解主图：深度图、HDR 增益图、缩略图都不看，它们坏了也不要紧
 register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+# PNG 里压缩的一段：Photoshop 的编辑历史、印刷用的颜色配置常超过 Pillow 默认的 1 MB；总的仍有上限
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 << 20
 # Pillow 解坏文件时会抛的；前三种是随机改坏上万个文件试出来的，其余来自它解 EXIF 与压缩块的代码
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
           MemoryError, RuntimeError, struct.error, zlib.error)  # fmt: skip
@@ -126,10 +129,13 @@ def read_bytes(path: Path) -> bytes:
     """一个普通文件的全部内容。
 
     Raises:
-        DataError: 没有文件、没有权限、断了的链接、不是普通文件、读不出来。
+        DataError: 没有文件、没有权限、断了的链接、不是普通文件、大得读不进内存、读不出来。
     """
     try:
         if path.is_file():  # 管道和设备文件一读就卡住，只读普通文件
+            if (size := path.stat().st_size) > LARGEST:
+                reason = f"文件有 {size / 1e9:.0f} GB，不像是一张图或一段描述"
+                raise Fault("file_large", path, reason, "确认它是什么；是图就导出成 jpg 或 png")
             return path.read_bytes()
     except PermissionError:
         mend = f"在终端运行 chmod u+r '{path.name}'，或请文件的主人给你读的权限"
@@ -187,6 +193,10 @@ def _bomb(path: Path, size: str) -> Fault:
 
 
 def _damaged(path: Path, detail: str) -> Fault:
+    detail = " ".join(detail.split())[:120]
+    if "MAX_TEXT" in detail:
+        reason = "里面夹带的文字或颜色配置大得离谱，可能是解压炸弹"
+        return Fault("picture_bomb", path, reason, f"确认来路可靠后{RESAVE}；否则删掉")
     reason = f"文件坏了或没有下载完，解不开（{detail or '没有更多信息'}）"
     return Fault("picture_broken", path, reason, AGAIN)
 

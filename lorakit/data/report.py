@@ -10,6 +10,7 @@ from lorakit.errors import DataError
 
 SEVERITIES = {"error": "错误", "warning": "警告", "note": "说明"}
 LISTED = 20  # 同一种问题最多列这么多个，三百张图都缺描述时报告仍然读得完
+ALIKE = 3  # 原因一字不差的超过这么多个，就并成一条
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,24 @@ class Report:
                 continue
             lines += ["", f"{SEVERITIES[severity]}（{len(chosen)}）"]
             for code in dict.fromkeys(p.code for p in chosen):
-                same = [p for p in chosen if p.code == code]
-                lines += [f"  · {p.line(self.folder)}" for p in same[:LISTED]]
+                same = self.gathered([p for p in chosen if p.code == code])
+                lines += [f"  · {line}" for line in same[:LISTED]]
                 if (left := len(same) - LISTED) > 0:
                     lines.append(f"  …… 同样的问题还有 {left} 个（共 {len(same)} 个）")
         return "\n".join(lines)
+
+    def gathered(self, problems: Sequence[Problem]) -> list[str]:
+        """一个问题一行；原因一字不差的多了就并成一条：没有描述，12 张：a、b、c……"""
+        lines = []
+        for key in dict.fromkeys((p.code, p.reason) for p in problems):
+            same = [p for p in problems if (p.code, p.reason) == key]
+            paths = [p.path for p in same if p.path]
+            if len(paths) <= ALIKE:
+                lines += [p.line(self.folder) for p in same]
+                continue
+            mend = f"怎么改：{same[0].mend}；其余照样。" if same[0].mend else ""
+            lines.append(f"{key[1]}，{len(paths)} 张：{names(paths, self.folder)}。{mend}")
+        return lines
 
 
 def relative(path: Path, folder: Path) -> str:

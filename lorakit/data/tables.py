@@ -19,6 +19,7 @@ from lorakit.data.report import Fault, Problem
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 BINARY = (".parquet", ".arrow")
+RESAVED = "用记事本或 VS Code 打开，看到的字没有错，就另存为 UTF-8"  # --fix 不碰别的工具的表
 LARGEST = 200_000_000  # 字节；再大的不是描述表
 FILES = ("file_name", "image_path", "image", "image_file", "img_path", "img", "file", "filename",
          "filepath", "file_path", "path", "key")  # fmt: skip
@@ -36,16 +37,26 @@ class Read:
 
 
 def foreign_rows(path: Path) -> bool:
-    """metadata.jsonl 里写的是 image_path（musubi），而不是 file_name。"""
-    if path.suffix.lower() != ".jsonl":
-        return False
+    """metadata 里图的名字不叫 file_name（叫 image_path、image……），或不是用逗号隔开的。"""
     try:
         first = whole_text(path).lstrip().partition("\n")[0]
     except Fault:
         return False
-    value = json_value(first)
-    row = value[0] if isinstance(value, list) else None
-    return isinstance(row, dict) and "file_name" not in row and "image_path" in row
+    if path.suffix.lower() == ".csv":
+        if "file_name" in (cell.strip() for cell in first.split(",")):
+            return False
+        row = [cell.strip().strip('"').lower() for cell in first.split(_mark(first))]
+    else:
+        value = json_value(first)
+        row = value[0] if isinstance(value, list) else None
+        if not isinstance(row, dict) or "file_name" in row:
+            return False
+    return any(key in row for key in FILES)
+
+
+def _mark(first: str) -> str:
+    """第一行 -> 隔开各格的符号。"""
+    return max("\t,;|", key=first.count)
 
 
 def read_foreign(
@@ -76,7 +87,8 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             read.used.add(path)
             problem = fault.problem
             reason = f"像是描述表，没有用到（{problem.reason}）"
-            read.problems.append(Problem.warning("not_used", path, reason, problem.mend))
+            mend = RESAVED if problem.code == "caption_encoding" else problem.mend
+            read.problems.append(Problem.warning("not_used", path, reason, mend))
         return
     found: dict[Path, Said] = {}
     missing, controls = [], {}
@@ -162,6 +174,9 @@ class _Index:
         for key in ((inside / parts).as_posix(), parts.as_posix()):
             if key in self.known:
                 return self.known[key]
+        for count in range(1, len(parts.parts)):  # kohya 写的路径常从 train_data_dir 起
+            if self.real.parts[-count:] == parts.parts[:count]:
+                return self.known.get(PurePosixPath(*parts.parts[count:]).as_posix())
         for whole in (self.folder.absolute(), self.real):
             if parts.is_relative_to(whole.as_posix()):
                 return self.known.get(parts.relative_to(whole.as_posix()).as_posix())
@@ -234,7 +249,7 @@ def _hashable(value: object) -> object:
 def _cells(path: Path, text: str, index: _Index) -> Iterator[tuple[str, dict]]:
     """CSV、TSV：隔开的符号看第一行；没有列名的，前两格是图和描述。"""
     first = text.partition("\n")[0]
-    mark = max("\t,;|", key=first.count) if path.suffix.lower() == ".csv" else "\t"
+    mark = _mark(first) if path.suffix.lower() == ".csv" else "\t"
     header: list[str] = []
     try:
         for number, cells in enumerate(

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from lorakit.data.read import CJK
 
@@ -18,6 +19,9 @@ PLACEHOLDER = re.compile(
     "|".join(rf"{left}\s*{_WORDS}\s*{right}" for left, right in _PAIRS) + r"|\$\{?trigger\b\}?",
     re.IGNORECASE,
 )
+
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+PHRASE = re.compile(r"[^，,]+[，,]\s*")  # 到逗号为止的一段
 
 
 def placeholder(caption: str) -> str:
@@ -56,3 +60,32 @@ def apply_trigger(caption: str, trigger: str) -> str:
     if not trigger or has_trigger(caption, trigger):
         return caption
     return f"{trigger}{'，' if CJK.search(caption) else ', '}{caption}"
+
+
+def shared_word(captions: Sequence[str], others: Sequence[str] = ()) -> str:
+    """每句描述都有、别的图（同类图片）的描述里没有的英文词，多半就是触发词；没有就是空的。"""
+    if len(captions) < 2:
+        return ""
+    words = set.intersection(*(set(WORD.findall(caption)) for caption in captions))
+    words -= {word for caption in others for word in WORD.findall(caption)}
+    return min(words, key=captions[0].find) if words else ""
+
+
+def shared_opening(captions: Sequence[str]) -> str:
+    """每句描述开头共有的几段，到逗号为止，如“剪纸风格，”；没有就是空的。"""
+    if len(set(captions)) < 2:
+        return ""
+    shared = ""
+    for column in zip(*map(PHRASE.findall, captions), strict=False):
+        if len(set(column)) > 1:
+            break
+        shared += column[0]
+    return shared
+
+
+def without(caption: str, opening: str, trigger: str) -> str:
+    """去掉共有的开头与触发词：还画普通的东西吗，要不说它们才看得出。"""
+    kept = caption.removeprefix(opening)
+    if trigger and (place := position(kept, trigger)) is not None:
+        kept = kept[:place].rstrip() + kept[place + len(trigger) :].lstrip()
+    return kept.strip("，,、 ")

@@ -58,6 +58,12 @@ class Flux2Klein(Family):
     }
     kohya_original = True
     comfyui_prefix = "transformer."
+    misses: ClassVar = {
+        "musubi": ".",
+        "kohya ComfyUI": "^$",
+        "ComfyUI": "stream_modulation|time_guidance_embed",
+        "kohya diffusers": "stream_modulation|norm_out",
+    }
     original: ClassVar = {
         "double_blocks.{}.img_attn.qkv": tuple(f"{DOUBLE}attn.to_{x}" for x in "qkv"),
         "double_blocks.{}.txt_attn.qkv": tuple(f"{DOUBLE}attn.add_{x}_proj" for x in "qkv"),

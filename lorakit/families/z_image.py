@@ -36,12 +36,17 @@ class ZImage(KLVae, Family):
     }
     # 只用来读：原作者的文件（也是 ComfyUI 自己的）把 q、k、v 并成一层；别的层名字相同
     original: ClassVar = {
-        name: parts
-        for block in ("layers", "noise_refiner", "context_refiner")
-        for name, parts in {
-            f"{block}.{{}}.attention.qkv": tuple(f"{block}.{{}}.attention.to_{x}" for x in "qkv"),
-            f"{block}.{{}}.attention.out": (f"{block}.{{}}.attention.to_out.0",),
-        }.items()
+        **{
+            name: parts
+            for block in ("layers.{}", "noise_refiner.{}", "context_refiner.{}")
+            for name, parts in {
+                f"{block}.attention.qkv": tuple(f"{block}.attention.to_{x}" for x in "qkv"),
+                f"{block}.attention.out": (f"{block}.attention.to_out.0",),
+            }.items()
+        },
+        "x_embedder": ("all_x_embedder.2-1",),
+        "final_layer.linear": ("all_final_layer.2-1.linear",),
+        "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
     }
     distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
 

@@ -5,11 +5,12 @@ from lorakit.infer.compare import compare, set_strength, without_lora
 from lorakit.infer.draw import generate
 from lorakit.infer.edit import edit
 from lorakit.infer.pipeline import open_for, open_pipeline
-from lorakit.infer.preview import preview, remember_preview
+from lorakit.infer.preview import cost, preview, remember_preview, with_own_prompts
 
 __all__ = [
     "check_size",
     "compare",
+    "cost",
     "edit",
     "generate",
     "open_for",
@@ -17,5 +18,6 @@ __all__ = [
     "preview",
     "remember_preview",
     "set_strength",
+    "with_own_prompts",
     "without_lora",
 ]

@@ -1,10 +1,13 @@
 """训练途中的样张。"""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image
 
 from lorakit.config import Config
 from lorakit.data.read import read_image
+from lorakit.data.trigger import shared_opening, shared_word, without
 from lorakit.infer import pipeline
 from lorakit.infer.draw import generate
 from lorakit.infer.edit import edit
@@ -21,6 +24,48 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
         if not family.controls[1]:
             return generate(family, pipe, prompts, config.sample, (side, side))
         return edit(family, pipe, prompts, _controls(config, dataset), config.sample, side)
+
+
+def with_own_prompts(config: Config, dataset) -> Config:
+    """没有写 sample.prompts 而 sample.every 大于 0：从描述里挑几句补上，最后一句去掉触发词。"""
+    sample = config.sample
+    if sample.prompts or not sample.every:
+        return config
+    records = [item.record for item in dataset.held or dataset.train]
+    if not records[0].controls:  # 改图的题要配得上自己的控制图，次序不能动
+        records = [item.record for item in (*dataset.held, *dataset.train)]
+    said = [records[i % len(records)].caption for i in range(sample.count)]
+    others = [item.record.caption for item in dataset.prior]
+    whole = [item.record.caption for item in (*dataset.train, *dataset.held)]
+    word = config.data.trigger or shared_word(whole, others)
+    plain = without(said[-1], shared_opening(whole), word)
+    if len(said) > 1 and plain and not records[0].controls:
+        said[-1] = plain
+    return config.model_copy(update={"sample": sample.model_copy(update={"prompts": said})})
+
+
+def cost(config: Config, family) -> str:
+    """样张什么时候画、画几张、约合几个训练步；不画就说怎么画。
+
+    一张图在训练里要算一遍前向和两遍那么多的反向；引导要把每一步算两遍。
+    """
+    sample, train = config.sample, config.train
+    if not sample.prompts:
+        return "不画样张：想看着它学，写 sample.every=100。"
+    middle = range(sample.every, train.steps, sample.every) if sample.every else ()
+    rounds: Sequence[int] = (0, *middle, train.steps)
+    guided = sample.guidance > 1 and not family.embedded_guidance
+    count = len(rounds) * len(sample.prompts)
+    passes = count * sample.steps * (1 + guided)
+    same = passes / (3 * train.batch_size * train.grad_accum)
+    shown = "、".join(map(str, rounds[:3])) + (
+        "……" if len(rounds) > 4 else "、" * (len(rounds) > 3)
+    )
+    shown += f"{rounds[-1]}" if len(rounds) > 3 else ""
+    return (
+        f"样张：{len(sample.prompts)} 句，第 {shown} 步各画一遍，共 {count} 张，"
+        f"约合 {same:.0f} 个训练步的时间；不要就写 sample.prompts=[] 和 sample.every=0。"
+    )
 
 
 def remember_preview(family, config: Config, dataset) -> bool:

@@ -1,4 +1,4 @@
-"""训练面板：进度、损失与留出集的线、按时间步的损失、样张墙、停止与继续；只改控件的属性。"""
+"""训练面板：进度、损失与留出集的线、按时间步的损失、样张、停止与继续；只改控件的属性。"""
 
 import time
 from collections.abc import Sequence
@@ -9,11 +9,13 @@ from PIL import Image
 
 from lorakit.errors import inert
 from lorakit.flow import EVAL_T
-from lorakit.lab.display import Placed, both, frame, pictured, put, widgets
-from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack, wall
+from lorakit.lab.display import Placed, both, frame, headless, pictured, put, reachable, widgets
+from lorakit.lab.film import Film
+from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack
 from lorakit.results.report import draw_held, smooth
 
 EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
+SURE_STEPS, SURE_SECONDS = 3, 2.0  # 练了几步、几秒以后，才说得准还要多久
 SHARE = 10  # 画图最多占训练时间的十分之一
 
 
@@ -23,33 +25,55 @@ class Board(Placed):
     用在普通的循环里：`for step in Trainer(config): board.show(step)`。
     """
 
-    def __init__(self, total: int, prompts: Sequence[str] = ()):
+    def __init__(self, total: int, prompts: Sequence[str] = (), names: Sequence[str] = ()):
+        """
+        Args:
+            names: 样张的列名，一句提示词一个；不写就取提示词末尾的几个字。
+        """
         w = widgets()
-        self.total, self.names = total, [_short(prompt) for prompt in prompts]
+        self.total = total
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.held: list[tuple[int, float]] = []
         self.by_t: list[tuple[int, list[float]]] = []
-        self.samples: list[tuple[int, list[Image.Image]]] = []
+        self.film = Film(names or [_short(prompt) for prompt in prompts])
         self.bar = w.IntProgress(0, 0, total, layout=w.Layout(width="min(520px, 95%)"))
-        self.status = w.HTML("还没有开始")
+        self.status, self.note = w.HTML("还没有开始"), w.HTML()
         self.stop_button = w.Button(description="停止", icon="stop", disabled=True)
         self.continue_button = w.Button(description="继续", icon="play", disabled=True)
+        for button in (self.stop_button, self.continue_button):
+            reachable(button)
         self.lines, self.shots = frame(format="png"), frame(format="jpeg")
         self.shots.layout.display = "none"  # 还没有样张时不占地方
         buttons = w.HBox([self.stop_button, self.continue_button])
-        self.box = w.VBox([self.bar, self.status, buttons, self.lines, self.shots])
-        self._next = 0.0
+        parts = [self.bar, self.status, self.note, buttons, self.lines, self.shots, self.film.box]
+        self.box = w.VBox(parts)
+        self._next, self._pace, self._freshen = 0.0, None, lambda static: None
         put(self.lines, self.curves())
 
+    @property
+    def samples(self) -> list[tuple[int, list[Image.Image]]]:
+        """画过的样张：(步数, 几张图)。"""
+        return self.film.rows
+
     def display(self):
-        """摆出面板；同一份输出里带着此刻的静态图。"""
-        both(self.box, pictured(self.picture()))
+        """摆出面板，和此刻的静态图；已经摆过的再摆一份，两份一起动。"""
+        self._freshen = both(self.box, self._static())
+
+    def settle(self):
+        """停下或练完了：静态的那一份也换成最后的样子，隔天打开还看得见。"""
+        self._freshen(self._static())
 
     def picture(self) -> Image.Image:
         """此刻的整块面板，一张图。"""
-        parts = [self.curves()] + ([self.samples_wall()] if self.samples else [])
+        parts = [self.curves()] + ([self.film.wall()] if self.samples else [])
         return stack(parts)
+
+    def _static(self) -> dict:
+        static = pictured(self.picture())
+        if not headless() and len(self.samples) > 1:
+            static["image/webp"] = self.film.animation()
+        return static
 
     def show(self, step):
         """记下一步；离上次重画太近就先不画。"""
@@ -60,16 +84,26 @@ class Board(Placed):
         start = time.monotonic()
         if start < self._next and step.step < self.total:
             return
-        left = (self.total - step.step) * step.seconds
+        left = self._left(start, step.step)
         self.bar.value = step.step
         self.say(
             f"第 {step.step} / {self.total} 步 · 损失 {step.loss:.3f}"
             + (f" · 留出集 {self.held[-1][1]:.3f}" if self.held else "")
-            + f" · 大约还要 {left:.0f} 秒"
+            + (f" · {left}" if step.step < self.total else "")
         )
         put(self.lines, self.curves())
         now = time.monotonic()
         self._next = now + max(EVERY, SHARE * (now - start))
+
+    def _left(self, now: float, step: int) -> str:
+        """还要多久：从开始（或继续）到现在平均每步多久，出样张的工夫也算在里面，所以会稳下来。"""
+        began, first = self._pace = self._pace or (now, step)
+        if step - first < SURE_STEPS or now - began < SURE_SECONDS:
+            return "正在估计还要多久"
+        seconds = (now - began) / (step - first) * (self.total - step)
+        if seconds < 60:
+            return f"大约还要 {max(5, 5 * round(seconds / 5))} 秒"
+        return f"大约还要 {round(seconds / 60)} 分钟"
 
     def show_start(self, held: float | None):
         """训练前（没有 LoRA 时）的留出集损失。"""
@@ -77,27 +111,33 @@ class Board(Placed):
             self.held.insert(0, (0, held))
 
     def show_by_t(self, step: int, losses: list[float]):
-        """留出集上 8 个时间步各自的损失。"""
-        self.by_t.append((step, losses))
+        """留出集上 8 个时间步各自的损失；同一步量了第二次就换掉。"""
+        self.by_t = [entry for entry in self.by_t if entry[0] != step] + [(step, losses)]
         put(self.lines, self.curves())
 
     def show_samples(self, step: int, images: list[Image.Image]):
-        """样张墙添一行。"""
-        self.samples.append((step, images))
-        put(self.shots, self.samples_wall())
+        """添一行样张；同一步画了第二次就换掉。"""
+        self.film.add(step, images)
+        put(self.shots, self.film.wall())
         self.shots.layout.display = ""
 
     def rewind(self, step: int):
         """从第 step 步的检查点接着练：它之后的记录作废，免得同一步记两次。"""
         kept = sum(done <= step for done in self.steps)
         del self.steps[kept:], self.losses[kept:]
-        for log in (self.held, self.by_t, self.samples):
+        for log in (self.held, self.by_t):
             log[:] = [entry for entry in log if entry[0] <= step]
+        self.film.rewind(step)
+        self._pace = None
 
     def say(self, text: str, bad: bool = False):
-        """状态那一行；bad 用红字。"""
-        color = RED if bad else "inherit"
-        self.status.value = f'<span style="color:{color}">{escape(inert(text))}</span>'
+        """状态那一行；bad 用红字。几行的报告照原样分行。"""
+        look = f"color:{RED if bad else 'inherit'};white-space:pre-wrap;line-height:1.5"
+        self.status.value = f'<div style="{look}">{escape(inert(text))}</div>'
+
+    def remark(self, text: str):
+        """状态下面的一行小字；空的就收起来。"""
+        self.note.value = f"<small>{escape(text)}</small>" if text else ""
 
     def running(self, yes: bool):
         """训练中能停，停了能继续。"""
@@ -114,7 +154,7 @@ class Board(Placed):
             left.set_ylim(0, float(np.quantile(losses, 0.98)) * 1.4)  # 上面留给图例
         if self.held:
             draw_held(left, self.held, 4, "留出集（看这条）")
-        left.set(xlabel="训练步数", ylabel="损失", title="学会了没有", xlim=(0, self.total))
+        left.set(xlabel="训练步数", ylabel="损失", title="损失降了没有", xlim=(0, self.total))
         for (step, values), color in zip(
             self.by_t[:1] + self.by_t[1:][-1:], (GRAY, RED), strict=False
         ):
@@ -127,13 +167,8 @@ class Board(Placed):
                 axes.legend(loc="upper right")
         return figure
 
-    def samples_wall(self) -> Image.Image:
-        rows = [images for _, images in self.samples]
-        names = ["训练前" if step == 0 else f"{step} 步" for step, _ in self.samples]
-        return wall(rows, names, self.names)
 
-
-def _short(prompt: str, most: int = 6) -> str:
+def _short(prompt: str, most: int = 5) -> str:
     """样张墙的列名：取最后一段里最后几个字，放得进一格。"""
     text = prompt.replace("，", " ").replace(",", " ").split()[-1]
     return text if len(text) <= most else text[-most:]

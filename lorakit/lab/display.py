@@ -1,10 +1,12 @@
-"""把东西摆到读者面前：同一份输出里既有可以动的控件，也有静态的图，手机和 GitHub 也看得见。"""
+"""把东西摆到读者面前：可以动的控件，和它静态的样子；没有内核、在手机和 GitHub 上也看得见。"""
 
 import base64
 import inspect
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -16,6 +18,16 @@ from lorakit.lab.picture import Picture, encode, fingerprint, render
 
 ROOT = Path(__file__).parents[2]
 VIEW = "application/vnd.jupyter.widget-view+json"
+STILL, LIVE = "lorakit-still", "lorakit-live"  # 静态的那一份、活着的控件：样式表靠它们认
+AGAIN = "运行这一格，就能再动它。"
+CHILD = ".jp-OutputArea-child"  # JupyterLab 里，一份输出是一个这样的框
+# 控件活着，就藏起静态的那一份；没有内核了（隔天打开、重启过），就藏起动不了的控件
+STYLE = (
+    f"<style>{CHILD}:has(.{STILL}):has(+ {CHILD} .{LIVE}),"
+    f"{CHILD}:has(.{STILL}) + {CHILD}:not(:has(.{LIVE})) {{ display: none }}</style>"
+)
+# 这些前端一份输出一个框，样式表够不着隔壁：控件和静态的放进同一份，由它挑
+ONE_FRAME = ("COLAB_RELEASE_TAG", "VSCODE_PID", "VSCODE_CWD")
 
 
 def headless() -> bool:
@@ -52,11 +64,11 @@ class Placed:
     def _ipython_display_(self): ...
 
 
-def publish(bundle: dict):
-    """把一份多格式的输出交给前端，由它挑自己会画的。"""
+def publish(bundle: dict, **options):
+    """把一份多格式的输出交给前端，由它挑自己会画的；options 见 IPython 的 display。"""
     from IPython.display import display
 
-    display(bundle, raw=True)
+    display(bundle, raw=True, **options)
 
 
 def pictured(picture: Picture) -> dict:
@@ -82,10 +94,52 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def both(widget, static: dict):
-    """控件和它的静态版本放进同一份输出。"""
-    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-    publish({VIEW: view, **static})
+def both(widget, static: dict) -> Callable[[dict], None]:
+    """摆出控件和它的静态版本；返回的函数换上新的静态版本，隔天打开看见的就是最后那样。
+
+    有人看时是两份输出：没有内核，浏览器只会画静态的那份，另一份写着 Error 的藏起来；
+    没人看时（练习册提交的输出）只有静态的有用，并成一份。
+    """
+    view = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}
+    if headless() or any(map(os.environ.get, ONE_FRAME)):
+        publish(view | static)
+        return lambda static: None
+    name = uuid.uuid4().hex
+    widget.add_class(LIVE)
+    publish(still(static), display_id=name)
+    publish(view)
+    return lambda static: publish(still(static), display_id=name, update=True)
+
+
+def still(static: dict) -> dict:
+    """静态的那一份：图或文字，加一句怎么让它再动起来。"""
+    images = [f'<img src="data:{kind};base64,{data}" style="max-width:100%"><br>'
+              for kind, data in static.items() if kind.startswith("image/")]  # fmt: skip
+    words = f"<pre>{escape(static['text/plain'])}</pre>"
+    page = "".join(images) or static.get("text/html", words)
+    page = f'{STYLE}<div class="{STILL}">{page}<p><small>{AGAIN}</small></p></div>'
+    return {"text/html": page, "text/plain": f"{static['text/plain']}\n{AGAIN}"}
+
+
+@contextmanager
+def waiting(text: str):
+    """格子要等一件事：先写出在等什么、怎么停，等完了擦掉；同一格里别的输出不动。"""
+    name = uuid.uuid4().hex
+    publish({"text/html": f"<i>{escape(text)}</i>", "text/plain": text}, display_id=name)
+    try:
+        yield
+    finally:
+        publish({"text/html": "", "text/plain": ""}, display_id=name, update=True)
+
+
+def reachable(widget):
+    """格子占着内核时，这个控件也按得动。
+
+    JupyterLab 把控件的消息送到旁路（subshell），可是 ipykernel 7.4 会改送到造出控件的那条路上，
+    排在正等着的格子后面；这里让它照送来的路走。没有旁路的前端不受影响。
+    """
+    if widget.comm is not None:
+        widget.comm._reply_subshell_for = lambda data, sent_to: sent_to
 
 
 def source(thing):

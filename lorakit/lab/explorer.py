@@ -102,6 +102,7 @@ class Explorer(Placed):
             box.observe(self._redraw, names="value")
         put(self.image, self.picture)
         self.box = w.VBox([*self.boxes.values(), self.image, self.message])
+        self._freshen = lambda static: None
 
     @property
     def values(self) -> dict[str, Any]:
@@ -118,11 +119,16 @@ class Explorer(Placed):
                 raise error
 
     def display(self):
-        both(self.box, pictured(self.picture))
+        self._freshen = both(self.box, pictured(self.picture))
 
     def _redraw(self, change):
         # 回调里的错误前端看不见：放到线程里跑，再把错误写在图下面
-        job = _hands.submit(lambda: put(self.image, self.draw(**self.values)))
+        job = _hands.submit(self._draw)
         error = job.exception()
         said = f"这一组值画不出来：{type(error).__name__}：{error}" if error else ""
         self.message.value = f'<span style="color:#c4382c">{escape(said)}</span>'
+
+    def _draw(self):
+        self.picture = self.draw(**self.values)
+        put(self.image, self.picture)
+        self._freshen(pictured(self.picture))

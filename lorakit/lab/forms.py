@@ -9,9 +9,12 @@ import yaml
 from lorakit.config import Config, fields, load_config
 from lorakit.config.explain import Field
 from lorakit.config.read import syntax
+from lorakit.data.folder import walk
 from lorakit.errors import ConfigError
 from lorakit.lab.display import Placed, both, table, widgets
 from lorakit.training import preflight
+
+FEW = 3  # 这么几组以内就全摊开
 
 
 def form(config: Config | None = None, groups: tuple[str, ...] = ()) -> "Form":
@@ -33,6 +36,7 @@ class Form(Placed):
             raise ConfigError(f"form：没有叫 {'、'.join(groups)} 的组。有的是：{known}。")
         self.fields = {field.name: field for field in chosen}
         self.inputs = {name: _input(field, self._text(name)) for name, field in self.fields.items()}
+        self.said = {name: w.HTML() for name in self.fields}  # 每一项下面的话：改好了，或哪里要改
         self.message = w.HTML()
         self.yaml = w.Textarea(config.to_yaml(), layout=w.Layout(width="95%", height="160px"))
         read = w.Button(description="从 YAML 读入", icon="upload")
@@ -40,13 +44,23 @@ class Form(Placed):
         for box in self.inputs.values():
             box.observe(self._changed, names="value")
         self._busy = False
-        parts = [self._group(g, w) for g in dict.fromkeys(n.split(".")[0] for n in self.fields)]
-        parts.append(w.VBox([self.yaml, read]))
-        titles = [Config.model_fields[g].annotation.__doc__ for g in self._names()] + ["YAML"]
-        accordion = w.Accordion(children=parts, selected_index=0)  # 合上的，读者不知道能点
-        for i, title in enumerate(titles):
+        self.box = w.VBox([self._laid_out(w, w.VBox([self.yaml, read])), self.message])
+        self._freshen = lambda static: None
+
+    def _laid_out(self, w, yaml):
+        """两三组就全摊开，要看的都在眼前；整份设置太长，一组一组折起来。"""
+        groups = self._names()
+        parts = {Config.model_fields[g].annotation.__doc__: self._group(g, w) for g in groups}
+        few = len(groups) <= FEW
+        folded = {"YAML": yaml} if few else parts | {"YAML": yaml}
+        # 全合上的，读者不知道能点
+        accordion = w.Accordion(children=[*folded.values()], selected_index=None if few else 0)
+        for i, title in enumerate(folded):
             accordion.set_title(i, title)
-        self.box = w.VBox([accordion, self.message])
+        if not few:
+            return accordion
+        heads = [(w.HTML(f"<b>{escape(title)}</b>"), part) for title, part in parts.items()]
+        return w.VBox([*(one for pair in heads for one in pair), accordion])
 
     def set(self, name: str, value: str) -> str:
         """像在表单里那样填一项，返回要改的话（没有问题是空的）。"""
@@ -71,10 +85,13 @@ class Form(Placed):
         self._settle()
 
     def display(self):
+        self._freshen = both(self.box, self._static())
+
+    def _static(self) -> dict:
         rows = [(f.name, self._text(f.name), f.sentence) for f in self.fields.values()]
         lines = [f"{name} = {value}　{said}" for name, value, said in rows]
         page = table((f"<code>{n}</code>", escape(v), escape(said)) for n, v, said in rows)
-        both(self.box, {"text/html": page, "text/plain": "\n".join(lines)})
+        return {"text/html": page, "text/plain": "\n".join(lines)}
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys(name.split(".")[0] for name in self.fields))
@@ -85,7 +102,7 @@ class Form(Placed):
             if name.split(".")[0] == group:
                 look = "font-size:smaller;line-height:1.5;margin-bottom:6px"
                 said = f'<div style="{look}">{escape(field.sentence)}</div>'
-                rows += [self.inputs[name], w.HTML(said)]
+                rows += [self.inputs[name], self.said[name], w.HTML(said)]
         return w.VBox(rows)
 
     def _line(self, name: str) -> str:
@@ -105,24 +122,46 @@ class Form(Placed):
     def _changed(self, change):
         if self._busy:
             return
+        name = next((n for n, box in self.inputs.items() if box is change["owner"]), None)
+        for one in self.said.values():
+            one.value = ""
         try:
             config = load_config(self.config.to_dict(), [self._line(name) for name in self.inputs])
         except ConfigError as error:
             self._say(str(error))
+            self.said[name].value = _red(f"还没有改：{error}")
             return
         self.config = config
+        wrong, found = looked_at(name, config)
+        self.said[name].value = _red(found) if wrong else f"<small>改好了。{escape(found)}</small>"
         self._settle()
 
     def _settle(self):
         found = preflight.clashes(preflight.Case(self.config))
         self._say("\n".join(said for _, said in found))  # 每一项都对，合在一起却练不了
         self.yaml.value = self.config.to_yaml()
+        self._freshen(self._static())
 
     def _say(self, text: str):
         self._said = text
-        self.message.value = f'<pre style="color:#c4382c">{escape(text)}</pre>' if text else ""
+        self.message.value = _red(text) if text else ""
 
     _said = ""
+
+
+def looked_at(name: str, config: Config) -> tuple[bool, str]:
+    """填的是图片文件夹，就去看一眼 -> (不对吗, 找到几张；没有就说怎么改)；别的项什么也不说。"""
+    if name != "data.folder":
+        return False, ""
+    found = walk(config.data.folder)
+    if found.pictures:
+        return False, f"找到 {len(found.pictures)} 张图。"
+    faults = [problem.line(config.data.folder) for problem in found.problems]
+    return True, faults[0] if faults else f"“{config.data.folder}”里没有图片。"
+
+
+def _red(text: str) -> str:
+    return f'<pre style="color:#c4382c;white-space:pre-wrap">{escape(text)}</pre>'
 
 
 def _input(field: Field, text: str):

@@ -23,15 +23,14 @@ def report_card(marks: Mapping[str, float]):
     before, after, gained = quiz.score("pre"), quiz.score("post"), quiz.gain()
     known = all_exercises()
     done = len(set(passed()) & known.keys())
+    level = overall(marks)
     rows = {
         "前测": _percent(before),
         "后测": _percent(after),
         "归一化的进步": "前测已经满分" if before == 1 else _percent(gained),
         "练习": f"{done} / {len(known)} 道",
         **{f"考官：{name}": _percent(share) for name, share in marks.items()},
-        "等级": "答完后测才评"
-        if after is None
-        else grade([after, done / len(known), sum(marks.values()) / len(marks)]),
+        "等级": level or "答完后测才评",
     }
     todo = ["后测"] * (after is None) + [f"练习（{_left()}）"] * (done < len(known))
     tail = f"还差：{'、'.join(todo)}。补上再运行这一格。" if todo else "都做完了，祝贺毕业。"
@@ -41,14 +40,28 @@ def report_card(marks: Mapping[str, float]):
     publish({"text/html": page, "text/plain": "\n".join([*lines, tail])})
 
 
-def _left() -> str:
-    """还没通过的练习，按本数：01 差 2 道，03 差 1 道。"""
-    done, missing = set(passed()), []
+def overall(marks: Mapping[str, float]) -> str:
+    """后测、练习、考官分三样的平均 -> 等级；后测还没有答是空的。"""
+    after, known = quiz.score("post"), all_exercises()
+    if after is None:
+        return ""
+    done = len(set(passed()) & known.keys()) / len(known)
+    return grade([after, done, sum(marks.values()) / len(marks)])
+
+
+def still_open() -> dict[str, list[str]]:
+    """还没通过的练习：{"01": 名字, ...}；名字就是 lab.check. 后面的那个。"""
+    done, missing = set(passed()), {}
     for book in BOOKS:
         exercises = import_module(f"lorakit.lab.exercises.{book}").EXERCISES
-        count = len([one for one in exercises if one.name not in done])
-        missing += [f"{book[-2:]} 差 {count} 道"] if count else []
-    return "，".join(missing)
+        if names := [one.name for one in exercises if one.name not in done]:
+            missing[book[-2:]] = names
+    return missing
+
+
+def _left() -> str:
+    """还没通过的练习，按本数：01 差 2 道，03 差 1 道。"""
+    return "，".join(f"{book} 差 {len(names)} 道" for book, names in still_open().items())
 
 
 def _percent(share: float | None) -> str:

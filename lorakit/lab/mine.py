@@ -16,6 +16,7 @@ from lorakit.tiny.world import Scene, Thing, render
 
 # 有的系统不认得苹果手机照片是图，要把后缀也写上
 ACCEPT = "image/*,.heic,.heif,.hif,.avif"
+HEAVY = "10 MB 以上的照片网页收不下，会断线：用下一格写路径。"
 SIDE = 256  # 存下来的边长；再大对微型模型没有用
 
 
@@ -47,7 +48,7 @@ def upload():
     """一个上传按钮：选一张图，就成了“你的图”；也可以直接用 my_picture("路径")。"""
     w = widgets()
     button = w.FileUpload(accept=ACCEPT, multiple=False, description="换成我的图")
-    shown, said = frame(width=128), w.HTML()
+    shown, said = frame(width=128), w.HTML(f"<small>{HEAVY}</small>")
     shown.layout.display = "none"
 
     def take(change):

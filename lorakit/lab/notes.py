@@ -6,10 +6,13 @@ import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 
+import psutil
+
 from lorakit.errors import LorakitError
 from lorakit.files import cache_root
+from lorakit.results import lock
 
-JOBS: dict[Path, Future] = {}  # 结果文件夹 -> 在后台练它的活
+JOBS: dict[Path, Future] = {}  # 结果文件夹 -> 在后台练它的活（runner.py 记）
 _places: dict[str, tempfile.TemporaryDirectory] = {}  # 哪一本 -> 它的临时文件夹
 HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得见
 
@@ -29,17 +32,40 @@ def workplace(book: str) -> Path:
 def fresh(folder: str | Path) -> Path:
     """清空临时文件夹里的一个结果，这一格再运行就从头练；别处的（你自己的结果）一点不动。
 
+    正在里面练的不动：再运行开始训练的那一格，看到的还是那一次的面板。
+
     Raises:
-        LorakitError: 上一次运行这一格开始的训练还没有停。
+        LorakitError: 里面还有训练没有停。
     """
     folder = Path(folder).resolve()
-    if any(one.is_relative_to(folder) and not job.done() for one, job in JOBS.items()):
+    if training(folder):
+        return folder
+    if busy := [one for one, job in JOBS.items() if one.is_relative_to(folder) and not job.done()]:
         raise LorakitError(
-            f"“{folder.name}”里的训练还在跑：等它练完，或在它的面板上按“停止”，再运行这一格。"
+            f"“{busy[0].name}”里的训练还在跑：等它练完，或在它的面板上按“停止”，再运行这一格。"
         )
     if folder.is_relative_to(Path(tempfile.gettempdir()).resolve()):
         shutil.rmtree(folder, ignore_errors=True)
     return folder
+
+
+def training(folder: Path) -> bool:
+    """有没有在里面练：这个内核里的，或先前的内核另起的进程。"""
+    job = JOBS.get(folder.resolve())
+    if job is not None and not job.done():
+        return True
+    return lock.busy(folder).get("pid", os.getpid()) != os.getpid()  # 自己的，是没用完的 Trainer
+
+
+def elsewhere(folder: Path) -> bool:
+    """是不是另一个内核（另开的一本练习册）在里面练：那样的接不过来；另起的训练进程才接得过来。"""
+    owner = lock.busy(folder)
+    if not owner or owner["pid"] == os.getpid():
+        return False
+    try:
+        return "train" not in psutil.Process(owner["pid"]).cmdline()
+    except psutil.Error:
+        return False
 
 
 def fresh_cache(folder: str | Path):

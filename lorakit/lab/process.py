@@ -1,7 +1,8 @@
 """真模型另起一个进程训练：显存不够、甚至被系统杀掉，练习册的内核也不会跟着没了。
 
 进程就是 `python -m lorakit train`，面板读它写下的 metrics.jsonl 与 samples；
-停下是放一个 STOP 文件，它练完手头那一步、存好再走。关掉网页或重启内核，训练都还在。
+停下是放一个 STOP 文件，它练完手头那一步、存好再走。关掉网页或重启内核，训练都还在：
+再运行开始训练的那一格，就接着看它、也能停它。
 """
 
 import os
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lorakit.config import Config
+from lorakit.config import Config, load_config
 from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.lab.board import Board
 from lorakit.results import folder as run_folder
+from lorakit.results import lock
 from lorakit.train import Step
 
 POLL = 0.5  # 秒；隔多久看一眼它写了什么
@@ -42,11 +44,33 @@ class Process:
         write_text(self.folder / "STOP", "")
 
     def follow(self, board: Board):
-        """开始训练，把它写下的每一步和样张搬到面板上，直到它结束。
+        """开始训练，把它写下的每一步和样张搬到面板上，直到它结束；已经有进程在练就接着看它。
 
         Raises:
             LorakitError: 它因为出错而结束；消息就是它自己说的那句。
         """
+        if owner := lock.busy(self.folder):
+            self._adopt(board, owner)
+        else:
+            self._start(board)
+
+    def _adopt(self, board: Board, owner: dict):
+        """内核重启过，先前另起的进程还在练：从头搬来它的记录，看到它结束。"""
+        theirs = self.folder / "config.yaml"
+        config = load_config(theirs) if theirs.is_file() else self.config
+        board.total = board.bar.max = config.train.steps
+        board.say(f"训练还在另一个进程（{owner['pid']}）里练，接着看它……")
+        seen = Seen(self.folder, board, config.sample.count, 0)
+        while lock.busy(self.folder):
+            self._look(seen)
+        self._look(seen)
+
+    def _look(self, seen: "Seen"):
+        seen.look()
+        self.step = seen.step
+        time.sleep(POLL)
+
+    def _start(self, board: Board):
         with tempfile.TemporaryDirectory(prefix="lorakit-run-") as place:
             file, log = Path(place) / "config.yaml", Path(place) / "log.txt"
             file.write_text(self.config.to_yaml(), encoding="utf-8")
@@ -61,13 +85,10 @@ class Process:
                     start_new_session=True,  # 按中断键时由 STOP 来停，免得它没存好就没了
                     env={**os.environ, "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"},
                 )
-            seen = _Seen(self.folder, board, len(self.config.sample.prompts), since)
+            seen = Seen(self.folder, board, self.config.sample.count, since)
             while self.worker.poll() is None:
-                seen.look()
-                self.step = seen.step
-                time.sleep(POLL)
-            seen.look()
-            self.step = seen.step
+                self._look(seen)
+            self._look(seen)
             self._check_end(log.read_text(encoding="utf-8", errors="replace"))
 
     def _check_end(self, said: str):
@@ -88,8 +109,8 @@ class Process:
         )
 
 
-class _Seen:
-    """运行文件夹里已经搬到面板上的步与样张。"""
+class Seen:
+    """运行文件夹里已经搬到面板上的步与样张；since 之前写下的不看（0 是全都看）。"""
 
     def __init__(self, folder: Path, board: Board, prompts: int, since: int):
         self.folder, self.board, self.prompts, self.since = folder, board, prompts, since

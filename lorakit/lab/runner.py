@@ -1,4 +1,4 @@
-"""在后台训练，面板实时更新：格子马上返回，停止键才按得动；出了错由 `result()` 交给你。
+"""在后台训练，面板实时更新：格子马上返回，出了错由 `result()` 交给你。
 
 随包的微型模型在一个线程里练，真模型另起一个进程（process.py）；用法一样。
 """
@@ -6,22 +6,26 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 
 from lorakit import infer
-from lorakit.config import Config
+from lorakit.config import Config, differences
 from lorakit.errors import LorakitError
 from lorakit.families import open_family
-from lorakit.files import write_text
 from lorakit.hub.bundled import tiny_models
 from lorakit.lab.board import Board
-from lorakit.lab.display import Placed, headless
+from lorakit.lab.display import Placed, headless, waiting
 from lorakit.lab.notes import JOBS
-from lorakit.lab.process import Process
-from lorakit.results import checkpoint, lock
+from lorakit.lab.process import Process, Seen
+from lorakit.results import checkpoint
 from lorakit.results import folder as run_folder
+from lorakit.results.report import save_image
 from lorakit.train import Trainer
+
+RUNS: dict[Path, "Run"] = {}  # 结果文件夹 -> 在里面练的那一次
+WAIT = "正在等它练完。想停：按面板上的“停止”，或工具栏上的方块 ■，都会先存好。"
 
 
 class Run(Placed):
@@ -39,26 +43,43 @@ class Run(Placed):
         self.config, self.trainer, self._family = config, None, None
         apart = config.model.path not in tiny_models() if process is None else process
         self.process = Process(config) if apart else None
-        self.board = Board(config.train.steps, config.sample.prompts)
-        self.board.names = names or self.board.names
+        sample = config.sample  # 没有写提示词的，编码完才从描述里挑，先占几列
+        columns = sample.prompts or [f"样张{i + 1}" for i in range(sample.count)]
+        self.board = Board(config.train.steps, columns, names or ())
         self.board.stop_button.on_click(lambda button: self.stop())
         self.board.continue_button.on_click(lambda button: self.go_on())
         self._halt = threading.Event()
         self._job: Future | None = None
 
-    def start(self) -> "Run":
-        """开始训练；有人看时马上返回。"""
-        if self.running:
-            raise LorakitError("这次训练正在进行：等它练完，或先按停止。")
+    def start(self, show: bool = True) -> "Run":
+        """开始训练；有人看时马上返回。正在练的，再运行一次就是再摆出它的面板。
+
+        Args:
+            show: 要不要摆出面板；别的控件里已经放着它就不用。
+        """
+        going = RUNS.get(self.config.run.output.resolve())
+        if going and going.running:
+            return self._join(going)
         quiet = headless()
-        if not quiet and self._job is None:
+        if show and not quiet:
             self.board.display()
         self._go()
         if quiet:
             try:
                 self.result()
             finally:
-                self.board.display()
+                if show:
+                    self.board.display()
+        return self
+
+    def _join(self, going: "Run") -> "Run":
+        """这个文件夹里正有一次在练：从此和它是同一次，摆出它的面板。"""
+        if differences(going.config, self.config):
+            going.board.remark(
+                "设置改过了，可是面板上还是先前那一次：按“停止”，再运行这一格，就照新的设置练。"
+            )
+        self.__dict__ = going.__dict__
+        self.board.display()
         return self
 
     @property
@@ -79,9 +100,6 @@ class Run(Placed):
             worker.stop()
         if self.running:
             self.board.say("正在停下：先把这一步存好……")
-        elif owner := lock.busy(self.config.run.output):  # 重启过内核：先前的那个进程还在练
-            write_text(self.config.run.output / "STOP", "")
-            self.board.say(f"进程 {owner['pid']} 还在这里练，已请它存好再停；停了再按“继续”。")
 
     def go_on(self) -> "Run":
         """从最后的检查点接着练；学到的、走到哪一步都和没停过一样。"""
@@ -94,12 +112,31 @@ class Run(Placed):
         """等它练完；训练里出的错在这里抛出。中断（Ctrl-C、方块键）等于停止。"""
         if self._job is None:
             raise LorakitError("还没有开始训练：先运行 run.start()。")
+        if headless() or self._job.done():
+            self._finish()
+        else:
+            with waiting(WAIT):
+                self._finish()
+        return self
+
+    def _finish(self):
         try:
             self._job.result()
         except KeyboardInterrupt:
             self.stop()
             self._job.result()
-        return self
+
+    def summary(self, digits: int = 2) -> str:
+        """一句话：留出集损失从多少到多少；停在半路的，说停在哪一步。"""
+        held, done, planned = self.board.held, self.step, self.board.total
+        if len(held) < 2:
+            said = f"练了 {done} 步；没有留出集的损失，要 4 张以上的图，eval.every 也不能是 0"
+        else:
+            (_, before), (last, after) = held[0], held[-1]
+            said = f"留出集损失：训练前 {before:.{digits}f}，{last} 步后 {after:.{digits}f}"
+        if done < planned:
+            said += f"。停在第 {done} 步，原定 {planned} 步：按“继续”练完，再运行这一格"
+        return said
 
     @property
     def family(self):
@@ -119,25 +156,41 @@ class Run(Placed):
 
     def _go(self):
         self._halt.clear()
+        self.board.remark("")
         found = checkpoint.latest(self.config.run.output)
         self.board.rewind(checkpoint.step_of(found) if found else 0)
         self.board.running(True)
         self._job = job = Future()
-        JOBS[self.config.run.output.resolve()] = job
-        job.add_done_callback(self._ended)
+        here = self.config.run.output.resolve()
+        JOBS[here], RUNS[here] = job, self
         work = self._follow if self.process else self._train
         # 不用线程池：关内核时它先等活做完才说要走，活就来不及知道该停了
-        threading.Thread(target=_into, args=(job, work), name="train").start()
+        threading.Thread(target=self._into, args=(job, work), name="train").start()
 
-    def _ended(self, job: Future):
-        error, step = job.exception(), self.step
+    def _into(self, job: Future, work: Callable):
+        """在线程里做 work，把结局写到面板上，再把结果或错误交给等着的人。"""
+        error = None
+        try:
+            work()
+        except BaseException as caught:  # 什么错都要交给等着的人
+            error = caught
+        try:
+            self._ended(error)
+        finally:
+            job.set_exception(error) if error else job.set_result(None)
+
+    def _ended(self, error: BaseException | None):
+        step, here = self.step, self.config.run.output.resolve()
         if error:
             kind = "" if isinstance(error, LorakitError) else f"{type(error).__name__}："
             self.board.say(f"训练停在第 {step} 步：{kind}{error}", bad=True)
-        elif step < self.config.train.steps:
+        elif step < self.board.total:
             self.board.say(f"停在第 {step} 步，已经存好。按“继续”从这里接着练。")
         else:
             self.board.say(f"练完了，一共 {step} 步。结果在 {self.config.run.output.name}。")
+        if not headless():
+            self.board.settle()
+        JOBS.pop(here, None), RUNS.pop(here, None)  # 练完的不再握着：模型占地方
         self.board.running(False)
 
     def _follow(self):
@@ -146,18 +199,26 @@ class Run(Placed):
         self.board.bar.value = self.step
 
     def _train(self):
-        self.trainer = trainer = Trainer(self.config)
+        self.board.say("正在载入模型、检查图片……")
+        self.trainer = trainer = Trainer(self.config, progress=self._preparing)
         try:
             self._teach(trainer)
         finally:
             trainer.close()  # 第一步之前就出了错的，也放开文件夹
 
+    def _preparing(self, what: str, done: int, total: int):
+        self.board.say(f"正在准备：{what}，第 {done} / {total} 个……")
+
     def _teach(self, trainer: Trainer):
-        board, sample = self.board, self.config.sample
+        board, sample = self.board, trainer.config.sample
         if self._halt.is_set():  # 载入模型的那几秒里就按了停止
             trainer.stop()
+        if trainer.step and not board.steps:  # 接着先前的一次练：它的线和样张也摆回来
+            Seen(self.config.run.output, board, sample.count, 0).look()
         if trainer.step == 0:
+            self.board.say("正在看训练前画得怎样……")
             self._look(0)
+        self.board.say(f"从第 {trainer.step} 步开始练……")
         for step in trainer:
             if not threading.main_thread().is_alive():  # 内核在关：存好就走
                 trainer.stop()
@@ -166,13 +227,13 @@ class Run(Placed):
             board.show(step)
             if sample.every and step.step % sample.every == 0:
                 self._look(step.step)
-        if not board.by_t or board.by_t[-1][0] != trainer.step:
+        if not any(step == trainer.step for step, _ in board.by_t or board.samples):
             self._look(trainer.step)
         board.bar.value = trainer.step
 
     def _look(self, step: int):
         """画样张、量每个时间步的损失；不动训练用的随机数。"""
-        trainer, config = self.trainer, self.config
+        trainer, config = self.trainer, self.trainer.config
         trainer.transformer.eval()
         if trainer.dataset.held:
             each = trainer.examine()["held_each"]
@@ -180,15 +241,6 @@ class Run(Placed):
         if config.sample.prompts:
             pipe = trainer.pipeline()
             images = infer.preview(trainer.family, pipe, config, trainer.dataset)
+            for i, image in enumerate(images):  # 存下来：练过的每一次，以后还看得见
+                save_image(image, config.run.output / "samples" / f"{step}_{i}.png")
             self.board.show_samples(step, images)
-
-
-def _into(job: Future, work: Callable):
-    """在线程里做 work，结果或错误交给 job。"""
-    job.set_running_or_notify_cancel()
-    try:
-        work()
-    except BaseException as error:  # 什么错都要交给等着的人
-        job.set_exception(error)
-    else:
-        job.set_result(None)

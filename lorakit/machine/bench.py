@@ -145,7 +145,7 @@ def _quiet(place: Path, config: Config, steps: int) -> list[str]:
     """测速时不存检查点、不检验、不画图；结果文件夹用完就删。"""
     many = max(steps + 1, config.train.warmup + 1)
     return [f"run.output={place / 'run'}", f"train.steps={many}", f"train.save_every={many}",
-            "eval.every=0", "sample.prompts=[]",
+            "eval.every=0", "sample.prompts=[]", "sample.every=0",
             "data.class_folder=null", "data.mask=none"]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ from lorakit.training.warm import warm
 VISITS = 4  # 每种形状走几次：头两次编译，第三次录图，第四次才是平常的样子
 STEPS = 20  # 至少走几步
 DRAWN = 4  # 画一张图只走几步，其余的按比例推算
-PROMPT = "一只猫坐在窗台上"  # 没有写 sample.prompts 时，样张画它
+PROMPT = "一只猫坐在窗台上"  # 没有写 sample.prompts 时，试画它
 
 
 def run(
@@ -129,7 +129,8 @@ class _Rehearsal:
         self.real = load_config(config.to_dict(), sets)
         if not config.sample.prompts:
             sets.append(f"sample.prompts=['{PROMPT}']")
-            notes.append("没有写 sample.prompts：样张画一句试试，不算进整个训练的时间。")
+            if not config.sample.count:
+                notes.append("不画样张：画一句试试，不算进整个训练的时间。")
         sets += [f"run.output={self.place / 'run'}", "run.tracker=none", "eval.every=0",
                  f"sample.steps={min(DRAWN, config.sample.steps)}", "sample.every=0",
                  "train.schedule=constant", "data.repeats=1"]  # fmt: skip

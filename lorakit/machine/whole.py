@@ -63,7 +63,7 @@ def estimate_whole(config, drawn: int, rows: Mapping, counts: Counts, typical: M
         each=each,
         evaluate=evals * spent.get("examine", 0.0) * ratio,
         save=math.ceil(train.steps / train.save_every) * spent.get("save", 0.0),
-        sample=rounds * len(config.sample.prompts) * picture(rows.get("sample"), config, drawn),
+        sample=rounds * config.sample.count * picture(rows.get("sample"), config, drawn),
     )
 
 

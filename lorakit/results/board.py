@@ -11,7 +11,7 @@ from lorakit.data.read import read_image
 from lorakit.flow import EVAL_T
 from lorakit.results import folder as run_folder
 from lorakit.results.report import RED, draw_loss, figure_to, grid
-from lorakit.results.verdict import judge
+from lorakit.results.verdict import UNSEEN, last
 
 SHOTS = 8  # 最多放几张样张
 WIDTH, DPI = 12, 100  # 英寸、每英寸几个像素
@@ -34,10 +34,16 @@ def plot(run: Path) -> Path:
             bottom = figure.add_subplot(spaces[2, :])
             bottom.imshow(shots)
             bottom.axis("off")
-        verdict = judge(metrics)
-        said = verdict.sentence.rstrip("。").replace("。", "。\n", 1)
-        figure.suptitle(f"{verdict.word}：{said}。", fontsize=14, wrap=True)
+        figure.suptitle(_headline(run, metrics), fontsize=11, wrap=True)
     return run / "board.png"
+
+
+def _headline(run: Path, metrics) -> str:
+    """判断的词与三个灯；没看过的灯合成一行。"""
+    verdict = last(run, metrics)
+    seen = [str(light) for light in verdict.lights if light.said != UNSEEN]
+    unseen = [light.name for light in verdict.lights if light.said == UNSEEN]
+    return "\n".join([verdict.word, *seen, *[f"[灭] {'、'.join(unseen)}：{UNSEEN}"] * bool(unseen)])
 
 
 def _by_t(axes, metrics):

@@ -16,7 +16,7 @@ from lorakit.hub.bundled import tiny_models
 from lorakit.lora import FILE, metadata
 from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
-from lorakit.results.verdict import held_by_step
+from lorakit.results.verdict import UNSEEN, last
 
 NAME = "README.md"
 TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，前两个它认得
@@ -146,9 +146,10 @@ def front(config: Config, family, named, first: str) -> str:
 
 
 def learned(run: Path) -> str:
-    """留出集说了什么。"""
-    held = list(held_by_step(run_folder.read(run)).values())
-    return f"留出集损失从 {held[0]:.4f} 到 {held[-1]:.4f}。" if len(held) > 1 else "没有留出集。"
+    """最后一步的判断：看过的灯各说了什么。"""
+    judged = last(run, run_folder.read(run))
+    said = (f"{light.name}：{light.said}" for light in judged.lights if light.said != UNSEEN)
+    return f"{judged.word}。{''.join(said)}"
 
 
 def shots(named) -> str:

@@ -177,14 +177,14 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
     """
     state = path / STATE
     facts = facts_of(path)
-    _put_back(path, _read(state, "weights"), parameters)
+    _put_back(path, _read(state, "weights", facts), parameters)
     if average:
-        _put_back(path, _read(state, "average"), average)
+        _put_back(path, _read(state, "average", facts), average)
     indices = {name: index for index, name in enumerate(parameters)}
     whole = optimizer.state_dict()
     whole["state"] = {index: {} for index in indices.values()}
     large = {}
-    for place, value in (_read(state, "optimizer") | facts["optimizer"]).items():
+    for place, value in (_read(state, "optimizer", facts) | facts["optimizer"]).items():
         name, _, key = place.rpartition("|")
         group = name.removeprefix(GROUP)
         if group != name:
@@ -207,11 +207,12 @@ def load(path: Path, parameters: Parameters, optimizer, average=None) -> int:
     return facts["step"]
 
 
-def _read(state: Path, stem: str) -> dict[str, torch.Tensor]:
-    """sharded 写的一个或几个文件，合在一起。"""
+def _read(state: Path, stem: str, facts: dict) -> dict[str, torch.Tensor]:
+    """sharded 写的一个或几个文件，合在一起；只看记着、核对过的，混进来的别的文件不算。"""
     found = {}
-    for file in sorted(state.glob(f"{stem}*.safetensors")):
-        found |= load_file(file)
+    for name in sorted(facts["files"]):
+        if name.startswith(stem) and name.endswith(".safetensors"):
+            found |= load_file(state / name)
     return found
 
 

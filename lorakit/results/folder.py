@@ -1,6 +1,7 @@
 """运行文件夹与记录：config.yaml 认领它，metrics.jsonl 一行一步。"""
 
 import json
+import os
 import re
 import shutil
 from contextlib import ExitStack, suppress
@@ -8,13 +9,14 @@ from pathlib import Path
 
 from lorakit.config import Config
 from lorakit.errors import ConfigError, LorakitError, plain_reason, warn
-from lorakit.files import Unreadable, parse_json, write_text
+from lorakit.files import Unreadable, parse_json, read_small, write_text
 from lorakit.results import checkpoint, sameness
 from lorakit.results.lock import Lock
 
 OURS = ("config.yaml", "README.md", "run.json", "loss.png", "board.png", "samples")  # 我们写的名字
 HALF = re.compile(r"\.checkpoint-\d+\.\d+\.tmp")  # 写到一半的检查点
 BIGGEST = 1e30  # 记录里的数再大就是坏了，图也画不出来
+LONGEST = 1 << 30  # 字节；一步三百来个，几百万步也到不了
 
 
 class RunFolder:
@@ -74,6 +76,8 @@ class RunFolder:
         if self.metrics.exists():
             rows, lost = parse(_bytes(self.path))
             theirs = [] if rows or mine or not lost else [self.metrics.name]
+        elif mine:  # 只搬来了检查点和设置
+            theirs = []
         if theirs:
             raise ConfigError(
                 f"run.output：“{self.path}”里已经有 {'、'.join(theirs)}，不是训练写的，怕盖掉它。"
@@ -137,6 +141,8 @@ class Tail:
 
     def new(self) -> list[dict]:
         """上次看过之后的记录。"""
+        if not self.path.is_file():  # 管道一打开就一直等
+            return []
         try:
             with self.path.open("rb") as file:
                 facts = self.path.stat()
@@ -161,12 +167,13 @@ def read(run: Path) -> list[dict]:
 
 
 def _bytes(run: Path) -> bytes:
-    try:
-        return (run / "metrics.jsonl").read_bytes()
-    except FileNotFoundError:
+    path = run / "metrics.jsonl"
+    if not os.path.lexists(path):
         return b""
-    except OSError as error:
-        raise LorakitError(f"“{run / 'metrics.jsonl'}”读不出来：{plain_reason(error)}。") from error
+    try:
+        return read_small(path, LONGEST)
+    except Unreadable as error:
+        raise LorakitError(f"“{path}”读不出来：{error}。把它移走，再来一次。") from error
 
 
 def parse(raw: bytes) -> tuple[list[dict], list[int]]:

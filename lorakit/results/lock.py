@@ -19,8 +19,8 @@ from lorakit.files import Unreadable, read_json, write_text
 
 OWNER = ".running"  # 谁在用这个文件夹；修改的时刻是它的心跳
 GATE = ".running.lock"  # 系统锁的是它：Windows 上锁着的文件读不了，所以主人另写一个
-BEAT, STALE = 15.0, 120.0  # 秒：多久一次心跳、多久没有就当它不在了
-WATCH = 3  # 接过来之前，再亲眼看这么多次心跳的工夫：几台机器的钟不一定一样，也会跳
+BEAT, STALE = 10.0, 60.0  # 秒：多久一次心跳、多久没有就当它不在了
+WATCH = 2  # 接过来之前，再亲眼看这么多次心跳的工夫：几台机器的钟不一定一样，也会跳
 SHAPE = {"token": str, "pid": int, "host": str, "boot": str, "space?": str}
 
 
@@ -126,13 +126,14 @@ class Lock:
                 if self.owner.stat().st_mtime_ns != last:
                     raise self._refusal(owner)
         if 0 <= silent < STALE:
-            raise self._refusal(owner)
+            raise self._refusal(owner, silent)
         warn(
             f"“{self.folder}”上次是{_place(owner)}进程 {owner['pid']} 在用，"
             f"已经 {abs(silent) / 60:.0f} 分钟没有动静，由这次接过来。"
         )
 
-    def _refusal(self, owner: dict) -> ConfigError:
+    def _refusal(self, owner: dict, silent: float = 0.0) -> ConfigError:
+        """silent 是主人多少秒没有心跳了；它要是被强行结束的，说清楚还要等多久。"""
         who = f"{_place(owner)}进程 {owner['pid']} " if owner else "另一个进程"
         if owner and _here(owner) and owner["pid"] == os.getpid():
             return ConfigError(
@@ -142,7 +143,16 @@ class Lock:
         return ConfigError(
             f"run.output：{who}正在“{self.folder}”里训练。等它结束，"
             f"或建一个空文件 {self.folder / 'STOP'} 让它停下，或换一个 run.output。"
+            + (_waiting(silent) if owner and not _here(owner) else "")
         )
+
+
+def _waiting(silent: float) -> str:
+    """它在系统的锁到不了的地方，已经被强行结束的话，要等多久。"""
+    return (
+        f"它上一次动静在 {silent:.0f} 秒前（每 {BEAT:.0f} 秒一次）；要是已经被强行结束了，"
+        f"等 {max(STALE - silent, 0):.0f} 秒再运行同一条命令，就会接过来。"
+    )
 
 
 def busy(folder: Path) -> dict:

@@ -13,19 +13,21 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from lorakit import lora
+from lorakit.config.read import bounded
 from lorakit.errors import LorakitError
+from lorakit.files import Unreadable, read_small
 from lorakit.hub import REPO
 from lorakit.hub.transfer import gigabytes
 from lorakit.lora import full, metadata
 from lorakit.results import card, checkpoint
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib"}
-# !!int abc 之类，PyYAML 抛的是各种 Python 的错
-BAD_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+LONGEST = 1 << 20  # 字节；模型卡、设置再长也不到
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 SITES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
-LINKS = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
-COMMANDS = re.compile(r"```bash\n.*?```\n+", re.DOTALL)  # 本机的路径，对别人没有用
+# 每一处只看有限的几个字：别人的卡再怎么写，时间也有限
+LINKS = re.compile(r"!\[(?:\\.|[^\[\]\\\n]){0,2000}\]\(([^)\s]{1,500})\)")
+COMMANDS = re.compile(r"```bash\n(?:(?!```).)*```\n+", re.DOTALL)  # 本机的路径，对别人没有用
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def _run_of(source: Path) -> Path | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
+        return read_small(path, LONGEST).decode("utf-8")
+    except (Unreadable, ValueError) as error:
         raise LorakitError(f"“{path}”读不出来（要 UTF-8 的文字）：{error}。") from error
 
 
@@ -131,8 +133,8 @@ def _front(text: str) -> dict:
     """模型卡的 YAML 头。"""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
-        head = yaml.safe_load(found[1]) if found else {}
-    except BAD_YAML as error:
+        head = bounded(found[1]) if found else {}
+    except yaml.YAMLError as error:
         raise LorakitError(
             f"{card.NAME} 开头两行 --- 之间的 YAML 写错了：{str(error).splitlines()[0]}。"
             "改好再上传，不然两个站都读不出底模和许可。"
@@ -179,8 +181,8 @@ def _published(text: str, site: str, repo: str) -> str:
 def _without_paths(text: str) -> str:
     """设置里的文件夹只留最后一段：别人用不上，还会露出你的用户名。"""
     try:
-        tree = metadata.bare(yaml.safe_load(text))
-    except BAD_YAML as error:
+        tree = metadata.bare(bounded(text))
+    except (yaml.YAMLError, RecursionError) as error:
         raise LorakitError("config.yaml 读不懂，不上传：请改好，或把它移走再来。") from error
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict) and tree["model"].get("path"):
         tree["model"]["path"] = metadata.base_of(tree["model"]["path"])

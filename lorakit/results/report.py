@@ -1,4 +1,4 @@
-"""报告：对照图、损失曲线、运行卡；看一眼就知道学没学会。"""
+"""报告：对照图、损失曲线、运行卡；看一眼就知道练得怎样。"""
 
 import json
 import platform
@@ -134,7 +134,7 @@ def draw_loss(axes, metrics: list[dict]):
             axes.plot(*best, "*", **star, label=f"留出集损失最低：第 {best[0]} 步")
     axes.set_xlabel("步数")
     axes.set_ylabel("损失")
-    axes.set_title("学会了没有？")
+    axes.set_title("损失降了没有（学没学会，还要看画面）")
     if train or held:
         axes.legend(fontsize=9, loc="upper right")
     axes.grid(alpha=0.25)

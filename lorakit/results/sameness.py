@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +75,13 @@ def settings(run: Path, new: Config, processes: int):
         changed.pop("model.path", None)
     if changed:
         raise _other(run, [f"{n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items()])
+    train = new.train
+    if train.schedule != "constant" and old.train.steps != train.steps:
+        warn(
+            f"train.steps 原来是 {old.train.steps}，现在是 {train.steps}："
+            f"train.schedule={train.schedule} 的学习率按总步数下降，前一半是照原来的总数降的。"
+            "接得上，和一口气练完不同。"
+        )
     if before != now:
         same = f"，要一样就把 train.grad_accum 改成 {before // processes}"
         warn(
@@ -213,10 +221,7 @@ def _data_told(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _part_told(old: Sequence[dict], new: Sequence[dict]) -> list[str]:
-    known = {row["picture"]: row for row in old}
-    fresh = {row["picture"]: row for row in new}
-    gone = [row for key, row in known.items() if key not in fresh]
-    added = [row for key, row in fresh.items() if key not in known]
+    both, gone, added = _paired(old, new)
     replaced = {row["name"] for row in added} & {row.get("name") for row in gone}
     told = []
     for what, rows in (("多了", added), ("少了", gone)):
@@ -225,7 +230,6 @@ def _part_told(old: Sequence[dict], new: Sequence[dict]) -> list[str]:
             told.append(f"{what} {len(rows)} 张（{_names(rows)}）")
     if replaced:
         told.append(f"换了内容 {len(replaced)} 张（{'、'.join(sorted(replaced)[:SHOWN])}）")
-    both = [(known[key], row) for key, row in fresh.items() if key in known]
     for field, called in WHAT.items():
         rows = [row for was, row in both if was.get(field) != row.get(field)]
         if rows:
@@ -233,6 +237,25 @@ def _part_told(old: Sequence[dict], new: Sequence[dict]) -> list[str]:
     if not told and [r["picture"] for r in old] != [r["picture"] for r in new]:
         told.append("的次序变了，取图的先后会不同")
     return told
+
+
+def _paired(old: Sequence[dict], new: Sequence[dict]) -> tuple[list, list, list]:
+    """(同一张图的前后两行, 少了的, 多了的)；同一张图存了几份的，一份对一份，先对最像的。"""
+    both, gone, added = [], list(old), list(new)
+    for fields in (("picture", "name", *WHAT), ("picture", "name"), ("picture",)):
+        waiting = defaultdict(list)
+        for row in gone:
+            waiting[repr([row.get(field) for field in fields])].append(row)
+        rest = []
+        for row in added:
+            same = waiting[repr([row.get(field) for field in fields])]
+            if same:
+                both.append((same.pop(0), row))
+            else:
+                rest.append(row)
+        kept = {id(row) for rows in waiting.values() for row in rows}
+        gone, added = [row for row in gone if id(row) in kept], rest
+    return both, gone, added
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> str:

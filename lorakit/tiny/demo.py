@@ -10,6 +10,7 @@ from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.results import card, report, verdict
 from lorakit.results import folder as run_folder
+from lorakit.results.evidence import Share
 from lorakit.tiny import samples
 from lorakit.tiny.lessons import lesson
 
@@ -21,8 +22,8 @@ class Result:
     """demo 的结果：前后的打分、留出集损失、图的位置、训练用了几秒。"""
 
     exam: str
-    before: dict[str, float]
-    after: dict[str, float]
+    before: dict[str, Share]
+    after: dict[str, Share]
     held: tuple[float, ...]
     picture: Path
     seconds: float

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lorakit import infer
 from lorakit.errors import LorakitError
+from lorakit.results.evidence import Share
 from lorakit.tiny import samples
 from lorakit.tiny.examiner import examine, share
 from lorakit.tiny.figures import FIGURES
@@ -39,8 +40,8 @@ def exam_scenes(style: str) -> list[Scene]:
 class Scores:
     """画风的打分：有多少张是这个画风、有多少张认得出是要的东西。"""
 
-    style: float
-    content: float
+    style: Share
+    content: Share
 
 
 def score(images: Sequence[Image.Image], style: str) -> Scores:
@@ -73,7 +74,7 @@ class StyleLesson:
         prompts = [style_caption(scene) for scene in exam_scenes(self.name)]
         return infer.generate(family, pipe, prompts, settings, SQUARE)
 
-    def judge(self, images) -> dict[str, float]:
+    def judge(self, images) -> dict[str, Share]:
         """考官的打分：每一项是什么、对了多少。"""
         judged = score(images, self.name)
         return {f"是{STYLES[self.name][0]}的": judged.style, "认得出画的是什么": judged.content}
@@ -81,6 +82,29 @@ class StyleLesson:
     def rows(self, before, after) -> dict[str, list]:
         """对照图的每一行。"""
         return {"训练前": before[:SHOWN], "训练后": after[:SHOWN]}
+
+
+def character_scenes() -> list[Scene]:
+    """12 个 ohwx 猫的场景，再 12 个普通的、有颜色的猫的。"""
+    rng, colors = np.random.default_rng(3), list(COLORS)
+    scenes = [samples.character_scene(rng, kind) for kind in ("ohwx", "cat") for _ in range(12)]
+    for i in range(12, 24):
+        cat = replace(scenes[i].things[0], color=colors[i % len(colors)])
+        scenes[i] = replace(scenes[i], things=(cat,))
+    return scenes
+
+
+def edit_pairs(edit: str) -> list[tuple[Scene, Scene]]:
+    """12 对 (改之前, 照指令改之后)；主体都是留出的。edit 是 samples.EDITS 里的名字。"""
+    rng = np.random.default_rng(77)
+    chosen = [samples.edit_scene(rng, kind) for kind in HELD_OUT[:EDITED]]
+    return [(scene, samples.EDITS[edit][1](scene)) for scene in chosen]
+
+
+def changed(drawn: Image.Image, before: Image.Image, after: Image.Image) -> bool:
+    """改成了：离答案比离原图近得多，均方误差不到改动本身的一半。"""
+    new, old, right = (np.asarray(image, np.float32) for image in (drawn, before, after))
+    return bool(np.square(new - right).mean() < np.square(old - right).mean() / 2)
 
 
 @dataclass(frozen=True)
@@ -95,14 +119,10 @@ class CharacterLesson:
 
     def draw(self, family, pipe, settings) -> list[Image.Image]:
         """前一半说 ohwx 猫，后一半说某种颜色的普通的猫。"""
-        rng, colors = np.random.default_rng(3), list(COLORS)
-        scenes = [samples.character_scene(rng, kind) for kind in ("ohwx", "cat") for _ in range(12)]
-        for i in range(12, 24):
-            cat = replace(scenes[i].things[0], color=colors[i % len(colors)])
-            scenes[i] = replace(scenes[i], things=(cat,))
-        return infer.generate(family, pipe, [caption(s) for s in scenes], settings, SQUARE)
+        said = [caption(scene) for scene in character_scenes()]
+        return infer.generate(family, pipe, said, settings, SQUARE)
 
-    def judge(self, images) -> dict[str, float]:
+    def judge(self, images) -> dict[str, Share]:
         """触发词灵不灵、忘没忘普通的猫。"""
         verdicts = examine(images)
         return {
@@ -134,10 +154,7 @@ class EditLesson:
         return [FIGURES[before.things[0].kind][2] for before, _ in self._pairs()[:SHOWN]]
 
     def _pairs(self) -> list[tuple[Scene, Scene]]:
-        """(改之前, 照指令改之后)；主体都是留出的。"""
-        rng, edit = np.random.default_rng(77), self.name.removeprefix("edit-")
-        chosen = [samples.edit_scene(rng, kind) for kind in HELD_OUT[:EDITED]]
-        return [(scene, samples.EDITS[edit][1](scene)) for scene in chosen]
+        return edit_pairs(self.name.removeprefix("edit-"))
 
     def draw(self, family, pipe, settings) -> list[Image.Image]:
         """同一句指令改 12 张图。"""
@@ -145,18 +162,11 @@ class EditLesson:
         controls = [[render(before)] for before, _ in self._pairs()]
         return infer.edit(family, pipe, [said] * len(controls), controls, settings, SQUARE)
 
-    def judge(self, images) -> dict[str, float]:
-        """改成了：离答案比离原图近得多，均方误差不到一半。"""
-        drawn, before, after = (
-            np.stack([np.asarray(image, np.float32) for image in group])
-            for group in (images, *zip(*self._rendered(), strict=True))
-        )
-        change = np.square(before - after).mean((1, 2, 3))
+    def judge(self, images) -> dict[str, Share]:
+        """改成了几张，认得出几张。"""
+        hits = [changed(one, *pair) for one, pair in zip(images, self._rendered(), strict=True)]
         kinds = [before.things[0].kind for before, _ in self._pairs()]
-        return {
-            "改成了": float((np.square(drawn - after).mean((1, 2, 3)) < change / 2).mean()),
-            "认得出是什么": share(examine(images), object=kinds),
-        }
+        return {"改成了": Share.of(hits), "认得出是什么": share(examine(images), object=kinds)}
 
     def _rendered(self) -> list[tuple[Image.Image, Image.Image]]:
         return [(render(before), render(after)) for before, after in self._pairs()]

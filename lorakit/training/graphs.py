@@ -3,6 +3,8 @@
 20 B 的模型一步有一万多个内核，CPU 一个个地派往往比显卡算得还慢；重放只派一次。
 录下的图认死每个张量的地址与形状，所以输入先抄进固定的地方，形状不同（图的尺寸、描述的长短）
 就各录一张；各张先后用同一片显存（PyTorch 的 CUDA graphs 文档，“Sharing memory across captures”）。
+编译好的代码不管描述多长都用得上，所以图的尺寸热过身，没见过的长短头一次就录：照常走的一步与录好的
+图争显存，越少越好。
 """
 
 from collections import Counter
@@ -16,13 +18,13 @@ from lorakit.memory.recompute import Recompute
 from lorakit.memory.streaming import Streamer
 from lorakit.training.objective import Objective
 
-WARM = 2  # 一种形状的头两次照常走：编译、挑内核都不能在录的时候做
+WARM = 2  # 一种尺寸的头两次照常走：编译、挑内核都不能在录的时候做
 MOST = 64  # 最多录几种形状：每张图自己也要占显存
-SPARE = 1 << 30  # 图自己要占的，不能算给中间结果
+SPARE = 1 << 30  # 图自己要占的、零碎用不上的，不能算给中间结果
 
 
 class Graphs:
-    """训练目标的前向加反向；第三次遇到同一种形状起重放录好的图，结果与照常走相同。
+    """训练目标的前向加反向；第三次遇到同一种尺寸起重放录好的图，结果与照常走相同。
 
     用它时，参数的梯度要一直在原处：清零，不能丢掉（`zero_grad(set_to_none=False)`）。
     """
@@ -38,7 +40,8 @@ class Graphs:
         self.objective, self.recompute, self.count = objective, recompute, count
         self.streamer = streamer
         self.device = objective.device
-        self.seen: Counter = Counter()  # 形状 -> 照常走过几次
+        self.seen: Counter = Counter()  # 形状，与其中图的尺寸 -> 照常走过几次
+        self.wary = False  # 没见过的长短头一次录不成：以后每种形状自己先走 WARM 次
         self.need = 0  # 照常走一步，最多另要多少字节
         self.refused = False  # 录不成，以后都照常走
         self.forget()
@@ -54,7 +57,7 @@ class Graphs:
         batch = self.objective.batch(number, *keys)
         given, layout = pytree.tree_flatten(batch.parts)
         kind = (str(layout), *(None if x is None else (x.shape, x.dtype) for x in given))
-        if kind not in self.made and self.seen[kind] >= WARM and not self.refused:
+        if kind not in self.made and self._warmed(kind) and not self.refused:
             self._try(kind, given, layout)
         if kind in self.made:
             loss = self._replay(*self.made[kind], given)
@@ -62,15 +65,21 @@ class Graphs:
             loss = self._plainly(kind, batch.parts)
         return loss, batch.t, batch.items
 
+    def _warmed(self, kind: tuple) -> bool:
+        return self.seen[kind if self.wary else _sizes(kind)] >= WARM
+
     def _try(self, kind: tuple, given: list, layout):
         if len(self.made) == MOST:
-            return self._refuse(f"图的尺寸与描述的长短有 {MOST} 种以上，录不下")
+            return  # 多出来的几种照常走
         try:
             self.made[kind] = self._record(given, layout)
         except RuntimeError as error:  # 模型里有录不了的操作，或显存不够再放一张图
             if self.streamer:
                 self.streamer.drop()  # 录的时候什么也没有真的搬
-            self._refuse(f"这一步录不成：{str(error).splitlines()[0]}")
+            if self.seen[kind] >= WARM:
+                return self._refuse(f"这一步录不成：{str(error).splitlines()[0]}")
+            self.wary = True
+            self.forget()
 
     def _refuse(self, why: str):
         self.refused = True
@@ -78,8 +87,10 @@ class Graphs:
         warn(f"memory.compile=graphs 只编译，没有录图，照常练（{why}）。")
 
     def _plainly(self, kind: tuple, parts: list) -> torch.Tensor:
-        self.seen[kind] += 1
-        if self.made and self._room() < self.need:
+        self.seen.update({kind, _sizes(kind)})
+        if self.made and self._room() < self.need + SPARE:
+            if len(self.made) == MOST:  # 让出来也只是再录一遍
+                self._refuse(f"图的尺寸与描述的长短有 {MOST} 种以上，显存录不下")
             self.forget()  # 录好的图占着中间结果的地方，先让出来
         loss = self._work(parts)
         peak = torch.cuda.max_memory_allocated(self.device)
@@ -123,3 +134,8 @@ class Graphs:
         self._settle()  # 中间检验过、出过样张，格子里就是别的块
         graph.replay()
         return loss.clone()  # 下一次重放会写在同一个地方
+
+
+def _sizes(kind: tuple) -> tuple:
+    """一种形状里图的尺寸：描述有多长不算。"""
+    return kind[:1] + tuple(one for one in kind[1:] if one is not None and len(one[0]) > 3)

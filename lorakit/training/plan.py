@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FEW, MANY = 10, 400  # 每张图看几遍算太少、太多（微型模型与真模型都在这之间）
+from lorakit.results.verdict import FEW
+
+MANY = 400  # 每张图看这么多遍算太多；少于 FEW 算太少（微型模型与真模型都在这之间）
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lorakit import cache, lora
 from lorakit.config import Config
 from lorakit.families import open_family
 from lorakit.families.open import device_for
-from lorakit.infer import remember_preview
+from lorakit.infer import remember_preview, with_own_prompts
 from lorakit.lora import full
 from lorakit.memory import apply, compiling
 from lorakit.results import checkpoint, sameness, track
@@ -29,7 +29,7 @@ def encoded(config: Config, family, progress=None, chosen=None) -> cache.Dataset
         progress, chosen: 见 `cache.prepare`。
     """
     dataset = cache.prepare(config, family, progress, chosen, keep=("text",))
-    remember_preview(family, config, dataset)
+    remember_preview(family, with_own_prompts(config, dataset), dataset)
     family.release("text")
     return dataset
 
@@ -81,7 +81,7 @@ class Prepared:
             given = (found, self.trained_on, self.dataset)
             processes.by_first(accelerator, lambda: sameness.content(*given))
             processes.together(accelerator, lambda: saving.restore(self, found))
-        processes.by_first(accelerator, lambda: self.record.claim(config, self.step))
+        processes.by_first(accelerator, lambda: self.record.claim(self.config, self.step))
         track.start(accelerator, config)
 
     def _fetch(self):
@@ -95,6 +95,7 @@ class Prepared:
         preflight.check(config, self.family, self.accelerator.num_processes, sharded)
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
         self.dataset = dataset or encoded(config, self.family, progress)
+        self.config = config = with_own_prompts(config, self.dataset)
         self.remembered = remember_preview(self.family, config, self.dataset)
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.untouched()

@@ -19,8 +19,11 @@ def warm(trainer, say: Callable[[str, int, int], None] = lambda *_: None) -> int
     trainer.model.train()
     for done, number in enumerate(numbers, 1):
         with apply.explaining_full(trainer.config, trainer.step + 1):
-            loss, _, _ = trainer.objective.draw(number, trainer.step, 0)
-            trainer.accelerator.backward(loss / count)
+            if trainer.graphs is not None:  # 它记着哪些尺寸热过身
+                trainer.graphs.draw(number, trainer.step, 0)
+            else:
+                loss, _, _ = trainer.objective.draw(number, trainer.step, 0)
+                trainer.accelerator.backward(loss / count)
         say("编译", done, len(numbers))
     trainer.optimizer.zero_grad(set_to_none=trainer.graphs is None)
     return len(numbers)

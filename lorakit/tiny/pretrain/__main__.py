@@ -14,6 +14,7 @@ from PIL import Image
 
 from lorakit.families.qwen_image import single_frame
 from lorakit.tiny.pretrain import base_edit, base_flux, base_qwen, vae
+from lorakit.tiny.pretrain.calibrate import calibrate
 from lorakit.tiny.pretrain.examiner import train_examiner
 from lorakit.tiny.pretrain.tokenizer_flux import LENGTH
 
@@ -73,7 +74,11 @@ def jobs(args, device) -> dict:
     common = dict(device=device, steps=args.steps, minutes=args.minutes, workers=args.workers)
     common |= {"size": args.size} if args.size else {}
     if args.name == "examiner":
-        return {"examiner": lambda: train_examiner(args.out, **common)}
+        steps = {
+            "examiner": lambda: train_examiner(args.out, **common),
+            "calibrate": lambda: calibrate(args.out, args.size or 2000, args.workers),
+        }
+        return {args.part: steps[args.part]} if args.part else steps
     learned = dict(batch=args.batch, start=args.start, **common)
     steps = {
         part: partial(train, args.out, **(common if part == "vae" else learned))
@@ -91,7 +96,9 @@ def main():
     parser = argparse.ArgumentParser(description="训练随包的微型模型")
     parser.add_argument("name", choices=[*PARTS, "examiner"])
     parser.add_argument(
-        "--part", choices=["vae", "base", "distill", "measure"], help="只做其中一步；不写就从头到尾"
+        "--part",
+        choices=["vae", "base", "distill", "measure", "examiner", "calibrate"],
+        help="只做其中一步；不写就从头到尾",
     )
     parser.add_argument("--out", type=Path, required=True, help="写到哪个文件夹")
     parser.add_argument("--minutes", type=float, default=9, help="每一步最多几分钟")
@@ -103,6 +110,7 @@ def main():
     parser.add_argument("--count", type=int, default=200, help="打分时画几张")
     args = parser.parse_args()
     known = [*PARTS.get(args.name, {}), "measure"]
+    known = ["examiner", "calibrate"] if args.name == "examiner" else known
     if args.part and args.part not in known:
         parser.error(f"{args.name} 没有 {args.part} 这一步；它的步骤：{'、'.join(known)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

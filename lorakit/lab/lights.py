@@ -1,0 +1,38 @@
+"""练习册里的三个灯：给一次训练的几个检查点，摆成一张表。"""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from lorakit.judge import Judge, eye_for, open_run
+from lorakit.lab.display import publish, table
+from lorakit.lab.picture import GRAY, GREEN, ORANGE, RED
+from lorakit.results.verdict import Judgement
+
+COLORS = {"绿": GREEN, "黄": ORANGE, "红": RED, "灭": GRAY}
+
+
+def judge(
+    run: str | Path,
+    steps: Sequence[int] = (),
+    prompts: Sequence[str] = (),
+    seeds: int = 2,
+    eye: str | None = None,
+) -> Judgement:
+    """看结果文件夹里的检查点（steps 不写就全看），摆出三个灯，返回 Judgement。
+
+    画过的图留在结果文件夹的 judge 里，再看一遍很快。
+    """
+    config = open_run(Path(run))
+    found = Judge(eye_for(eye, config), seeds, prompts)(config, steps)
+    rows, lines = [], []
+    for step, one in found.verdicts.items():
+        dots = (f'<span style="color:{COLORS[i.color]}">●</span> {i.name}' for i in one.lights)
+        said = "<br>".join(escape(light.said) for light in one.lights)
+        rows.append((f"第 {step} 步", f"<b>{escape(one.word)}</b>", "<br>".join(dots), said))
+        lines.append(f"第 {step} 步 {one.text()}")
+    taken = "没有" if found.take is None else f"第 {found.take} 步"
+    tail = f"该用哪一个：{taken}。{found.why}"
+    page = f"{table(rows)}<p>{escape(tail)}</p>"
+    publish({"text/html": page, "text/plain": "\n".join([*lines, tail])})
+    return found

@@ -1,0 +1,157 @@
+"""毕业证书：名字、日期、练之前和之后、会了什么、还差什么；连同 LoRA 与模型卡装进一个文件夹。"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import date
+from html import escape
+from pathlib import Path
+
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from lorakit import cache, lora
+from lorakit.config import load_config
+from lorakit.families import open_family
+from lorakit.files import write_text
+from lorakit.lab.display import pictured, publish
+from lorakit.lab.exercises.judge import all_exercises, passed
+from lorakit.lab.graduation import overall, still_open
+from lorakit.lab.picture import missing, wall
+from lorakit.results import card, report
+from lorakit.results.report import font, save_image
+
+PAGE = (1080, 1440)  # 像素：3:4，小红书、朋友圈的竖图
+EDGE, INK = 70, "#25303b"
+CHINESE = re.compile(r"cjk|sourcehan|pingfang|heiti|hiragino|msyh|simhei|simsun|wqy|fallback", re.I)
+FOLDER = "毕业"  # 作品的文件夹里，分享的东西放在这里
+SKILLS = {  # 一本的练习全通过，就算会了
+    "01": "加噪、速度、采样",
+    "02": "体检、描述、步数",
+    "03": "训练循环、续练",
+    "04": "引导、偏移、调参",
+    "05": "强度、叠加、挑检查点",
+}
+
+
+def certificate(
+    work,
+    marks: Mapping[str, float],
+    before: Sequence[Image.Image],
+    after: Sequence[Image.Image],
+    titles: Sequence[str],
+    run: Path,
+    folder: Path | None = None,
+    name: str = "",
+) -> Path:
+    """摆出证书，把它、LoRA、模型卡装进一个文件夹，返回那个文件夹。
+
+    Args:
+        work: 你的作品（lab.work()）。
+        marks: 考官分 {名字: 0 到 1}。
+        before: 训练前画的几张；after 是训练后的同样几张，titles 是各张的名字。
+        run: 练出这个 LoRA 的结果文件夹。
+        folder: 分享的文件夹；不写是作品文件夹里的“毕业”。
+        name: 证书上你的名字；不写就是作品的名字。
+
+    Raises:
+        LorakitError: run 里没有 LoRA，或写不进。
+    """
+    folder = Path(folder or work.home / FOLDER)
+    said = lines(work, marks, name)
+    page = drawn(said, wall([before, after], ["训练前", "训练后"], titles, cell_for(titles)))
+    save_image(page, folder / "证书.jpg")
+    weights = lora.find(run)
+    shutil.copyfile(weights, folder / weights.name)
+    told = card_of(Path(run)).read_text(encoding="utf-8")
+    write_text(folder / "README.md", told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1))
+    publish(pictured(page.resize((PAGE[0] // 2, PAGE[1] // 2))))
+    inside = "、".join(sorted(file.name for file in folder.iterdir()))
+    tail = f"分享用的都在 {folder.name} 文件夹里：{inside}。"
+    said += [f"{book} 还开着：{'、'.join(names)}" for book, names in still_open().items()]
+    text = "\n".join([*said, tail])
+    page = "<br>".join(map(escape, [*said, tail]))
+    publish({"text/html": f"<p>{page}</p>", "text/plain": text})
+    return folder
+
+
+def card_of(run: Path) -> Path:
+    """模型卡；还没有就照训练记录写一份（图编码过，直接用缓存）。"""
+    made = run / "README.md"
+    if made.is_file():
+        return made
+    config = load_config(run / "config.yaml")
+    family = open_family(config)
+    dataset = cache.prepare(config, family)
+    report.write_run_card(run, config, dataset, 0, str(family.device))
+    return card.write(run, config, family, dataset)
+
+
+def lines(work, marks: Mapping[str, float], name: str = "") -> list[str]:
+    """证书上的字：谁、哪天、作品、等级、会了什么、还差几道。"""
+    left, known = still_open(), all_exercises()
+    done = len(set(passed()) & known.keys())
+    mastered = [skill for book, skill in SKILLS.items() if book not in left]
+    said = [
+        f"姓名：{name or work.name}",
+        f"日期：{date.today():%Y-%m-%d}",
+        f"作品：{work.name}",
+        f"等级：{overall(marks) or '答完后测才评'}",
+        "考官：" + "，".join(f"{what} {share:.0%}" for what, share in marks.items()),
+        f"练习：通过 {done} / {len(known)} 道",
+        f"会了：{'；'.join(mastered) or '还没有哪一本全做完'}",
+    ]
+    if left:
+        counts = "，".join(f"{book} {len(names)} 道" for book, names in left.items())
+        said.append(f"还开着：{counts}")
+    return said
+
+
+def cell_for(titles: Sequence[str]) -> int:
+    """一张图多大，一排正好放得下。"""
+    return min(300, (PAGE[0] - 2 * EDGE - 80) // len(titles) - 8)
+
+
+def drawn(said: Sequence[str], pictures: Image.Image) -> Image.Image:
+    """证书的样子：标题、图、字，一张竖图。"""
+    page = Image.new("RGB", PAGE, "white")
+    pen = ImageDraw.Draw(page)
+    pen.rectangle([24, 24, PAGE[0] - 25, PAGE[1] - 25], outline="#3f6fb5", width=6)
+    pen.text((PAGE[0] / 2, 110), "LoRA 毕业证书", INK, font(68), anchor="mm")
+    page.paste(pictures, ((PAGE[0] - pictures.width) // 2, 190))
+    top, size = 190 + pictures.height + 40, 34
+    for line in said:
+        letters, line = lettering(line, size)
+        for part in wrapped(line, letters, PAGE[0] - 2 * EDGE):
+            pen.text((EDGE, top), part, INK, letters)
+            top += round(size * 1.45)
+    return page
+
+
+def lettering(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """写这行字的字体：随包的字体没有某个字（多半在名字里），就借系统的中文字体；都没有，那个字写成点。"""
+    lost = missing(text, fallback=False)
+    if not lost:
+        return font(size), text
+    for path in system_fonts():
+        if not lost - {c for c in lost if ord(c) in font_manager.get_font(path).get_charmap()}:
+            return ImageFont.truetype(path, size), text
+    return font(size), "".join("·" if letter in lost else letter for letter in text)
+
+
+def system_fonts() -> list[str]:
+    """系统里的中文字体。"""
+    return sorted(
+        path for path in font_manager.findSystemFonts() if CHINESE.search(Path(path).name)
+    )
+
+
+def wrapped(text: str, letters: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """一行放不下就折成几行。"""
+    parts, line = [], ""
+    for letter in text:
+        if letters.getlength(line + letter) > width:
+            parts.append(line)
+            line = ""
+        line += letter
+    return [*parts, line]

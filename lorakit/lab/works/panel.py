@@ -1,0 +1,161 @@
+"""问一次“你的作品”：名字、触发词、照片；建好以后，它说现在有几张、能不能练。"""
+
+from html import escape
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+from lorakit import data
+from lorakit.data.folder import IMAGE_SUFFIXES
+from lorakit.data.read import read_image
+from lorakit.data.report import Report
+from lorakit.errors import LorakitError
+from lorakit.files import write_whole
+from lorakit.lab.display import Placed, both, frame, put, widgets
+from lorakit.lab.mine import ACCEPT
+from lorakit.lab.picture import wall
+from lorakit.lab.works import checkup, shelf
+
+SHEET, MOST = 12, 3  # 墙上最多摆几张、错误最多说几条
+# 网页一次只能传这么大；更大的会断线，什么也收不到
+HEAVY = (
+    "照片大（一张 10 MB 以上，或一次选了很多）：网页收不下，会断线，什么也不说。"
+    "这样的照片拖进左边的文件栏，放到{}，再按“看看照片”。"
+)
+
+
+def static(made, report: Report | None = None) -> dict:
+    """没有内核时看见的：现在是哪件作品、照片能不能练，怎么换。"""
+    lines = [made.text(), *([checkup.verdict(report)] if report else [])]
+    lines += ["在 Jupyter 里，这一格能填名字、传照片，换成自己的作品。"]
+    page = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return {"text/html": page, "text/plain": "\n".join(lines)}
+
+
+class Panel(Placed):
+    """填名字、触发词、传照片；填好的就地改进 made，后面几格用的就是它。"""
+
+    def __init__(self, made: shelf.Work):
+        w = widgets()
+        self.work = made
+        looks = {"style": {"description_width": "5em"}, "layout": w.Layout(width="min(420px, 95%)")}
+        self.name = w.Text("" if made.sample else made.name, description="作品名", **looks)
+        self.trigger = w.Text(made.trigger, description="触发词", **looks)
+        self.name.placeholder, self.trigger.placeholder = "例如 小橘", "例如 ohwx；画风可以不写"
+        self.set = w.Button(description="用自己的照片", icon="check")
+        self.back = w.Button(description="用样例")
+        self.upload = w.FileUpload(accept=ACCEPT, multiple=True, description="传照片")
+        self.look = w.Button(description="看看照片", icon="refresh")
+        self.said, self.sheet = w.HTML(), frame(format="jpeg")
+        self.set.on_click(lambda button: self.make())
+        self.back.on_click(lambda button: self.take(shelf.use_sample()))
+        self.look.on_click(lambda button: self.refresh())
+        self.upload.observe(lambda change: self.receive(change["new"]), names="value")
+        self.second = w.HBox([self.upload, self.look])
+        parts = [self.name, self.trigger, w.HBox([self.set, self.back])]
+        self.box = w.VBox([*parts, self.second, self.said, self.sheet])
+        self._freshen = lambda static: None
+        self.refresh()
+
+    def display(self):
+        self._freshen = both(self.box, static(self.work, self.report))
+
+    def make(self):
+        """照填的建一件作品。"""
+        try:
+            made = shelf.keep(self.name.value, None, self.trigger.value)
+        except LorakitError as error:
+            self.say(str(error), bad=True)
+            return
+        self.take(made)
+
+    def take(self, made: shelf.Work):
+        """换成这件作品：拿着 self.work 的人看到的也换了。"""
+        vars(self.work).update(vars(made))
+        self.refresh()
+
+    def receive(self, value):
+        """收下传来的照片，原样存进作品的照片文件夹。"""
+        got = files(value)
+        if not got:
+            return
+        if self.work.sample:
+            self.say("先填作品名，按“用自己的照片”，再传。", bad=True)
+            return
+        kept, refused = [], []
+        for number, (name, content) in enumerate(got, 1):
+            self.say(f"正在收第 {number} / {len(got)} 张……")
+            try:
+                kept.append(store(self.work.photos, name, content))
+            except LorakitError as error:
+                refused.append(str(error))
+        self.upload.value = type(self.upload.value)()  # 收下了就不在网页里再留一份
+        self.refresh([f"收下了 {len(kept)} 张。", *refused])
+
+    def refresh(self, news: list[str] | None = None):
+        """再看一遍照片文件夹：几张、长什么样、能不能练。"""
+        made, self.report = self.work, None
+        self.second.layout.display = "none" if made.sample else ""
+        self.sheet.layout.display = "none"
+        lines = [*(news or []), made.text()]
+        if not made.sample:
+            lines.append(HEAVY.format(f"“{shelf.near(made.photos)}”"))
+            if pictures := made.pictures():
+                self.say(f"正在看 {len(pictures)} 张照片……")
+                self.report = report = data.inspect(made.photos, made.trigger)[1]
+                lines += [checkup.verdict(report), *report.gathered(report.errors)[:MOST]]
+                lines.append("描述不用一个个建文件：在 02 里运行 作品.captions()，一张张写。")
+                put(self.sheet, contact(pictures[:SHEET]))
+                self.sheet.layout.display = ""
+        self.say("\n".join(lines))
+        self._freshen(static(made, self.report))
+
+    def say(self, text: str, bad: bool = False):
+        """底下的几行话；bad 用红字。"""
+        look = f"white-space:pre-wrap;line-height:1.5;color:{'#c4382c' if bad else 'inherit'}"
+        self.said.value = f'<div style="{look}">{escape(text)}</div>'
+
+
+def files(value) -> list[tuple[str, bytes]]:
+    """FileUpload 的值 -> [(名字, 字节)]：ipywidgets 7 是 {名字: {...}}，8 是 ({...},)。"""
+    if isinstance(value, dict):
+        return [(name, bytes(one["content"])) for name, one in value.items()]
+    return [(one["name"], bytes(one["content"])) for one in value]
+
+
+def store(folder: Path, name: str, content: bytes) -> Path:
+    """一张传来的照片 -> 照片文件夹里的一个文件：名字照旧（中文也行），打不开的不收。
+
+    Raises:
+        LorakitError: 不是图片，或解不开。
+    """
+    plain = PurePath(name.replace("\\", "/")).name
+    path = folder / plain
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        kinds = "、".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        raise LorakitError(f"“{plain}”不是认得的图片（只认 {kinds}），没有收。")
+    number = 1
+    while path.exists() and path.read_bytes() != content:  # 另一张同名的：两张都留
+        number += 1
+        path = folder / f"{PurePath(plain).stem}_{number}{path.suffix}"
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    try:
+        read_image(path)
+    except LorakitError:
+        path.unlink()
+        raise
+    return path
+
+
+def contact(pictures: list[Path]) -> Image.Image:
+    """一墙小图，打不开的留白。"""
+    tiles = []
+    for path in pictures:
+        try:
+            tiles.append(read_image(path))
+        except LorakitError:
+            tiles.append(Image.new("RGB", (8, 8), "white"))
+    across = min(6, len(tiles))
+    rows = [tiles[i : i + across] for i in range(0, len(tiles), across)]
+    rows[-1] += [Image.new("RGB", (8, 8), "white")] * (across - len(rows[-1]))
+    return wall(rows, [""] * len(rows), [""] * across, 110)

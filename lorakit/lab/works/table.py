@@ -1,0 +1,101 @@
+"""练过的每一次，一张表：改了什么、留出集、样张、判断；按一下，用某一次的设置再来。"""
+
+import base64
+import io
+from html import escape
+
+from PIL import Image
+
+from lorakit.config import differences
+from lorakit.config.explain import shown
+from lorakit.errors import LorakitError
+from lorakit.lab.display import Placed, both, headless, publish, table, widgets
+from lorakit.lab.runner import Run
+from lorakit.lab.works import tries
+
+HEADS = ("第几次", "改了什么", "留出集损失", "样张", "判断")
+NONE = "还没有练过：在 03 或 04 的面板上练一次，这里就多一行。"
+ONLY = "样例不记每一次；换成自己的照片（01 里的 lab.work()），这里就一次一行。"
+TAIL = "用哪一次的设置再来：lab.Run(作品.again(1)).start()；比两次：作品.compare(1, 2)。"
+SMALL = 72  # 像素：表里的一张样张
+
+
+def show(work):
+    """练过的每一次，一张表；有人看时带着“用这次的设置再来”。"""
+    done = [] if work.sample else tries.all_of(work.home)
+    if not done:
+        said = ONLY if work.sample else NONE
+        publish({"text/html": f"<p>{said}</p>", "text/plain": said})
+    elif headless():
+        publish(page(done))
+    else:
+        Table(work, done).display()
+
+
+class Table(Placed):
+    """表，和挑一次、照它的设置再来的按钮；再来的那一次，面板就在表的下面。"""
+
+    def __init__(self, work, done: list[tries.Try]):
+        w = widgets()
+        self.work, self.run = work, None
+        self.rows, self.said = w.HTML(page(done)["text/html"]), w.HTML()
+        names = [(f"第 {one.number} 次", one.number) for one in done]
+        self.which = w.Dropdown(options=names, value=done[-1].number)
+        self.button = w.Button(description="用这次的设置再来", icon="repeat")
+        self.button.on_click(lambda button: self.again())
+        parts = [self.rows, w.HBox([self.which, self.button]), self.said]
+        self.box = w.VBox(parts)
+
+    def display(self):
+        both(self.box, page(tries.all_of(self.work.home)))
+
+    def again(self):
+        """照挑中的那一次再练一次；还有一次在练就先不开始。"""
+        try:
+            if self.run and self.run.running:
+                raise LorakitError("上面那一次还在练：等它练完，或先按停止。")
+            self.run = Run(tries.again(self.work, self.which.value))
+            self.run.start(show=False)
+        except LorakitError as error:
+            self.said.value = f'<span style="color:#c4382c">{escape(str(error))}</span>'
+            return
+        folder = self.run.config.run.output.name
+        self.said.value = f"<small>照第 {self.which.value} 次的设置练 {folder}。</small>"
+        self.box.children = (*self.box.children[:3], self.run.board.box)
+
+
+def page(done: list[tries.Try]) -> dict:
+    """整张表 -> 网页与文字两种写法。"""
+    rows, lines = [[f"<b>{head}</b>" for head in HEADS]], []
+    for before, one in zip([None, *done], done, strict=False):
+        said = [f"{one.number}", changed(before, one), losses(one), one.word()]
+        lines.append("　".join([f"第 {said[0]} 次", *said[1:]]))
+        pictures = "".join(map(_tiny, one.shots()[:4]))
+        rows.append([escape(said[0]), escape(said[1]), escape(said[2]), pictures, escape(said[3])])
+    return {"text/html": f"{table(rows)}<p>{TAIL}</p>", "text/plain": "\n".join([*lines, TAIL])}
+
+
+def changed(before: tries.Try | None, one: tries.Try) -> str:
+    """和前一次比，改了哪几项设置。"""
+    if before is None:
+        return "头一次"
+    found = differences(before.config, one.config).items()
+    said = [f"{k}：{shown(old)} → {shown(new)}" for k, (old, new) in found if k != "run.output"]
+    return "；".join(said) or "什么也没改"
+
+
+def losses(one: tries.Try) -> str:
+    """留出集损失从多少到多少，最低在哪一步。"""
+    held = one.held()
+    if not held:
+        return "没有量"
+    last, best = max(held), min(held, key=held.get)
+    said = f"{held[min(held)]:.3f} → {held[last]:.3f}"
+    return said if best == last else f"{said}（最低 {held[best]:.3f}，第 {best} 步）"
+
+
+def _tiny(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.resize((SMALL, SMALL)).save(file, "JPEG", quality=70)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{data}" style="margin:1px">'

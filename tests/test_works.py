@@ -1,0 +1,311 @@
+"""我的作品：问一次，记得住；照片收得下，描述写得成，每一次训练各有各的文件夹，证书装得齐。"""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from lorakit import data, lab
+from lorakit.config import load_config
+from lorakit.errors import LorakitError
+from lorakit.lab.notes import notes
+from lorakit.lab.works import certificate, checkup, editor, panel, shelf, table, tries, words
+from lorakit.results import lock
+from lorakit.tiny import samples
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """一件作品：十二张照片，还没有描述。"""
+    monkeypatch.chdir(tmp_path)
+    made = shelf.keep("小橘", trigger="ohwx")
+    source = samples.write("ohwx-cat", tmp_path / "source", count=12)
+    for number, file in enumerate(sorted(source.glob("*.png"))):
+        (made.photos / f"猫 {number:02}.png").write_bytes(file.read_bytes())
+    return made
+
+
+def told(work, count=12):
+    """给前 count 张写上描述。"""
+    spots = ("左边", "右边", "中间")
+    places = ("草地", "大海", "雪地", "夜空")
+    for number, path in enumerate(work.pictures()[:count]):
+        text = f"一只ohwx 猫在{spots[number % 3]}，背景是{places[(number + number // 6) % 3]}"
+        path.with_suffix(".txt").write_text(text, encoding="utf-8")
+    return work
+
+
+# ---- 问一次，记得住 ----
+
+
+def test_sample_changes_nothing(shown):
+    work = lab.work()
+    assert work.sample and "样例" in shown[-1]["text/plain"]
+    assert work.prompts(["甲"]) == ["甲"] and work.titles(["乙"]) == ["乙"]
+    assert (
+        work.folder("这里") == "这里"
+        and work.word("ohwx") == "ohwx"
+        and work.lora("那里") == "那里"
+    )
+    work.clean()
+    assert "不用改" in shown[-1]["text/plain"]
+    for speak in (work.check, work.tries, work.captions):
+        speak()
+        assert "lab.work()" in shown[-1]["text/plain"]
+
+
+def test_named_work_is_remembered_by_the_next_book(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    again = shelf.current()
+    assert (
+        again == mine and again.home == tmp_path / "runs" / "小橘" and len(again.pictures()) == 12
+    )
+    assert shelf.keep("小橘", trigger="sks").trigger == "sks"
+    assert shelf.keep("小橘").trigger == "sks", "没有写的照旧"
+    shelf.use_sample()
+    assert shelf.current().sample and shelf.names() == ["小橘"]
+    assert shelf.keep("小橘").photos == mine.photos, "换回来，什么也没丢"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "样例", "长" * 41, 'a"b'])
+def test_names_that_cannot_be_folders_are_refused(name):
+    with pytest.raises(LorakitError, match="当不了作品的名字"):
+        shelf.keep(name)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(LorakitError, match="没有这个文件夹"):
+        shelf.keep("小橘", photos=tmp_path / "没有")
+    assert shelf.names() == []
+
+
+# ---- 收照片 ----
+
+
+def photo(kind: str = "JPEG", size=(60, 40), turned: bool = False) -> bytes:
+    file, marks = io.BytesIO(), Image.Exif()
+    if turned:
+        marks[274] = 6
+    image = Image.effect_noise(size, 90).convert("RGB")
+    if kind == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        image.save(file, kind)
+    else:
+        image.save(file, kind, exif=marks)
+    return file.getvalue()
+
+
+def test_phone_photos_are_taken_as_they_are(mine):
+    board = panel.Panel(mine)
+    sent = [
+        {"name": "IMG_1.HEIC", "content": photo("HEIF", (64, 64))},
+        {"name": "小橘 在窗台.jpg", "content": memoryview(photo(turned=True))},
+        {"name": "文档.pdf", "content": b"%PDF"},
+        {"name": "坏.jpg", "content": b"\xff\xd8\xff"},
+    ]
+    board.receive(tuple(sent))
+    assert "收下了 2 张" in board.said.value and "文档.pdf" in board.said.value
+    assert len(mine.pictures()) == 14 and not (mine.photos / "坏.jpg").exists()
+    assert data.read_image(mine.photos / "小橘 在窗台.jpg").size == (40, 60), "按拍摄方向转正"
+    board.receive({"小橘 在窗台.jpg": {"content": photo()}})
+    assert (mine.photos / "小橘 在窗台_2.jpg").exists(), "同名的另一张，两张都留"
+
+
+def test_panel_makes_the_work_that_later_cells_hold(tmp_path, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    held = shelf.Work()
+    board = panel.Panel(held)
+    assert board.second.layout.display == "none"
+    board.name.value, board.trigger.value = "a/b", "ohwx"
+    board.set.click()
+    assert "当不了" in board.said.value and held.sample
+    board.name.value = "小橘"
+    board.set.click()
+    assert not held.sample and held.trigger == "ohwx" and board.second.layout.display == ""
+    assert "10 MB" in board.said.value and "runs/小橘/照片" in board.said.value
+    board.back.click()
+    assert held.sample
+
+
+# ---- 体检、描述 ----
+
+
+def test_equal_faults_are_one_line(mine, shown):
+    mine.check()
+    said = shown[-1]["text/plain"]
+    line = next(one for one in said.splitlines() if "没有描述" in one)
+    assert "没有描述，12 张" in line and "猫 00.png" in line and said.count("没有描述") == 1
+    assert "先改好" in said
+    told(mine).check()
+    assert checkup.READY in shown[-1]["text/plain"]
+
+
+def test_editor_writes_one_caption_at_a_time(mine, shown, family):
+    board = editor.Editor(mine, mine.pictures(), load_config("tiny-qwen-image"), family, None)
+    assert board.text.value == "ohwx " and "还没有写" in board.verdict.value
+    assert board.back.value and board.cut.value and board.image.value
+    board.next()
+    assert board.at == 0 and not list(mine.photos.glob("*.txt")), "空的不写"
+    board.text.value = "猫在窗台上"
+    assert "没有触发词" in board.verdict.value
+    board.text.value = "OHWX 猫在窗台上"
+    assert "一字不差" in board.verdict.value
+    board.text.value = "ohwx 猫在窗台上，背景是雨天"
+    assert "写得好" in board.verdict.value
+    board.text._handle_custom_msg({"event": "submit"}, [])
+    assert board.at == 1 and editor.said_of(mine.pictures()[0]) == "ohwx 猫在窗台上，背景是雨天"
+    board.text.value = "ohwx 猫在草地上，背景是树"
+    board.slider.value = 4  # 翻走之前，写了的先存下
+    assert board.at == 3 and editor.said_of(mine.pictures()[1]).endswith("背景是树")
+    told(mine)
+    board.go(11)
+    board.text.value = "ohwx 猫在左边，背景是沙滩"
+    board.next()
+    assert checkup.READY in board.saved.value
+
+
+def test_editor_lets_a_model_write_first(mine, family):
+    board = editor.Editor(mine, mine.pictures(), None, None, lambda image: "一只猫")
+    board.propose()
+    assert board.text.value == "ohwx，一只猫" and not list(mine.photos.glob("*.txt"))
+
+
+def test_editor_opens_at_the_first_without_words(mine):
+    told(mine, 5)
+    assert editor.Editor(mine, mine.pictures(), None, None, None).at == 5
+
+
+def test_cleaning_can_be_taken_back(mine, shown):
+    path = mine.pictures()[0]
+    path.with_suffix(".txt").write_bytes("ohwx 猫在窗台上".encode("gbk"))
+    before = path.with_suffix(".txt").read_bytes()
+    mine.clean()
+    assert editor.said_of(path) == "ohwx 猫在窗台上" and "改好" in shown[-1]["text/plain"]
+    mine.clean(undo=True)
+    assert path.with_suffix(".txt").read_bytes() == before
+
+
+def test_a_named_work_says_at_once_whether_it_can_train(mine, shown):
+    told(mine)
+    assert lab.work("小橘") == mine and checkup.READY in shown[-1]["text/plain"]
+
+
+# ---- 样张说的是自己的作品 ----
+
+
+def test_prompts_and_titles_come_from_the_captions(mine):
+    told(mine)
+    asked = mine.prompts(["剪纸风格，一只大狗在中间"])
+    said = {record.caption for record in mine.records()}
+    assert 2 <= len(asked) <= words.ASKED and not set(asked[:-1]) & said, "没练过的搭配"
+    assert "剪纸" not in "".join(asked) and "ohwx" not in asked[-1]
+    titles = mine.titles(["狗"])
+    assert len(titles) == len(asked) == len(set(titles)) and titles[-1] == "不说触发词"
+    assert words.titles(["龘", "龘"], "") == ["第 1 句", "第 2 句"], "字体里没有的字不画"
+
+
+# ---- 一次次训练 ----
+
+
+def trained(work, config, *changes, steps=4):
+    places = [f"data.folder={work.photos}", f"run.output={work.output('没有用到')}"]
+    asked = [f"sample.prompts={work.prompts([])[:1]}", "sample.steps=2", f"train.steps={steps}"]
+    return lab.Run(config("eval.holdout=0.3", *places, *asked, *changes)).start()
+
+
+def test_every_training_is_a_try_and_a_changed_setting_is_no_refusal(mine, config, shown):
+    told(mine)
+    first = trained(mine, config)
+    assert first.config.run.output == mine.home / "第 1 次"
+    second = trained(mine, config, "train.lr=0.002")
+    assert second.config.run.output.name == "第 2 次" and mine.lora() == mine.home / "第 2 次"
+    mine.tries()
+    said = shown[-1]["text/plain"]
+    assert "train.lr" in said and "0.002" in said and said.count("次") >= 4
+    assert "data:image/jpeg" in shown[-1]["text/html"]
+    again = mine.again(1, "train.steps=6")
+    assert again.train.lr == first.config.train.lr and again.train.steps == 6
+    assert again.run.output.name == "第 3 次"
+    mine.compare(1, 2)
+    assert "image/jpeg" in shown[-1]
+    with pytest.raises(LorakitError, match="没有第 9 次"):
+        mine.compare(1, 9)
+
+
+def test_table_runs_the_settings_of_one_try_again(mine, config, shown):
+    told(mine)
+    trained(mine, config, "train.lr=0.002")
+    view = table.Table(mine, tries.all_of(mine.home))
+    view.button.click()
+    assert view.run.result().config.run.output.name == "第 2 次"
+    assert view.run.config.train.lr == 0.002 and view.box.children[-1] is view.run.board.box
+    assert "什么也没改" in table.page(tries.all_of(mine.home))["text/plain"]
+
+
+def test_a_run_cut_off_is_offered_and_goes_on(mine, config, shown):
+    told(mine)
+    run = trained(mine, config, steps=4)
+    saved = run.config.run.output / "config.yaml"
+    saved.write_text(saved.read_text("utf-8").replace("steps: 4", "steps: 6"), "utf-8")  # 像没练完
+    assert "第 1 次停在第 4 步" in mine.text()
+    on = lab.Run(mine.resume()).start()
+    assert on.step == 6 and on.config.run.output == mine.home / "第 1 次"
+    assert on.board.steps == [1, 2, 3, 4, 5, 6], "先前的线也在"
+    assert on.board.samples[0][0] == 0 and "练过 1 次。" in mine.text()
+    with pytest.raises(LorakitError, match="没有停在半路"):
+        mine.resume()
+
+
+def test_a_try_that_saved_nothing_gives_its_number_back(mine):
+    (mine.home / "第 1 次").mkdir(parents=True)
+    assert tries.following(mine.home).name == "第 1 次"
+
+
+def test_a_try_of_another_book_is_left_alone(mine, monkeypatch):
+    last = mine.home / "第 1 次"
+    last.mkdir(parents=True)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(lock, "busy", lambda folder: {"pid": sleeper.pid})
+    try:
+        assert tries.following(mine.home).name == "第 2 次"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+# ---- 证书 ----
+
+
+def test_certificate_folder_has_everything(mine, config, shown):
+    told(mine)
+    run = trained(mine, config)
+    pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
+    folder = lab.certificate(mine, {"画风": 0.9}, *pair, ["猫"], run.config.run.output, name="小明")
+    assert folder == mine.home / "毕业"
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"证书.jpg", "README.md", "pytorch_lora_weights.safetensors"}
+    page = Image.open(folder / "证书.jpg")
+    assert page.size == certificate.PAGE
+    said = shown[-1]["text/plain"]
+    assert "姓名：小明" in said and "作品：小橘" in said and "日期：20" in said
+    assert "01 还开着：compression" in said and "画风 90%" in said
+    assert "# 小橘\n" in (folder / "README.md").read_text("utf-8")
+    (notes() / "exercises.json").write_text(
+        json.dumps(["compression", "add_noise", "velocity", "euler", "lora_size"])
+    )
+    assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
+
+
+def test_a_name_with_rare_letters_never_becomes_boxes(monkeypatch):
+    monkeypatch.setattr(certificate, "system_fonts", lambda: [])
+    letters, text = certificate.lettering("姓名：龘", 30)
+    assert text == "姓名：·"
+    assert certificate.lettering("姓名：小明", 30)[1] == "姓名：小明"
+    assert all(
+        letters.getlength(part) <= 200 for part in certificate.wrapped("字" * 50, letters, 200)
+    )
