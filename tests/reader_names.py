@@ -29,12 +29,21 @@ FLUX_FUSED = [
     f"double_blocks.<0-18>.{BFL}|mod.lin>",
     "single_blocks.<0-37>.<linear1|linear2|modulation.lin>",
 ]
-KLEIN = [
-    f"transformer_blocks.<0-4>.attn.<{ATTN}>",
-    "transformer_blocks.<0-4>.<ff|ff_context>.<linear_in|linear_out>",
-    "single_transformer_blocks.<0-19>.attn.<to_qkv_mlp_proj|to_out>",
-]
-KLEIN_FUSED = [f"double_blocks.<0-4>.{BFL}>", "single_blocks.<0-19>.<linear1|linear2>"]
+
+
+def flux2(double: str, single: str) -> tuple[list[str], list[str]]:
+    """FLUX.2 的层名：diffusers 的、并起来的；双流块、单流块的块号。"""
+    apart = [
+        f"transformer_blocks.<{double}>.attn.<{ATTN}>",
+        f"transformer_blocks.<{double}>.<ff|ff_context>.<linear_in|linear_out>",
+        f"single_transformer_blocks.<{single}>.attn.<to_qkv_mlp_proj|to_out>",
+    ]
+    joined = [f"double_blocks.<{double}>.{BFL}>", f"single_blocks.<{single}>.<linear1|linear2>"]
+    return apart, joined
+
+
+KLEIN, KLEIN_FUSED = flux2("0-4", "0-19")
+DEV, DEV_FUSED = flux2("0-7", "0-47")
 Z_BLOCKS = ("layers.<0-29>", "noise_refiner.<0-1>", "context_refiner.<0-1>")
 Z_REST = [f"{block}.feed_forward.<w1|w2|w3>" for block in Z_BLOCKS]
 Z_REST += [f"{block}.adaLN_modulation.0" for block in Z_BLOCKS[:2]]
@@ -48,6 +57,7 @@ KANDINSKY = [
     "visual_transformer_blocks.<0-49>.visual_modulation.out_layer",
 ]
 
+SAME = {"qwen-image-edit": "qwen-image", "flux-kontext": "flux"}  # 改图的那一版，层名相同
 DOTS, KOHYA = ("", "transformer.", "diffusion_model."), ("lora_unet_",)
 # 软件 -> 家族 -> ((前缀, 层名), ...)；以 _ 结尾的前缀之后，点换成了下划线
 READERS = {
@@ -57,13 +67,17 @@ READERS = {
                  ("diffusion_model.", *KOHYA), FLUX_FUSED),
         "flux2-klein": (("", "transformer.", "lycoris_", "lora_transformer_"), KLEIN,
                         ("diffusion_model.", *KOHYA), KLEIN_FUSED),
+        "flux2-dev": (("", "transformer.", "lycoris_", "lora_transformer_"), DEV,
+                      ("diffusion_model.", *KOHYA), DEV_FUSED),
         "z-image": ((*DOTS, "lycoris_"), Z_IMAGE, ("diffusion_model.", *KOHYA), Z_FUSED),
         "kandinsky5": ((*DOTS, *KOHYA), KANDINSKY),
     },
     "sd-scripts": {"flux": (KOHYA, FLUX_FUSED)},
     "musubi": {
         "qwen-image": (KOHYA, QWEN),
+        "flux-kontext": (KOHYA, FLUX_FUSED),
         "flux2-klein": (KOHYA, KLEIN_FUSED),
+        "flux2-dev": (KOHYA, DEV_FUSED),
         "z-image": (KOHYA, Z_IMAGE),
         "kandinsky5": (KOHYA, KANDINSKY),
     },
@@ -76,6 +90,7 @@ READERS = {
         "qwen-image": ((*DOTS[1:], *KOHYA), QWEN),
         "flux": (("transformer.",), FLUX, ("diffusion_model.", *KOHYA), FLUX_FUSED),
         "flux2-klein": (("transformer.",), KLEIN, ("diffusion_model.", *KOHYA), KLEIN_FUSED),
+        "flux2-dev": (("transformer.",), DEV, ("diffusion_model.", *KOHYA), DEV_FUSED),
         "z-image": ((*DOTS[1:], *KOHYA), Z_IMAGE),
         "kandinsky5": (("transformer.",), KANDINSKY),
     },
@@ -91,7 +106,8 @@ def pattern(template: str) -> str:
 
 def known(reader: str, family: str) -> re.Pattern | None:
     """这个软件给这个家族认得的层名；不认这个家族就是 None。"""
-    rules = READERS[reader].get("qwen-image" if family == "qwen-image-edit" else family)
+    table = READERS[reader]
+    rules = table.get(family) or table.get(SAME.get(family, ""))
     if rules is None:
         return None
     choices = []

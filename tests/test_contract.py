@@ -6,8 +6,8 @@ to_latents(x, h, w)          stock 管线里的潜变量 -> (B, C, h, w)；
 UNUSED（可不写）              本来就得不到梯度的层，正则表达式；
 guide（可不写）               stock 管线的 CFG 与通行的不同时，它的算法；
 CALL（可不写）                stock 管线另外要的参数，例如改图的 image。
-改图的家族（类属性 controls 的第二个数大于 0）由第 3 条管到，别的各条也会配上控制图（见 encode）；
-它们的 stock 管线把图放大到一百万像素，与管线逐步对照的几条另写在 test_edit.py 里。
+改图的家族（类属性 controls 的第二个数大于 0）由第 3 条管到，只会改图的，别的各条也会配上控制图
+（见 encode）；与 stock 管线改图逐步对照的几条另写在 test_edit.py 与 test_references.py 里。
 """
 
 import re
@@ -16,7 +16,9 @@ from functools import partial
 import numpy as np
 import pytest
 import random_flux
+import random_flux2_dev
 import random_flux2_klein
+import random_flux_kontext
 import random_kandinsky5
 import random_qwen
 import random_qwen_edit
@@ -38,12 +40,14 @@ TINY = {
     "qwen-image": random_qwen,
     "qwen-image-edit": random_qwen_edit,
     "flux": random_flux,
+    "flux-kontext": random_flux_kontext,
+    "flux2-dev": random_flux2_dev,
     "flux2-klein": random_flux2_klein,
     "z-image": random_zimage,
     "kandinsky5": random_kandinsky5,
 }
 EDITS = [key for key in REGISTRY if get(key).controls[1]]
-PLAIN = [key for key in REGISTRY if key not in EDITS]
+PLAIN = [key for key in REGISTRY if not get(key).controls[0]]  # 画图、改图都会的，两边都算
 SHORT = "一只红色的猫"
 LONG = "左边有一只很大很大的红色的猫，右边有一朵黄色的花，背景是绿色的草地，天上有两片云，剪纸风格"
 HEIGHT, WIDTH = 64, 96  # 像素；一长一短，行列颠倒才看得出来
@@ -125,8 +129,8 @@ def attach(family, *how: str, fill: float = 0.0):
 
 
 def encode(family, captions: list[str], control: torch.Tensor | None = None):
-    """描述的条件；改图的家族每句配一张控制图 (3, H, W)。"""
-    if not family.controls[1]:
+    """描述的条件；只会改图的家族每句配一张控制图 (3, H, W)，都会的给了才配。"""
+    if control is None and not family.controls[0]:
         return family.encode_prompts(captions)
     control = pixels(1)[0] if control is None else control
     picture = Image.fromarray(((control + 1) * 127.5).byte().permute(1, 2, 0).numpy())
@@ -220,7 +224,7 @@ def test_2_prompts_do_not_depend_on_the_batch_nor_change_the_list(family):
 def test_3_the_control_picture_changes_the_prediction(family):
     x = noise(family, 1)
     one, two = (encode(family, [SHORT], control=picture) for picture in pixels(2))
-    assert (predict(family, one, x) - predict(family, two, x)).abs().max() > 0.01
+    assert (predict(family, one, x) - predict(family, two, x)).abs().max() > 1e-3
 
 
 def test_4_lora_changes_nothing_at_first(fresh):
@@ -413,5 +417,5 @@ def test_compiler_makes_one_version_of_a_chain_of_blocks(name, fresh, monkeypatc
         fresh.predict_velocity(model, x, torch.tensor([0.5]), cond).square().mean().backward()
     chains = {path.rpartition(".")[0] for path in loading.blocks(model)}
     # FLUX 的单流块输出的是切片，所以这一串的头一块输入排法不同
-    assert counters["stats"]["unique_graphs"] == len(chains) + (name == "flux")
+    assert counters["stats"]["unique_graphs"] == len(chains) + (name in ("flux", "flux-kontext"))
     assert not counters["graph_break"]

@@ -109,7 +109,7 @@ def test_the_snippet_of_every_family_runs(name, build, kind, tmp_path, monkeypat
         lora.save(run / "checkpoint-1", transformer, config.lora, {})
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(compile(card.snippet(run, config, family, "一只猫"), "snippet", "exec"), names)
+    exec(compile(card.snippet(run, config, family, "一只猫", False), "snippet", "exec"), names)
     assert names["picture"].size == (64, 64) and (tmp_path / "picture.png").is_file()
     assert "lorakit" not in names
 

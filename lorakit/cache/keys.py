@@ -74,8 +74,9 @@ def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> li
     common["encoder"] = [identity(family, part) for part in family.text_parts]
     rows = []
     for caption, record, view in queries:
-        seen: dict = {"controls": list(record.control_digests)} if record.controls else {}
-        for control, follow in controls_of(record, view):
+        looks = controls_of(record, view) if family.text_sees else []
+        seen: dict = {"controls": list(record.control_digests)} if looks else {}
+        for control, follow in looks:
             seen |= follow.fields()
             if view.crop:  # 裁成桶的宽高比，所以还和桶有关
                 size = bucket_for(control.size, resolution, family.multiple)

@@ -4,7 +4,7 @@
 打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。载入与放掉各部分见 parts.py。
 
 方法按一次运行里被问到的次序写：
-    核对    refuse_distilled、skeleton、targets；体检与测速还问 latent_channels、cond_shapes
+    核对    refuse_distilled、skeleton、targets；体检与测速还问 latent_channels、text_shapes
     编码    load("vae") 与 encode_images，load("text") 与 encode_prompts、control_cond；都放掉
     训练    load("transformer")、recompute_context、shift；每一步 collate、predict_velocity
     画图    pipeline（scheduler、times），sample_arguments、prompt_arguments、guide、decode
@@ -40,7 +40,8 @@ class Family(Parts, Elsewhere, ABC):
     multiple: int  # 宽和高必须是它的整数倍
     compression: int = 8  # VAE 每边缩小几倍
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
-    controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
+    controls: tuple[int, int] = (0, 0)  # 一次最少、最多看几张控制图；(0, 4) 是画图、改图都会
+    text_sees: bool = False  # 控制图除了进 VAE，文本编码器看不看
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
     masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
@@ -70,8 +71,14 @@ class Family(Parts, Elsewhere, ABC):
         return vae.get("z_dim") or vae["latent_channels"]
 
     @abstractmethod
-    def cond_shapes(self, tokens: int, side: int) -> dict[str, tuple[int, ...]]:
-        """tokens 个词元的描述、边长 side 的图：条件里每个张量的形状；测速时照着造假的。"""
+    def text_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """tokens 个词元的描述：条件里每个张量的形状；测速时照着造假的。"""
+
+    def cond_shapes(self, tokens: int, side: int, controls: int = 0) -> dict[str, tuple[int, ...]]:
+        """同上，还有与边长 side 的目标图一样大的控制图；它最少要几张就至少几张。"""
+        one = (self.latent_channels, side // self.compression, side // self.compression)
+        count = max(controls, self.controls[0])
+        return self.text_shapes(tokens) | {f"control_{i}": one for i in range(1, count + 1)}
 
     @abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,19 +90,19 @@ class Family(Parts, Elsewhere, ABC):
 
     @staticmethod
     def control_cond(latents: Sequence[torch.Tensor]) -> Cond:
-        """几张控制图的潜变量 (C, h, w)（后验的众数）-> 条件里的几项；没有控制图就是空的。"""
+        """几张控制图的潜变量 (C, h, w)（后验的众数）-> 条件里的几项，shared.controls 再取出来。"""
         return {f"control_{i}": value for i, value in enumerate(latents, 1)}
 
     def recompute_context(self, transformer: nn.Module) -> Callable | None:
         """torch.utils.checkpoint 的 context_fn：重算时还要还原什么；多半没有。"""
         return None
 
-    def shift(self, width: int, height: int) -> float:
-        """stock 管线在这个尺寸上的时间偏移；训练时 `shift: auto` 用它。"""
-        return self._shift_of(self.scheduler().config, width, height)
+    def shift(self, width: int, height: int, steps: int = 50) -> float:
+        """stock 管线在这个尺寸、走这么多步时的时间偏移；训练时 `shift: auto` 用它。"""
+        return self._shift_of(self.scheduler().config, width, height, steps)
 
     @staticmethod
-    def _shift_of(config, width: int, height: int) -> float:
+    def _shift_of(config, width: int, height: int, steps: int) -> float:
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         if not config.use_dynamic_shifting:
@@ -140,7 +147,7 @@ class Family(Parts, Elsewhere, ABC):
         shifted = scheduler.config.use_dynamic_shifting
         scheduler.set_timesteps(
             sigmas=np.linspace(1.0, 1 / steps, steps),
-            mu=math.log(self.shift(width, height)) if shifted else None,
+            mu=math.log(self.shift(width, height, steps)) if shifted else None,
         )
         return scheduler.sigmas
 

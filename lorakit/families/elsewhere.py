@@ -38,4 +38,4 @@ class Elsewhere:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         config = FlowMatchEulerDiscreteScheduler(**cls.full_size["scheduler"]).config
-        return cls._shift_of(config, side, side)
+        return cls._shift_of(config, side, side, 50)

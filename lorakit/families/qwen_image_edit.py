@@ -24,6 +24,7 @@ class QwenImageEdit(QwenImage):
     }
     multiple = 32
     controls = (1, 1)
+    text_sees = True
     workflows: ClassVar = {
         "2509": "qwen-image-edit-2509", "2511": "qwen-image-edit-2509", "": "qwen-image-edit",
     }  # fmt: skip
@@ -63,10 +64,6 @@ class QwenImageEdit(QwenImage):
             embeds, _ = pipe.encode_prompt([caption], image=seen, device=self.device)
             conds.append({"text": embeds[0]})
         return conds
-
-    def cond_shapes(self, tokens, side):
-        h = w = side // self.compression  # 控制图缩放到与目标图一样的面积
-        return {**super().cond_shapes(tokens, side), "control_1": (self.latent_channels, h, w)}
 
     def _seen(self, pipe, picture):
         """Qwen2.5-VL 看到的图：与推理时一样大，和训练的分辨率无关。"""
