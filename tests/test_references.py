@@ -1,10 +1,11 @@
-"""FLUX 的改图（Kontext 与 FLUX.2）：参考图接在后面，与 stock 管线逐步对照；几张、不给都行。"""
+"""Kontext、FLUX.2、Qwen-Image 2.1 的改图：与 stock 管线逐步对照；参考图几张、不给都行。"""
 
 import numpy as np
 import pytest
 import random_flux2_dev
 import random_flux2_klein
 import random_flux_kontext
+import random_qwen_2_1
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
@@ -16,7 +17,8 @@ from lorakit.config.groups import Sample
 from lorakit.errors import DataError
 from lorakit.families import get
 from lorakit.families.pixels import to_pixels
-from lorakit.infer.edit import near_shape
+from lorakit.families.shared import pack
+from lorakit.infer.fitting import near_shape
 from lorakit.tiny import samples
 from lorakit.tiny.world import random_scene, render
 from lorakit.train import Trainer
@@ -27,6 +29,7 @@ BUILT = {
     "flux-kontext": random_flux_kontext,
     "flux2-dev": random_flux2_dev,
     "flux2-klein": random_flux2_klein,
+    "qwen-image-2.1": random_qwen_2_1,
 }
 
 
@@ -43,6 +46,11 @@ def pipe(family):
     return pipe
 
 
+def small_of(family) -> tuple[int, int]:
+    """SIDE² 的图，潜变量的高与宽。"""
+    return (SIDE // family.compression,) * 2
+
+
 def pictures(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(3)
     return [render(random_scene(rng), SIDE) for _ in range(count)]
@@ -50,13 +58,15 @@ def pictures(count: int) -> list[Image.Image]:
 
 def condition(family, images) -> dict:
     latents = [family.encode_images(to_pixels(image))[0][0] for image in images]
-    return family.encode_prompts([SAID])[0] | family.control_cond(latents)
+    return family.encode_prompts([SAID], [images])[0] | family.control_cond(latents)
 
 
 def asked(family, pipe, images, **more) -> dict:
     """stock 管线改图要的参数；Kontext 只看一张，还总想把图放大到一百万像素。"""
     single = family.controls == (1, 1)
     exact = {"max_area": SIDE**2, "_auto_resize": False} if single else {}
+    if family.text_sees:
+        exact = {"output_resolution": SIDE}
     return {
         "image": images[0] if single else images, "prompt": SAID, "height": SIDE, "width": SIDE,
         **exact, **more,
@@ -94,7 +104,10 @@ def test_one_step_equals_the_stock_pipeline(family, pipe, count):
 
 def test_control_latents_equal_the_pipeline_s(family, pipe):
     pixels = to_pixels(pictures(1)[0])
-    theirs = pipe._encode_vae_image(pixels, torch.Generator())
+    given = pixels
+    if family.text_sees:  # Qwen-Image 2.1 还有透明通道与时间这一维
+        given = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)[:, :, None]
+    theirs = pipe._encode_vae_image(given, torch.Generator()).reshape(1, -1, *small_of(family))
     torch.testing.assert_close(family.encode_images(pixels)[0], theirs, atol=1e-5, rtol=1e-4)
 
 
@@ -115,19 +128,22 @@ def test_the_order_of_the_pictures_matters(family):
 def test_drawing_an_edit_equals_the_stock_pipeline(family, pipe):
     """改成的图逐像素相同：时间、引导（内嵌的、CFG 的）都一样。"""
     (image,) = pictures(1)
-    noise = torch.randn(
-        (1, family.latent_channels, SIDE // family.compression, SIDE // family.compression),
-        generator=torch.Generator().manual_seed(5),
-    )
-    packed = kontext.FluxKontextPipeline._pack_latents(noise, 1, *noise.shape[1:]) if (
-        family.controls == (1, 1)) else noise  # fmt: skip
+    shape = (1, family.latent_channels, *small_of(family))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    packed = noise
+    if family.name == "flux-kontext":
+        packed = pack(noise)
+    if family.name == "qwen-image-2.1":
+        packed = noise.flatten(2).transpose(1, 2)
     given = asked(family, pipe, [image], **family.sample_arguments(3.0, 1))
     theirs = pipe(**given, num_inference_steps=3, latents=packed).images[0]
     stock = family.pipeline(family.load("transformer"))
     ours = infer.edit(
         family, stock, [SAID], [[image]], Sample(steps=3, guidance=3.0, seed=5), (SIDE, SIDE)
     )[0]
-    differ = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
+    if theirs.mode == "RGBA":
+        theirs = Image.alpha_composite(Image.new("RGBA", theirs.size, "white"), theirs)
+    differ = np.abs(np.asarray(ours, int) - np.asarray(theirs.convert("RGB"), int))
     assert differ.max() <= 2
 
 

@@ -126,7 +126,8 @@ def _latents(family: Family, shown: Sequence[tuple[Record, View]], resolution: i
 def _texts(family: Family, queries: Sequence[Query], resolution: int, report) -> list[Cond]:
     def look_at(record: Record, view: View):
         size = bucket_for(record.size, resolution, family.multiple)
-        return cut(read_image(record.path), size, view, record.digest)
+        look = show if family.text_sees == "fitted" else cut
+        return look(read_image(record.path), size, view, record.digest)
 
     def encode(batch: list[int]) -> list[Cond]:
         seen = [controls_of(*queries[i][1:]) if family.text_sees else [] for i in batch]

@@ -78,7 +78,7 @@ def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> li
         seen: dict = {"controls": list(record.control_digests)} if looks else {}
         for control, follow in looks:
             seen |= follow.fields()
-            if view.crop:  # 裁成桶的宽高比，所以还和桶有关
+            if view.crop or family.text_sees == "fitted":  # 裁成桶的宽高比，所以还和桶有关
                 size = bucket_for(control.size, resolution, family.multiple)
                 seen["size"] = [*seen.get("size", []), *size]
         rows.append({**common, "caption": caption, **seen})

@@ -41,9 +41,10 @@ class Family(Parts, Elsewhere, ABC):
     compression: int = 8  # VAE 每边缩小几倍
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
     controls: tuple[int, int] = (0, 0)  # 一次最少、最多看几张控制图；(0, 4) 是画图、改图都会
-    text_sees: bool = False  # 控制图除了进 VAE，文本编码器看不看
+    text_sees: str = ""  # 文本编码器看不看控制图："" 不看，whole 看原样的，fitted 看与 VAE 一样大的
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
     masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
+    stock_batches: bool = True  # stock 管线一批画几句长短不一的，与一句句画的一不一样
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     blank: str = ""  # 没有写负面提示词时，引导用的那一句
     # 条件里的哪一项是 stock 管线的哪个参数；负面的前面再加 negative_
@@ -119,7 +120,7 @@ class Family(Parts, Elsewhere, ABC):
 
     def pipeline(self, transformer: nn.Module | None, vae="load", text="load"):
         """stock diffusers 管线，供推理用；vae=None 就不载入 VAE，text=None 就不载入文本编码器。"""
-        texts = self.load("text") if text == "load" else [None] * len(self.text_parts)
+        texts = self.load("text") if text == "load" else text or [None] * len(self.text_parts)
         return self._pipeline_type()(
             scheduler=self.scheduler(),
             vae=self.load("vae") if vae == "load" else vae,

@@ -18,13 +18,16 @@ class Flux2Dev(Flux2Klein):
         "text_encoder": "Mistral3ForConditionalGeneration",
         "tokenizer": "AutoTokenizer",
     }
-    licences: ClassVar = {"": "flux-2-dev-non-commercial-license"}
+    licences: ClassVar = {"": "flux-dev-non-commercial-license"}
     controls = (0, 6)
     embedded_guidance = True
     full_size: ClassVar = {
         **Flux2Klein.full_size,
-        "transformer": {"_class_name": "Flux2Transformer2DModel"},
-    }
+        "transformer": {
+            "_class_name": "Flux2Transformer2DModel", "guidance_embeds": True,
+            "joint_attention_dim": 15360,
+        },
+    }  # fmt: skip
     original: ClassVar = {
         **Flux2Klein.original,
         "guidance_in.in_layer": (f"{GUIDANCE}linear_1",),

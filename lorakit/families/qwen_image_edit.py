@@ -3,10 +3,9 @@
 from typing import ClassVar
 
 import torch
-from transformers import Qwen2VLProcessor
-from transformers.processing_utils import ProcessorMixin
 
 from lorakit.errors import ConfigError
+from lorakit.families.processor import PictureProcessor
 from lorakit.families.qwen_image import QwenImage
 from lorakit.families.shared import Cond
 
@@ -24,7 +23,7 @@ class QwenImageEdit(QwenImage):
     }
     multiple = 32
     controls = (1, 1)
-    text_sees = True
+    text_sees = "whole"
     workflows: ClassVar = {
         "2509": "qwen-image-edit-2509", "2511": "qwen-image-edit-2509", "": "qwen-image-edit",
     }  # fmt: skip
@@ -72,15 +71,3 @@ class QwenImageEdit(QwenImage):
         area = stock.CONDITION_IMAGE_SIZE if self.plus else AREA
         width, height = stock.calculate_dimensions(area, picture.width / picture.height)
         return pipe.image_processor.resize(picture, height, width)
-
-
-class PictureProcessor(Qwen2VLProcessor):
-    """只看图、不看视频的 Qwen2VLProcessor：原来的还要一个视频处理器，为它得装 torchvision。"""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
-            [self.image_token, self.video_token]
-        )
-        # 跳过上一层的 __init__：它一定要有视频处理器
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)

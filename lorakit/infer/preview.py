@@ -8,6 +8,7 @@ from lorakit.data.read import read_image
 from lorakit.infer import pipeline
 from lorakit.infer.draw import generate
 from lorakit.infer.edit import edit
+from lorakit.infer.fitting import seen
 from lorakit.infer.prompts import remember
 
 
@@ -28,7 +29,8 @@ def remember_preview(family, config: Config, dataset) -> bool:
     """显卡上，载入 Transformer 之前先编码好 `preview` 要用的；返回编码了没有。"""
     needed = pipeline.scarce(family) and bool(config.sample.prompts)
     if needed:
-        controls = _controls(config, dataset)
+        size, controls = config.sample.size or config.data.resolution, _controls(config, dataset)
+        controls = controls and [seen(family, pictures, size) for pictures in controls]
         remember(family, config.sample.guidance, config.sample.prompts, controls)
     return needed
 

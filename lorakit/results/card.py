@@ -24,6 +24,10 @@ TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，�
     "mit": "MIT：可以商用、可以修改，要保留版权与许可声明。",
     "flux-1-dev-non-commercial-license": "FLUX.1 [dev] 非商用许可：底模和在它上面练的 LoRA "
     "都不能商用，发布时要带上这份许可。",
+    "flux-dev-non-commercial-license": "FLUX.2 [dev] 非商用许可：底模和在它上面练的 LoRA "
+    "都不能商用，发布时要带上这份许可。",
+    "qwen-research": "Qwen 研究许可：只能用于非商用的研究与评测，底模和在它上面练的 LoRA "
+    "要商用得另外取得许可，发布时要带上这份许可。",
     "flux-non-commercial-license": "FLUX 非商用许可：底模和在它上面练的 LoRA "
     "都不能商用，发布时要带上这份许可。",
 }
