@@ -1,5 +1,6 @@
 """Qwen-Image 2.1：画图、改图是同一个单流模型，Qwen3-VL 编码，VAE 缩 16 倍、有透明通道。"""
 
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -62,6 +63,12 @@ class QwenImage21(Family):
         encoder, _ = super()._load_text()
         return encoder, self._processor()
 
+    def _load_transformer(self):
+        made = super()._load_transformer()
+        positions = made.pos_embed
+        positions.freqs = [table.to(self.device) for table in positions.freqs]
+        return made
+
     def _processor(self) -> PictureProcessor:
         from transformers import Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
@@ -112,8 +119,8 @@ class QwenImage21(Family):
         for caption, pictures in zip(captions, refs, strict=True):  # 一句句来：图的张数可以不同
             image = [one.convert("RGBA") for one in pictures]
             embeds, _, slots = pipe.encode_prompt([caption], image=image, device=self.device)
-            # 图像词元的位置写成 (L, 1)，好与文字一起补齐
-            conds.append({"text": embeds[0], "slots": slots[0, :, None].to(embeds.dtype)})
+            # 图在文字里占的位置是几个数，记成空张量的形状：训练时不必从显卡上读回来
+            conds.append({"text": embeds[0], "gaps": torch.empty(*_gaps(slots[0].tolist()), 0)})
         return conds
 
     def text_shapes(self, tokens):
@@ -122,7 +129,7 @@ class QwenImage21(Family):
     def cond_shapes(self, tokens, side, controls=0):
         length = tokens + controls * (side // self.multiple) ** 2
         shapes = super().cond_shapes(length, side, controls)
-        return shapes | ({"slots": (length, 1)} if controls else {})
+        return shapes | ({"gaps": (8, 6, 0)} if controls else {})
 
     def predict_velocity(self, transformer, x_t, t, cond):
         if "text_mask" in cond:  # 长短不一就一张张来，见 stock_batches
@@ -131,26 +138,46 @@ class QwenImage21(Family):
             return torch.cat([self.predict_velocity(transformer, *part) for part in parts])
         b, _, h, w = x_t.shape
         pictures = [*shared.controls(cond, x_t), x_t]  # 控制图在前，要画的图在最后
-        text = cond["text"]
-        slots = cond["slots"][..., 0] > 0 if "slots" in cond else text.new_zeros(text.shape[:2]) > 0
-        target = slots.new_ones(b, h * w // SLOT)
-        out = transformer(
-            # (B, C, h, w) -> (B, hw, C)
-            hidden_states=torch.cat([x.flatten(2).transpose(1, 2) for x in pictures], dim=1),
-            encoder_hidden_states=text,
-            timestep=t.to(x_t.dtype),
-            img_shapes=[[(1, *x.shape[2:]) for x in pictures]] * b,
-            img_mask=torch.cat([slots, target], dim=1),
-            return_dict=False,
-        )[0]
+        text = transformer.txt_in(cond["text"])
+        gaps = cond["gaps"].shape[1:3] if "gaps" in cond else ()
+        parts, places, runs = [], [], []
+        cursor = position = start = 0  # 文字用到第几个；位置编号到几；整串排到第几个
+        for i, x in enumerate(pictures):
+            end = cursor + gaps[min(i, 1)] if i < len(pictures) - 1 else text.shape[1]
+            image = transformer.img_in(x.flatten(2).transpose(1, 2))  # (B, C, h, w) -> (B, hw, C)
+            parts += [text[:, cursor:end], image]
+            places += _places(position, end - cursor, x)
+            position += end - cursor + max(x.shape[2:])
+            for length, said in ((end - cursor, True), (image.shape[1], False)):
+                runs += [(start, start + length, said)] * bool(length)
+                start += length
+            cursor = end + image.shape[1] // SLOT
+        out = self._blocks(transformer, torch.cat(parts, 1), torch.cat(places, 1), t, runs)
         return out[:, -h * w :].transpose(1, 2).reshape(b, -1, h, w)
+
+    @staticmethod
+    def _blocks(transformer, x, places, t, runs):
+        """stock 的 forward，只是排法 (起, 止, 是不是文字) 事先就是数，不用从显卡上读回来。"""
+        target = torch.arange(x.shape[1], device=x.device) >= runs[-1][0]
+        # 文字与控制图总看见 t = 0
+        time = torch.cat([t.to(x.dtype), t.new_zeros(1, dtype=x.dtype)])
+        embedded = transformer.time_text_embed(time, x)
+        modulation = transformer.modulation(embedded)
+        tables = transformer.pos_embed.freqs
+        turned = [table[place] for table, place in zip(tables, places, strict=True)]
+        rotary = torch.cat(turned, dim=-1)
+        again = torch.is_grad_enabled() and transformer.gradient_checkpointing
+        for block in transformer.transformer_blocks:
+            given = (x, modulation, rotary, None, target, None, None, None, runs[:-1], None)
+            x = transformer._gradient_checkpointing_func(block, *given) if again else block(*given)
+        return transformer.proj_out(transformer.norm_out(x, embedded, target))
 
     @staticmethod
     def _row(cond: Cond, i: int) -> Cond:
         """拼好的一批里的第 i 个，不含补齐。"""
         length = int(cond["text_mask"][i].sum())
         one = {k: v[i : i + 1] for k, v in cond.items() if not k.endswith("_mask")}
-        return one | {k: one[k][:, :length] for k in ("text", "slots") if k in one}
+        return one | {"text": one["text"][:, :length]}
 
     def prompt_arguments(self, conds, prefix=""):
         batch = self.collate(conds)
@@ -163,3 +190,21 @@ class QwenImage21(Family):
         # 没有负面提示词管线就不做引导
         negative = {"negative_prompt": [self.blank] * count} if guidance > 1 else {}
         return {"true_cfg_scale": guidance, **negative}
+
+
+def _gaps(slots: list[bool]) -> tuple[int, int]:
+    """哪些词元是图的 -> 第一张图前面有几个文字词元，相邻两张图之间有几个（只有一张就是 0）。"""
+    runs = [(is_image, len(list(group))) for is_image, group in groupby(slots)]
+    lengths = [length for is_image, length in runs[:-1] if not is_image]
+    return lengths[0], lengths[1] if len(lengths) > 1 else 0
+
+
+def _places(position: int, length: int, x: torch.Tensor) -> list[torch.Tensor]:
+    """length 个文字词元与接着的一张图 (B, C, h, w)：三维位置 (帧, 行, 列)，各 (3, L)。
+
+    文字的三维一样，一个接一个；图的帧不动，行列以零为中心。与 stock 的 QwenImage21Rope 相同。
+    """
+    h, w = x.shape[2:]
+    said = torch.arange(position, position + length, device=x.device).expand(3, -1)
+    sides = ((position + length, position + length + 1), (h // 2 - h, h // 2), (w // 2 - w, w // 2))
+    return [said, torch.cartesian_prod(*(torch.arange(*s, device=x.device) for s in sides)).T]
