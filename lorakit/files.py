@@ -1,5 +1,6 @@
 """一个文件要么整个在、要么不在；小文件从一扇门读进来；缓存与随包的文件在哪里。只用标准库。"""
 
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ ASSETS = Path(__file__).parent / "assets"  # 随包的权重、预设、工作�
 WINDOWS = os.name == "nt"
 SMALL = 64 << 20  # 字节；设置、清单、目录再大也不到这么多
 DEEPEST = 64  # 套这么多层的不是我们认得的任何文件
+TOO_DEEP = "括号套得太深"
 DIGITS = 40  # 分词器的 model_max_length 常写成 31 位
 WEIGHT_MAP = {"weight_map": {str: str}}  # 分成几个文件的权重的目录：张量 -> 文件
 LONGEST = 255, 4096  # 字节：一段名字、整个路径
@@ -78,6 +80,14 @@ def write_text(target: Path, text: str) -> Path:
     return write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def digest(path: Path) -> str | None:
+    """文件内容的 sha256；没有这个文件是 None。"""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:  # 全量微调的有几十 GB，不能整个读进内存
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def cache_root() -> Path:
     """缓存文件夹：环境变量 LORAKIT_CACHE，或 ~/.cache/lorakit。"""
     return user_path(os.environ.get("LORAKIT_CACHE", "~/.cache/lorakit"), "LORAKIT_CACHE")
@@ -133,9 +143,12 @@ def parse_json(raw: bytes | str, shape: Any = dict, finite: bool = True) -> Any:
     except UnicodeDecodeError as error:
         raise Unreadable("不是 UTF-8 的文字") from error
     except RecursionError as error:
-        raise Unreadable("套的层数太多") from error
+        raise Unreadable(TOO_DEEP) from error
+    except json.JSONDecodeError as error:
+        line = f"第 {error.lineno} 行" if "\n" in error.doc else ""
+        raise Unreadable(f"{line}第 {error.colno} 个字附近写错了") from error
     except ValueError as error:
-        raise Unreadable("不是完整的 JSON") from error
+        raise Unreadable("里面的数太大或太长") from error
     _look_through(value)
     if wrong := _misfit(value, shape):
         raise Unreadable(f"样子不对（{wrong}）")
@@ -208,7 +221,7 @@ def _look_through(value: Any):
                 try:
                     one.encode()
                 except UnicodeEncodeError as error:
-                    raise Unreadable("有不成字的编码") from error
+                    raise Unreadable("有不成对的 \\ud8xx，只写了半个字") from error
             elif isinstance(one, dict):
                 below += [*one, *one.values()]
             elif isinstance(one, list):
@@ -216,7 +229,7 @@ def _look_through(value: Any):
         if not below:
             return
         level = below
-    raise Unreadable("套的层数太多")
+    raise Unreadable(TOO_DEEP)
 
 
 def _misfit(value: Any, shape: Any, place: str = "最外层") -> str:

@@ -43,6 +43,19 @@ def config(papercut, tmp_path):
     return make
 
 
+@pytest.fixture
+def read(tmp_path):
+    """一份设置的文字 -> (读出来的设置, 读的时候说的话)；HERE 换成测试自己的文件夹。"""
+
+    def run(text: str, name: str = "train.yaml", *sets: str):
+        path = tmp_path / name
+        path.write_text(text.replace("HERE", str(tmp_path)), encoding="utf-8")
+        said: list[str] = []
+        return load_config(path, sets, say=said.append), "\n".join(said)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def family():
     from lorakit.families import open_family

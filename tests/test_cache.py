@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lorakit import cache, files
 from lorakit.cache import store
@@ -148,6 +149,12 @@ def test_every_single_byte_matters(own_cache):
     for spoiled in (b"", content[:-1], content[:7], content + b"x", content[:200]):
         path.write_bytes(spoiled)
         assert store._read(path) is None
+
+
+@pytest.mark.parametrize("told", ["5", "{", '{"fields": 5}', '{"fields": "["}', "[" * 100_000])
+def test_a_file_of_somebody_else_is_not_read(tmp_path, told):
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {"lorakit": told})
+    assert store.fields_of(tmp_path / "a.safetensors") is None
 
 
 def test_a_stop_in_the_middle_keeps_what_was_encoded(config, folder, own_cache):

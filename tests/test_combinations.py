@@ -99,6 +99,31 @@ def test_the_table_of_clashes_can_be_read_by_people(capsys):
     assert "{" not in said and "〈model.quantize〉" in said
 
 
+BLOCKS, BF16 = "memory.offload=blocks", "lora.kind=full model.precision=bf16 "
+CLASHES = {  # 设置 -> 那句话里有什么
+    "model.quantize=fp8 lora.kind=full": "不能全量微调.*model.quantize=none",
+    "model.quantize=int8 lora.variant=dora": "dora.*plain",
+    "model.quantize=nf4 lora.variant=lokr": "nf4 把它打包了。.*fp8 或 int8",
+    f"{BLOCKS} lora.kind=full": "全量微调的权重每步都在变",
+    BLOCKS: "每块都得重算.*checkpointing=full",
+    f"{BLOCKS} memory.checkpointing=off": "每块都得重算.*checkpointing=full",
+    f"{BLOCKS} memory.checkpointing=selective": "每块都得重算.*checkpointing=full",
+    f"{BLOCKS} memory.checkpointing=full lora.variant=dora": "看得到底模的权重.*plain",
+    "memory.checkpointing=full memory.offload=5": "memory.offload：底模一共 4 块.*写 blocks",
+    "memory.attention=cudnn": "cudnn 要有 NVIDIA 显卡",
+    f"{BF16} train.ema=0.9": r"用不了 bf16.*train\.ema=0.*model\.precision=auto",
+    f"{BF16} train.optimizer=prodigy": r"用不了 bf16.*prodigy.*adamw8bit.*model\.precision=auto",
+}
+
+
+@pytest.mark.parametrize("how", CLASHES)
+def test_each_clash_says_why_and_what_to_write(config, how):
+    chosen = config(*how.split())
+    with pytest.raises(ConfigError, match=CLASHES[how]):
+        preflight.refuse(chosen)  # 只看设置就知道的，在这里就说
+        Trainer(chosen)
+
+
 def test_several_clashes_are_said_at_once_and_before_anything_is_loaded(tmp_path):
     wrong = ["model.quantize=fp8", "lora.kind=full", "train.optimizer=prodigy", "train.lr=1e-4"]
     config = load_config("tiny-qwen-image", [*wrong, f"data.folder={tmp_path / 'none'}"])

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from lorakit.config import PRESETS, Config, differences, fields, load_config, presets, template
+from lorakit.config import Config, differences, fields, load_config, presets, template
 from lorakit.config.groups import Train
+from lorakit.config.load import PRESETS
 from lorakit.errors import ConfigError
 
 # pydantic 和 PyYAML 的英文句子里常见的词；消息里一个都不该有

@@ -7,7 +7,7 @@ import yaml
 
 from lorakit.cli import main
 from lorakit.config import load_config
-from lorakit.config.foreign import PIPELINES, family_of
+from lorakit.config.foreign import FAMILIES, PIPELINES, family_of
 from lorakit.errors import ConfigError
 from lorakit.families.registry import REGISTRY, get
 from lorakit.hub.bundled import bundled
@@ -85,17 +85,6 @@ ONETRAINER = {
     "resolution": "768", "optimizer": {"optimizer": "ADAMW_8BIT"}, "masked_training": True,
     "train_dtype": "BFLOAT_16", "gradient_checkpointing": "ON",
 }  # fmt: skip
-
-
-@pytest.fixture
-def read(tmp_path):
-    def run(text: str, name: str, *sets: str):
-        path = tmp_path / name
-        path.write_text(text.replace("HERE", str(tmp_path)), encoding="utf-8")
-        said: list[str] = []
-        return load_config(path, sets, say=said.append), "\n".join(said)
-
-    return run
 
 
 def test_ai_toolkit(read):
@@ -196,11 +185,10 @@ def test_wide_colons_inside_texts_are_fine(read):
 # ---- 底模说它是谁 ----
 
 
-def test_every_family_is_known_by_its_pipeline():
-    for name in REGISTRY:
-        pipeline = getattr(get(name), "pipeline_class", "Kandinsky5T2IPipeline")
-        assert name in PIPELINES.values() and PIPELINES.get(pipeline, name) in (
-            name, "qwen-image")  # fmt: skip
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_family_is_known_by_its_pipeline_and_its_name(name):
+    assert PIPELINES[get(name).pipeline_class] == name
+    assert name in FAMILIES.values() and family_of(f"somebody/{name}-2")[0] == name
 
 
 @pytest.mark.parametrize(

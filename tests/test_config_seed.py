@@ -39,17 +39,6 @@ rank: 16
 """
 
 
-@pytest.fixture
-def read(tmp_path):
-    def run(text: str):
-        path = tmp_path / "train.yaml"
-        path.write_text(text, encoding="utf-8")
-        said: list[str] = []
-        return load_config(path, say=said.append), "\n".join(said)
-
-    return run
-
-
 def test_every_key_is_read_and_explained(read):
     config, said = read(LORA)
     assert (config.model.family, config.model.path) == ("qwen-image", "Qwen/Qwen-Image")

@@ -11,7 +11,7 @@ from PIL import Image
 from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.data import inspect, load_records
-from lorakit.data.load import doctor
+from lorakit.data.load import inspect_sources
 from lorakit.errors import DataError
 
 
@@ -49,7 +49,7 @@ def test_class_pictures_in_the_same_tree_are_refused_with_the_lines_to_write(tmp
     lines = yaml.safe_load(listed.removeprefix("data."))
     lines["class_folder"] = str(prior)
     data = load_config({"data": {**lines, "trigger": "ohwx"}}).data
-    results = doctor(data)
+    results = inspect_sources(data)
     assert [len(records) for records, _ in results] == [4, 6]
     assert not any(report.errors or report.notes for _, report in results[:1])
 

@@ -16,7 +16,7 @@ from lorakit import cli
 from lorakit.config import load_config
 from lorakit.config.groups import Data, Source
 from lorakit.data import framing, inspect
-from lorakit.data.load import doctor, places
+from lorakit.data.load import inspect_sources, places
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -217,7 +217,7 @@ def test_places_and_the_doctor(papercut, tmp_path):
     prior = folders(papercut, tmp_path, "同类")[0]
     data = Data(folder=papercut, trigger="x", class_folder=prior)
     assert places(data) == [(Source(folder=papercut), "x"), (Source(folder=prior), "")]
-    results = doctor(data)
+    results = inspect_sources(data)
     assert [report.folder for _, report in results] == [papercut, prior]
     assert "没有触发词" in results[0][1].text() and "没有触发词" not in results[1][1].text()
 

@@ -275,6 +275,7 @@ def test_random_damage_never_escapes(tmp_path, name):
 
 @pytest.mark.parametrize(
     "stray", ["A.txt", "a .txt", "a(1).txt", "a（1）.txt", "a - 副本.txt", "ａ.txt", "a.png.txt",
+              "a.heic.txt", "a.HIF.txt", "a.avif.caption",
               "a.txt.txt", "a (2).caption"]
 )  # fmt: skip
 def test_a_caption_named_a_little_differently_is_pointed_to(tmp_path, stray):

@@ -385,3 +385,5 @@ def test_the_door_has_limits(tmp_path):
         files.read_json(tmp_path)
     with pytest.raises(Unreadable, match="a应是列表"):
         parse_json('{"a": 1}', {"a": [int]})
+    with pytest.raises(Unreadable, match="第 2 行第 6 个字附近写错了"):
+        parse_json('{"a": 1,\n "b" 2}')

@@ -64,6 +64,23 @@ def imported(path: Path) -> set[Path]:
     return found - {ROOT / "__init__.py", path}
 
 
+def test_the_tree_and_the_first_lines_name_what_is_there():
+    readme = (ROOT.parent / "README_CN.md").read_text(encoding="utf-8")
+    named = {}
+    for folder, said in re.findall(r"^  (\w+)/ +(.+)$", readme, re.MULTILINE):
+        named[ROOT / folder] = re.findall(r"(?<![-\w])[a-z]\w+(?![-\w])", said)
+    assert set(named) == {p for p in ROOT.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    for folder, words in named.items():
+        there = {p.stem for p in folder.iterdir()}
+        assert set(words) <= there, f"README 的目录树说 {folder.name} 里有 {set(words) - there}"
+    core = readme.partition("读懂它只要读这些")[2].partition("\n\n")[0]
+    assert all(name.rpartition("/")[2] in core for name in CORE)
+    for path in modules():
+        for told in re.findall(r"(?<![\w.-])([a-z_/]+\.py)\b", path.read_text(encoding="utf-8")):
+            places = (path.parent / told, ROOT / told, ROOT.parent / told)
+            assert any(p.is_file() for p in places), f"{path.relative_to(ROOT)} 说的 {told} 不在"
+
+
 def test_the_top_shows_the_architecture():
     there = {p.stem for p in ROOT.iterdir() if p.name != "__pycache__"}
     assert there == set(FLOOR) | {"__init__", "assets"}

@@ -17,7 +17,6 @@ from lorakit.errors import ConfigError, LorakitWarning, WeightsError
 from lorakit.families import open_family
 from lorakit.lora import convert, lokr
 from lorakit.train import Trainer
-from lorakit.training import preflight
 
 # 秩 16 让宽的层把 w2 拆开、窄的不拆；alpha 不等于秩，才看得出缩放折得对不对
 LOKR = ["lora.variant=lokr", "lora.rank=16", "lora.alpha=24", "train.lr=2e-2", "train.ema=0.9",
@@ -259,8 +258,6 @@ def test_trains_on_frozen_bases_of_every_kind(papercut, place, monkeypatch, extr
 
 def test_what_cannot_work_says_why(papercut, place, monkeypatch):
     monkeypatch.setenv("LORAKIT_CACHE", str(place / "cache"))
-    with pytest.raises(ConfigError, match=r"nf4 把它打包了。.*fp8 或 int8"):
-        preflight.refuse(settings(papercut, place / "no", "model.quantize=nf4"))
     with pytest.raises(ConfigError, match=r"lora\.rank"):
         Trainer(settings(papercut, place / "no", "lora.rank=512"))
     with pytest.warns(LorakitWarning, match=r"lora\.init 不起作用"):

@@ -150,6 +150,8 @@ def test_a_real_base_is_named_with_its_licence(family, tmp_path):
     local = load_config("qwen-image", [f"model.path={family.folder}"])
     assert "base_model" not in yaml.safe_load(card.front(local, family, [], "x"))
     assert str(family.folder.parent) not in card.base_link(str(family.folder))
+    edited = card.without_paths('base = "D:\\models\\qwen"')  # 手改过的，不是 JSON 的写法
+    assert edited.startswith('base = "qwen"  # 换成')
     code = card.snippet(tmp_path, load_config("qwen-image"), family, '他说"好"')
     compile(code, "snippet", "exec")
     assert 'base = "Qwen/Qwen-Image"' in code and "lorakit" not in code

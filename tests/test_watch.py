@@ -118,12 +118,18 @@ def test_swanlab_through_the_class_of_accelerate(train, config, monkeypatch):
     assert logged[-1] == (4, {"sample": [(64, 64)]})
 
 
-@pytest.mark.parametrize("variant", ["plain", "dora", "lokr"])
-def test_what_the_targets_match_is_listed(train, capsys, variant):
-    sets = ("lora.targets=[attn.to_q, to_out.0]", f"lora.variant={variant}", "train.steps=1")
+LISTED = "LoRA 加在 8 层：attn.to_q × 4、attn.to_out.0 × 4；要学的参数 "
+
+
+@pytest.mark.parametrize(
+    ("targets", "variant", "said"),
+    [*(("[attn.to_q, to_out.0]", variant, LISTED) for variant in ("plain", "dora", "lokr")),
+     ("image-attention", "plain", "16 层：attn.to_q × 4、attn.to_k × 4")],
+)  # fmt: skip
+def test_what_the_targets_match_is_listed(train, capsys, targets, variant, said):
+    sets = (f"lora.targets={targets}", f"lora.variant={variant}", "train.steps=1")
     assert train(*sets, "train.warmup=0", "lora.rank=4") == 0
-    out = capsys.readouterr().out
-    assert "LoRA 加在 8 层：attn.to_q × 4、attn.to_out.0 × 4；要学的参数 " in out
+    assert said in capsys.readouterr().out
 
 
 def test_a_stop_file_stops_the_command_with_130(train, config, capsys):
@@ -197,8 +203,3 @@ def test_the_density_picture(config, family, tmp_path):
 
     picture = Image.open(plot_density(config(), family, tmp_path / "density.png"))
     assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20)) > 10
-
-
-def test_the_layers_that_matched_are_listed(train, capsys):
-    assert train("train.steps=1", "lora.targets=image-attention", "train.warmup=0") == 0
-    assert "16 层：attn.to_q × 4、attn.to_k × 4" in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """遮罩缩到潜变量的大小，和图一样裁切、翻转；按遮罩的内容缓存。"""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 from lorakit.data.crops import View, show
 from lorakit.data.mask import read_alpha, read_mask
 from lorakit.data.record import Record
+from lorakit.files import digest
 
 RULE = 2  # 读 _mask 图的办法一变就加 1；图的缓存不受它影响
 
@@ -45,7 +45,7 @@ def plan(
         record, view = shown[i]
         facts = {"kind": kind, "picture": record.digest}
         facts |= {"rule": RULE} if kind == "file" else {}
-        facts["mask"] = hashlib.sha256(masks[record.path].read_bytes()).hexdigest()
+        facts["mask"] = digest(masks[record.path])
         fields.append({**facts, "size": list(sizes[i]), **view.fields()})
 
     def encode(batch: list[int]) -> list[dict]:

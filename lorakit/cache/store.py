@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from lorakit.errors import LorakitError
 from lorakit.families.shared import Cond
-from lorakit.files import cache_root, write_whole
+from lorakit.files import Unreadable, cache_root, parse_json, write_whole
 
 WAIT = 0.05  # 秒；剩下的都被别的进程占着时，隔这么久再看
 
@@ -86,8 +86,9 @@ def fields_of(path: Path) -> dict | None:
     """缓存文件里写着的“由什么算出”；读不出来就是 None。"""
     try:
         with safe_open(path, framework="pt") as handle:
-            return json.loads(json.loads((handle.metadata() or {})["lorakit"])["fields"])
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            facts = parse_json((handle.metadata() or {})["lorakit"], {"fields": str})
+        return parse_json(facts["fields"])
+    except (FileNotFoundError, SafetensorError, KeyError, Unreadable):
         return None
 
 

@@ -65,7 +65,7 @@ def check(args) -> int:
     from lorakit.data import html as data_html
     from lorakit.data.crops import framing
     from lorakit.data.limits import MULTIPLE
-    from lorakit.data.load import doctor, places
+    from lorakit.data.load import inspect_sources, places
 
     if args.fix and args.undo:
         raise LorakitError("--fix 和 --undo 只能写一个：先 --fix 看结果，不满意再 --undo。")
@@ -78,7 +78,7 @@ def check(args) -> int:
         family = forecast.open_light(config)
         results = forecast.examine(config, family, encoding())
     else:
-        results = doctor(data, encoding())
+        results = inspect_sources(data, encoding())
         if args.resolution is not None:
             side = args.resolution
             results = [

@@ -1,11 +1,10 @@
 """画图的命令：generate、edit、compare。"""
 
 import logging
-import warnings
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, command, option, settings
-from lorakit.errors import LorakitError, LorakitWarning
+from lorakit.errors import LorakitError, warn
 
 _SOURCE = "一次训练的结果文件夹，或 YAML 文件、预设名"
 _PROMPT = option("--prompt", action="append", required=True, help="提示词，可以写多次")
@@ -37,8 +36,7 @@ def _say_long(family, prompts):
     for prompt, count in zip(prompts, family.count_tokens(list(prompts)), strict=True):
         if count > family.caption_limit:
             limit = f"{family.name} 最多看 {family.caption_limit} 个，后面的话不起作用"
-            said = f"“{prompt[:12]}…”有 {count} 个词元，{limit}：把要紧的写在前头。"
-            warnings.warn(said, LorakitWarning, stacklevel=2)
+            warn(f"“{prompt[:12]}…”有 {count} 个词元，{limit}：把要紧的写在前头。")
 
 
 def choose_base(source: str | None, base: str | None, weights: Path | None):

@@ -1,11 +1,9 @@
 """设置：groups 是各项与说明，read 读 YAML 和 --set，explain 把报错说成中文，load 是唯一的入口。"""
 
 from lorakit.config.load import (
-    PRESETS,
     Config,
     differences,
     fields,
-    flat,
     load_config,
     preset_for,
     presets,
@@ -13,13 +11,5 @@ from lorakit.config.load import (
 )
 
 __all__ = [
-    "PRESETS",
-    "Config",
-    "differences",
-    "fields",
-    "flat",
-    "load_config",
-    "preset_for",
-    "presets",
-    "template",
-]
+    "Config", "differences", "fields", "load_config", "preset_for", "presets", "template",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""设置的文字一面：读 YAML、读 `--set`、把 pydantic 的报错说成中文；不认识 Config。"""
+"""一项设置怎么说给人听：它收什么、像哪个名字，pydantic 的报错说成中文；不认识 Config。"""
 
 import difflib
 import types

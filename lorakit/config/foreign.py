@@ -3,12 +3,11 @@
 底模自己说它是谁（model_index.json），说不出的才看名字。
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from lorakit.files import ASSETS
+from lorakit.files import ASSETS, Unreadable, read_json
 
 MARK = "pretrained_model_name_or_path"  # 有这个名字就是那种 YAML
 FAMILIES = {  # 路径里的字样 -> 家族；从上往下找第一个对得上的
@@ -38,31 +37,33 @@ PIPELINES = {  # model_index.json 里的管线 -> 家族
     "ZImagePipeline": "z-image",
     "Kandinsky5T2IPipeline": "kandinsky5",
 }
-RENAMED = {
+COMMON = {  # 照 diffusers 的脚本取的名字，kohya 一系也这样叫
     MARK: "model.path",
     "mixed_precision": "model.precision",
+    "train_batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.grad_accum",
+    "max_train_steps": "train.steps",
+    "learning_rate": "train.lr",
+    "lr_scheduler": "train.schedule",
+    "lr_warmup_steps": "train.warmup",
+    "max_grad_norm": "train.max_grad_norm",
+    "seed": "train.seed",
+    "output_dir": "run.output",
+}
+RENAMED = COMMON | {
     "data_config.img_dir": "data.folder",
     "data_config.control_dir": "data.control_folder",
     "data_config.img_size": "data.resolution",
     "data_config.caption_dropout_rate": "data.caption_dropout",
     "data_config.train_batch_size": "train.batch_size",
-    "train_batch_size": "train.batch_size",
     "quantize": "model.quantize",
     "adam8bit": "train.optimizer",
     "use_8bit_adam": "train.optimizer",
     "rank": "lora.rank",
     "report_to": "run.tracker",
-    "max_train_steps": "train.steps",
-    "learning_rate": "train.lr",
-    "lr_scheduler": "train.schedule",
-    "lr_warmup_steps": "train.warmup",
     "adam_weight_decay": "train.weight_decay",
-    "max_grad_norm": "train.max_grad_norm",
-    "gradient_accumulation_steps": "train.grad_accum",
-    "seed": "train.seed",
     "checkpointing_steps": "train.save_every",
     "checkpoints_total_limit": "train.keep",
-    "output_dir": "run.output",
     "resume_from_checkpoint": "run.resume",
 }
 VALUES = {
@@ -140,11 +141,9 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def declared(folder: Path) -> str:
     """底模的 model_index.json 说自己是哪一种管线；没有、读不懂就是空的。"""
     try:
-        tree = json.loads((folder / "model_index.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / "model_index.json", {"_class_name": str})["_class_name"]
+    except Unreadable:
         return ""
-    said = tree.get("_class_name") if isinstance(tree, dict) else None
-    return said if isinstance(said, str) else ""
 
 
 def family_of(path: Any) -> tuple[str | None, str]:

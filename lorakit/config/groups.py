@@ -1,4 +1,4 @@
-"""各组设置：每一项的名字、默认值、范围和一句说明，都只写在这里；config.py 把它们合成一份。"""
+"""各组设置：每一项的名字、默认值、范围和一句说明，都只写在这里；load.py 把它们合成一份。"""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -33,7 +33,7 @@ class Config(Group):
 
     @property
     def bf16_weights(self) -> bool:
-        """全量微调的权重也用 bf16 练，更新时随机舍入（见 rounding.py）。"""
+        """全量微调的权重也用 bf16 练，更新时随机舍入（见 training/rounding.py）。"""
         return self.lora.kind == "full" and self.model.precision == "bf16"
 
     def to_dict(self) -> dict[str, Any]:

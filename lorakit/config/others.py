@@ -1,6 +1,5 @@
 """别的训练器的设置文件（ai-toolkit、musubi、OneTrainer、kohya……）：认出来，能对应的逐项对应。"""
 
-import json
 import math
 import re
 import tomllib
@@ -8,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorakit.config.foreign import COMMON, MARK
 from lorakit.errors import ConfigError
+from lorakit.files import Unreadable, parse_json, read_small
 
 AI_TOOLKIT = {  # config.process 的第一项里的名字 -> 这里的
     "training_folder": "run.output", "trigger_word": "data.trigger",
@@ -28,19 +29,13 @@ AI_TOOLKIT = {  # config.process 的第一项里的名字 -> 这里的
     "sample.guidance_scale": "sample.guidance", "sample.sample_steps": "sample.steps",
     "sample.seed": "sample.seed", "sample.width": "sample.size",
 }  # fmt: skip
-KOHYA = {
-    "pretrained_model_name_or_path": "model.path", "dit": "model.path",
+KOHYA = COMMON | {
+    "dit": "model.path", "resolution": "data.resolution",
     "train_data_dir": "data.folder", "reg_data_dir": "data.class_folder",
-    "output_dir": "run.output", "resolution": "data.resolution",
     "network_dim": "lora.rank", "network_alpha": "lora.alpha",
-    "max_train_steps": "train.steps", "learning_rate": "train.lr", "unet_lr": "train.lr",
-    "lr_scheduler": "train.schedule", "lr_warmup_steps": "train.warmup",
-    "lr_warmup": "train.warmup", "train_batch_size": "train.batch_size",
-    "batch_size": "train.batch_size", "gradient_accumulation_steps": "train.grad_accum",
+    "unet_lr": "train.lr", "lr_warmup": "train.warmup", "batch_size": "train.batch_size",
     "optimizer_type": "train.optimizer", "optimizer": "train.optimizer",
-    "mixed_precision": "model.precision", "save_every_n_steps": "train.save_every",
-    "seed": "train.seed", "max_grad_norm": "train.max_grad_norm",
-    "gradient_checkpointing": "memory.checkpointing",
+    "save_every_n_steps": "train.save_every", "gradient_checkpointing": "memory.checkpointing",
     "caption_dropout_rate": "data.caption_dropout", "prior_loss_weight": "data.class_weight",
     "flip_aug": "data.flip", "masked_loss": "data.mask", "alpha_mask": "data.mask",
     "discrete_flow_shift": "train.timestep.shift",
@@ -92,14 +87,13 @@ def read_other(path: Path) -> dict | None:
     if suffix not in (".toml", ".json"):
         return None
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        tree = tomllib.loads(text) if suffix == ".toml" else json.loads(text)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        why = str(error).splitlines()[0] if str(error) else "读不懂"
+        raw = read_small(path)
+        if suffix == ".json":
+            return parse_json(raw, finite=False)
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except (Unreadable, ValueError, RecursionError) as error:
+        why = str(error).splitlines()[0]
         raise ConfigError(f"设置文件 {path} 不是合格的 {suffix[1:].upper()}：{why}。") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"设置文件 {path} 的内容不对：最外层要是“名字: 值”的样子。")
-    return tree
 
 
 def recognise(tree: Mapping[str, Any], fits: Callable[[str, Any], bool]) -> Found | None:
@@ -308,7 +302,7 @@ class _Translation:
         return self.done()
 
     def kohya(self, flat: Mapping[str, Any]) -> Found:
-        name = "dit" if "dit" in flat else "pretrained_model_name_or_path"
+        name = "dit" if "dit" in flat else MARK
         self.model(name, flat.get(name), flat.get("network_module", ""))
         for key, value in flat.items():
             if key in (name, "output_name"):

@@ -16,14 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lorakit.data.read import EXAMPLE, INVISIBLE, one_line, read_caption, start_of
+from lorakit.data.read import EXAMPLE, INVISIBLE, PICTURE, one_line, read_caption, start_of
 from lorakit.data.report import Fault, Problem, names
+from lorakit.files import Unreadable, parse_json
 
 SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份时，先信前面的
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("caption", "text", "prompt")  # 几个都写了，用最前面的
 MOVED = ".lorakit-moved"  # lorakit check --fix 把不能用的图移到这里
 CACHED = re.compile(r"(datasets|models|spaces)--")  # Hugging Face 缓存里一份数据的文件夹
+SUFFIX = re.compile(rf"({PICTURE}|\.txt)\b")
 FIELDS = "caption、text 或 prompt"
 
 
@@ -80,7 +82,7 @@ def read_sidecar(path: Path) -> str | None:
     """
     if path.suffix.lower() != ".json":
         return read_caption(path)
-    value = parse_json(whole_text(path))
+    value = json_value(whole_text(path))
     if isinstance(value, str):
         mend = '改成 {"caption": "一句话"} 的样子，或把描述写进同名的 .txt'
         raise Fault("caption_json", path, f"不是合格的 JSON（{value}）", mend)
@@ -134,7 +136,7 @@ def caption_for(
 def loose(path: Path) -> tuple[Path, str]:
     """(文件夹, 大概的名字)：不分大小写、全角半角，不看空格、后缀和“(1)”“- 副本”。"""
     stem = unicodedata.normalize("NFKC", path.stem).casefold()
-    stem = re.sub(r"\.(jpe?g|png|webp|bmp|txt)\b", "", stem)  # 后缀被藏起来时常存成 1.png.txt
+    stem = SUFFIX.sub("", stem)  # 后缀被藏起来时常存成 1.png.txt
     return path.parent, re.sub(r"\(\d+\)|副本|copy|[\s\-]", "", stem)
 
 
@@ -260,20 +262,12 @@ def whole_text(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig")
 
 
-def parse_json(text: str) -> str | list:
+def json_value(text: str) -> str | list:
     """解开一段 JSON：[值]；解不开就返回原因。"""
     try:
-        value = json.loads(text)
-        if "\\u" in text:  # JSON 能写出半个字；它存不进文件，也显示不出来
-            json.dumps(value, ensure_ascii=False).encode()
-        return [value]
-    except RecursionError:
-        return "括号套得太深"
-    except UnicodeEncodeError:
-        return "有不成对的 \\ud8xx，只写了半个字"
-    except ValueError as error:
-        place = f"第 {error.colno} 个字附近" if isinstance(error, json.JSONDecodeError) else ""
-        return f"{place}写错了" if place else "数字太长"
+        return [parse_json(text, (object, bool), finite=False)]
+    except Unreadable as error:
+        return str(error)
 
 
 def _jsonl(text: str) -> Iterator[tuple[int, dict | str, str]]:
@@ -283,7 +277,7 @@ def _jsonl(text: str) -> Iterator[tuple[int, dict | str, str]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        value = parse_json(line)
+        value = json_value(line)
         if isinstance(value, str):
             yield number, f"不是合格的 JSON（{value}）", mend
         elif not isinstance(value[0], dict):

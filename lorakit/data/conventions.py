@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lorakit.config.explain import inline
+from lorakit.data.read import PICTURE
 from lorakit.data.report import Problem, names
 
 Key = tuple[Path, str]  # 一张图：文件夹、不带后缀的名字
@@ -14,7 +15,7 @@ COUNTED = re.compile(r"0*([1-9]\d{0,2})_.")  # “10_猫”；2024_旅行 不是
 _MASK_WORD = r"masks?(?:[ _-]?(?:labels?|images?))?"
 _MASK_NAME = re.compile(rf"(.+?)[-_. ]+{_MASK_WORD}|{_MASK_WORD}[-_. ]+(.+)", re.IGNORECASE)
 _MASK_FOLDER = re.compile(rf"(?:(.*)[-_. ]|(?:images?|imgs?)[-_. ]?)?{_MASK_WORD}", re.IGNORECASE)
-_SUFFIX = re.compile(r"\.(jpe?g|png|webp|bmp)$", re.IGNORECASE)
+_SUFFIX = re.compile(rf"({PICTURE})$", re.IGNORECASE)
 _CLASS = re.compile(
     r"(reg|regulari[sz]ation|class|prior)([ _-]?(images?|imgs?|pictures?|pics?|data|dir|set))?s?",
     re.IGNORECASE,

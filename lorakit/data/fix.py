@@ -18,7 +18,7 @@ from lorakit.data.folder import walk
 from lorakit.data.mend import changes
 from lorakit.data.report import names
 from lorakit.errors import DataError, LorakitError, plain_reason
-from lorakit.files import Unreadable, inside, read_json, user_path, write_whole
+from lorakit.files import Unreadable, digest, inside, read_json, user_path, write_whole
 
 UNDO = ".lorakit-undo"
 FORMAT = 1
@@ -83,7 +83,7 @@ class _NothingToDo(Exception):
 def _stage(store: Path, folder: Path, change) -> dict:
     """备好一个修改：原件放进 old，新内容放进 new，返回清单里的一项。"""
     inside = change.path.relative_to(folder)
-    entry = {"path": inside.as_posix(), "why": change.why, "before": _digest(change.path)}
+    entry = {"path": inside.as_posix(), "why": change.why, "before": digest(change.path)}
     if change.content is None:
         return {**entry, "to": _free(folder, inside).as_posix()}
     old, new = store / "old" / inside, store / "new" / inside
@@ -102,11 +102,6 @@ def _free(folder: Path, inside: Path) -> Path:
         number += 1
         target = Path(MOVED) / inside.with_name(f"{inside.stem}-{number}{inside.suffix}")
     return target
-
-
-def _digest(path: Path) -> str | None:
-    """文件内容的 sha256；没有这个文件是 None。"""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _apply(folder: Path, store: Path, entries: list[dict]):
@@ -146,7 +141,7 @@ def undo(folder: str | Path) -> str:
         raise DataError("不能撤销，什么也没有改：\n" + "\n".join(f"  · {why}" for why in blocked))
     for entry in entries:
         path = folder / entry["path"]
-        if _digest(path) == entry["before"]:  # 上次撤销到一半已经还原的
+        if digest(path) == entry["before"]:  # 上次撤销到一半已经还原的
             continue
         try:
             _restore(folder, store, entry)
@@ -203,13 +198,13 @@ def _manifest(folder: Path, store: Path) -> list[dict]:
 def _blocked(folder: Path, store: Path, entry: dict) -> str:
     """这一项为什么不能撤销；能就返回空的。"""
     path = folder / entry["path"]
-    now = _digest(path)
+    now = digest(path)
     if now == entry["before"]:
         return ""
     source = folder / entry["to"] if "to" in entry else store / "old" / entry["path"]
     if now is not None and now != entry.get("after"):
         return f"{entry['path']} 在修改之后又变了，撤销会盖掉它：先把它移到别的文件夹，再撤销"
-    if _digest(source) != entry["before"]:
+    if digest(source) != entry["before"]:
         return f"{entry['path']} 的原件（{source}）不见了或变了：找回来再撤销"
     return ""
 

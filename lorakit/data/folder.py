@@ -6,11 +6,9 @@ from pathlib import Path
 
 from lorakit.data.captions import SIDECARS, TABLES, nfc
 from lorakit.data.conventions import in_mask_folder, mask_targets
+from lorakit.data.read import IMAGE_SUFFIXES
 from lorakit.data.report import Problem, relative
 from lorakit.errors import plain_reason
-
-# 大小写都行
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".hif", ".avif")
 
 
 @dataclass

@@ -19,11 +19,11 @@ from lorakit.data.captions import (
     stay_inside,
 )
 from lorakit.data.conventions import class_inside, counted, masks_beside, masks_told
-from lorakit.data.folder import IMAGE_SUFFIXES, Found, key_of, walk
+from lorakit.data.folder import Found, key_of, walk
 from lorakit.data.limits import MIN_SIDE, check_size
 from lorakit.data.lint import lint, placeholders
 from lorakit.data.mask import check_masks
-from lorakit.data.read import RESAVE, Progress, in_threads
+from lorakit.data.read import IMAGE_SUFFIXES, PICTURE, RESAVE, Progress, in_threads
 from lorakit.data.record import Record
 from lorakit.data.report import Fault, Problem, Report, names, relative
 from lorakit.data.seen import Album, Seen
@@ -31,9 +31,7 @@ from lorakit.data.tables import read_foreign, tables_of
 from lorakit.data.trigger import fill, has_trigger, looks_like
 from lorakit.files import user_path
 
-LOOKALIKE = re.compile(
-    r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|hei[cf]|avif|jp2|jxl|psd|dng|cr2|nef|arw|svg)(?=[.~]|$)"
-)
+LOOKALIKE = re.compile(rf"({PICTURE}|\.(jfif|gif|tiff?|jp2|jxl|psd|dng|cr2|nef|arw|svg))(?=[.~]|$)")
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$")
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha，并且不要 --fix）",

@@ -1,4 +1,4 @@
-"""图片文件夹 -> 可以训练的记录：检查、触发词、分桶、裁切、留出检验集、分批。
+"""图片文件夹 -> 可以训练的记录：体检没有错才给，加好触发词；留出哪些在 select.py。
 
 教程：notebooks/02_dataset.ipynb
 """
@@ -84,7 +84,9 @@ def places(data: Data) -> list[tuple[Source, str]]:
     return [*((source, data.trigger) for source in data.sources), *((one, "") for one in prior)]
 
 
-def doctor(data: Data, progress: Progress | None = None) -> list[tuple[list[Record], Report]]:
+def inspect_sources(
+    data: Data, progress: Progress | None = None
+) -> list[tuple[list[Record], Report]]:
     """体检设置里的每个来源（同类图片在最后），各返回 (可用的记录, 报告)。"""
     results = []
     for source, trigger in places(data):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorakit.data.captions import CAPTION_KEYS, parse_json
+from lorakit.data.captions import CAPTION_KEYS, json_value
 from lorakit.data.folder import Found, key_of
 from lorakit.data.limits import MIN_SIDE
 from lorakit.data.read import CJK, FORMATS, decode, guess_gbk, one_line, read_bytes
@@ -169,7 +169,7 @@ def _in_row(row: object, trigger: str) -> bool:
 
 
 def _json_file(text: str, trigger: str) -> str:
-    value = parse_json(text)
+    value = json_value(text)
     if isinstance(value, str) or not _in_row(value[0], trigger):
         return text
     return json.dumps(value[0], ensure_ascii=False, indent=2 if "\n" in text.strip() else None)
@@ -178,7 +178,7 @@ def _json_file(text: str, trigger: str) -> str:
 def _jsonl_file(text: str, trigger: str) -> str:
     lines = text.split("\n")
     for i, line in enumerate(lines):
-        value = parse_json(line)
+        value = json_value(line)
         if not isinstance(value, str) and _in_row(value[0], trigger):
             ending = "\r" if line.endswith("\r") else ""
             lines[i] = json.dumps(value[0], ensure_ascii=False) + ending

@@ -18,6 +18,9 @@ from lorakit.data.report import Fault
 from lorakit.errors import plain_reason
 
 MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
+# 哪些文件是图，大小写都行
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".hif", ".avif")
+PICTURE = "|".join(map(re.escape, IMAGE_SUFFIXES))  # 给正则表达式用
 # 后缀写错的 GIF 也认；不列 EPS 之类会调用外部程序的格式。手机的 MPO 由 JPEG 这一项带出来。
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "HEIF")
 # 只解主图：深度图、HDR 增益图、缩略图都不看，它们坏了也不要紧

@@ -13,15 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lorakit.config.explain import inline
-from lorakit.data.captions import (
-    CAPTION_KEYS,
-    Said,
-    nfc,
-    parse_json,
-    stay_inside,
-    whole_text,
-)
-from lorakit.data.read import INVISIBLE, one_line
+from lorakit.data.captions import CAPTION_KEYS, Said, json_value, nfc, stay_inside, whole_text
+from lorakit.data.read import IMAGE_SUFFIXES, INVISIBLE, one_line
 from lorakit.data.report import Fault, Problem
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -30,7 +23,6 @@ LARGEST = 200_000_000  # 字节；再大的不是描述表
 FILES = ("file_name", "image_path", "image", "image_file", "img_path", "img", "file", "filename",
          "filepath", "file_path", "path", "key")  # fmt: skip
 CAPTIONS = (*CAPTION_KEYS, "description", "instruction", "edit_prompt")
-PICTURE = re.compile(r"\.(jpe?g|png|webp|bmp)$", re.IGNORECASE)
 CONTROL = re.compile(r"(control|source|conditioning)_?(path|image|img|file)?s?(_path)?(_\d+)?")
 
 
@@ -51,7 +43,7 @@ def foreign_rows(path: Path) -> bool:
         first = whole_text(path).lstrip().partition("\n")[0]
     except Fault:
         return False
-    value = parse_json(first)
+    value = json_value(first)
     row = value[0] if isinstance(value, list) else None
     return isinstance(row, dict) and "file_name" not in row and "image_path" in row
 
@@ -106,7 +98,7 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             before = [value for key, value in row.items() if CONTROL.fullmatch(str(key))]
             if any(before):
                 controls[picture] = before[0]
-    if found or any(PICTURE.search(name) for name, _ in missing):
+    if found or any(name.lower().endswith(IMAGE_SUFFIXES) for name, _ in missing):
         read.used.add(path)
         read.problems += _told(path, found, missing)
     if controls and control is None:
@@ -196,14 +188,14 @@ def _rows(path: Path, index: _Index) -> Iterator[tuple[str, dict]]:
         yield from _cells(path, text, index)
     elif suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
-            value = parse_json(line) if line.strip() else [None]
+            value = json_value(line) if line.strip() else [None]
             if isinstance(value, str):
                 mend = "一行写一个 {}，引号用英文的，行尾不加逗号"
                 raise Fault("metadata_line", path, f"第 {number} 行不是合格的 JSON", mend)
             if isinstance(value[0], dict):
                 yield f"第 {number} 行", value[0]
     else:
-        value = parse_json(text)
+        value = json_value(text)
         if isinstance(value, str):
             raise Fault("caption_json", path, f"不是合格的 JSON（{value}）", "改正它，或移走")
         yield from _json_rows(value[0])

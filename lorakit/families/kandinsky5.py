@@ -27,6 +27,7 @@ class Kandinsky5(KLVae, Family):
         "comfyui": ("ComfyUI",),
         "kohya": ("musubi", "ComfyUI"),
     }
+    pipeline_class = "Kandinsky5T2IPipeline"
     licences: ClassVar = {"": "mit"}
     multiple = 16
     output = "image"

@@ -21,6 +21,7 @@ class QwenImageEdit(QwenImage):
         "2511": ("Qwen-Image-Edit-2511", "qwen_image_edit"),
         "": ("Qwen-Image-Edit", "qwen_image_edit"),
     }
+    pipeline_class = "QwenImageEditPipeline"  # 能看几张的，打开时才知道
     multiple = 32
     controls = (1, 1)
     text_sees = "whole"

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 from huggingface_hub import constants
 
-from lorakit.errors import LorakitError, LorakitWarning, plain_reason
+from lorakit.errors import LorakitError, plain_reason, warn
 from lorakit.files import WEIGHT_MAP, Unreadable, inside, read_json, user_path
 from lorakit.hub import transfer
 from lorakit.hub.bundled import bundled, tiny_models
@@ -253,11 +252,7 @@ def _online(path: str, sites, copies) -> Model:
             said.append(f"{site.title}（{site.endpoint}）{error}")
         else:
             if said:
-                warnings.warn(
-                    f"“{path}”：{'；'.join(said)}。改用 {site.title}。",
-                    LorakitWarning,
-                    stacklevel=3,
-                )
+                warn(f"“{path}”：{'；'.join(said)}。改用 {site.title}。")
             return model
     if gates:
         raise gates[0]

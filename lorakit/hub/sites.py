@@ -109,7 +109,7 @@ def facts(raw: bytes, shape=dict) -> dict:
     try:
         return parse_json(raw, shape)
     except Unreadable as error:
-        raise Unreachable(f"的回答{error}，多半不是模型站（看看地址和代理）") from error
+        raise Unreachable(f"的回答读不懂：{error}，多半不是模型站（看看地址和代理）") from error
 
 
 def _hex(value: object) -> str:

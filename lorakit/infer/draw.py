@@ -1,4 +1,4 @@
-"""推理：用 stock diffusers 管线画图，同一个种子画同一张图；开关 LoRA 做对照。"""
+"""画图：提示词 -> 图，走 stock diffusers 管线；同一个种子画同一张图。"""
 
 import math
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ def edit(
         for start in range(0, len(same), BATCH):
             seeds, said, looks, fitted = zip(*same[start : start + BATCH], strict=True)
             how = (settings.steps, settings.guidance)
-            images += sampler.edit(
+            images += sampler.sample(
                 family, pipe.transformer, said, looks, fitted, seeds, wanted, *how
             )
     return images

@@ -14,7 +14,7 @@ from lorakit.infer.prompts import recall
 
 
 @torch.no_grad()
-def edit(
+def sample(
     family: Family,
     transformer,
     prompts: Sequence[str],

@@ -1,4 +1,4 @@
-"""LoRA：挂上去、存下来、读回来、核对；矩阵运算由 PEFT 完成。"""
+"""LoRA 挂在哪些层、怎么挂、改了多少；矩阵运算由 PEFT 完成，存读在 files.py。"""
 
 import difflib
 import re

@@ -24,6 +24,7 @@ from lorakit.lora.tensors import LIMIT
 from lorakit.machine import bench, estimate
 from lorakit.machine.estimate import GIB, Estimate
 from lorakit.memory import compiling, devices
+from lorakit.results.sameness import version_of
 from lorakit.training import preflight
 
 GOOD, WARN, BAD = "绿", "黄", "红"
@@ -109,21 +110,17 @@ def _packages() -> list[Check]:
         if need.marker is not None:  # 选装的
             continue
         names.append(need.name)
-        try:
-            found = importlib.metadata.version(need.name)
-        except importlib.metadata.PackageNotFoundError:
+        found = version_of(need.name)
+        if found is None:
             wrong.append(f"{need.name} 没有装（要 {need.specifier}）")
-            continue
-        if not need.specifier.contains(found, prereleases=True):
+        elif not need.specifier.contains(found, prereleases=True):
             wrong.append(f"{need.name} 是 {found}，要 {need.specifier}")
     checks = [Check(BAD, "packages", f"{'；'.join(wrong)}。{mend}")] if wrong else []
     checks = checks or [Check(GOOD, "packages", f"{len(names)} 个都在，都够新")]
     for name, why in OPTIONAL.items():
-        try:
-            checks.append(Check(GOOD, name, f"{importlib.metadata.version(name)}（{why}）"))
-        except importlib.metadata.PackageNotFoundError:
-            said = f"没有装（{why}）。要用就运行 pip install {name}"
-            checks.append(Check(WARN, name, said))
+        found = version_of(name)
+        said = f"{found}（{why}）" if found else f"没有装（{why}）。要用就运行 pip install {name}"
+        checks.append(Check(GOOD if found else WARN, name, said))
     return checks
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from lorakit.config import Config
 from lorakit.errors import inert
-from lorakit.files import read_json, write_text
+from lorakit.files import Unreadable, parse_json, read_json, write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
 from lorakit.lora import FILE, metadata
@@ -101,7 +101,10 @@ def without_paths(text: str) -> str:
     """代码里底模的文件夹只留最后一段：别人没有那个文件夹，还会露出你的用户名。"""
 
     def strip(line: re.Match) -> str:
-        path = json.loads(line[1])
+        try:
+            path = parse_json(line[1], str)
+        except Unreadable:  # 手改过，不是 JSON 的写法
+            path = line[1].strip('"')
         short = json.dumps(metadata.base_of(path), ensure_ascii=False)
         local = metadata.base_of(path) != path
         return f"base = {short}  # 换成底模在你机器上的文件夹" if local else line[0]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lorakit.errors import WeightsError
-from lorakit.files import Unreadable, inside, read_json, write_whole
+from lorakit.files import Unreadable, digest, inside, read_json, write_whole
 from lorakit.lora.steps import all_of, folder_of, step_of
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.sharded import Tensors, shared_like
@@ -31,13 +31,6 @@ SHAPE = {
 }
 OLD = {"step", "files", "optimizer", "processes"}  # 没有 checksum 的时候就只有这些
 Parameters = dict[str, torch.nn.Parameter]
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:  # 全量微调的有几十 GB，不能整个读进内存
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unfold(optimizer, names: list[str]) -> tuple[dict[str, torch.Tensor], dict]:
@@ -102,10 +95,10 @@ def save(
         write_weights(folder)
         for name, tensors in files:
             write_tensors(folder / STATE / name, tensors)
-        digests = {path.name: _digest(path) for path in sorted((folder / STATE).iterdir())}
+        digests = {path.name: digest(path) for path in sorted((folder / STATE).iterdir())}
         ours = (path for path in sorted(folder.rglob("*")) if path.is_file())
         given = {path.relative_to(folder).as_posix(): path for path in ours}
-        exported = {n: _digest(p) for n, p in given.items() if not n.startswith(f"{STATE}/")}
+        exported = {n: digest(p) for n, p in given.items() if not n.startswith(f"{STATE}/")}
         whole = {"step": step, "files": digests, "exported": exported, **facts}
         whole[SUM] = _sum(whole)
         (folder / STATE / FACTS).write_text(json.dumps(whole, indent=1), encoding="utf-8")
@@ -150,7 +143,7 @@ def latest(run: Path) -> Path | None:
 def changed(path: Path) -> list[str]:
     """检查点里给别人用的文件，哪些和存的时候不一样了；以前的检查点没有记，就不知道。"""
     recorded = facts_of(path).get("exported", {})
-    return [name for name, digest in recorded.items() if not _same(path, {name: digest})]
+    return [name for name, known in recorded.items() if not _same(path, {name: known})]
 
 
 def refuse_changed(file: Path):
@@ -171,7 +164,7 @@ def _same(folder: Path, digests: dict[str, str]) -> bool:
     """这几个文件都在里面，内容也没有变。"""
     paths = {name: inside(folder, name) for name in digests}
     try:
-        return all(paths[n] and _digest(paths[n]) == digest for n, digest in digests.items())
+        return all(paths[n] and digest(paths[n]) == one for n, one in digests.items())
     except OSError:  # 读不出来：盘坏了
         return False
 

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 import uuid
-import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lorakit.errors import ConfigError, LorakitError, LorakitWarning, plain_reason
+from lorakit.errors import ConfigError, LorakitError, plain_reason, warn
 from lorakit.files import Unreadable, read_json, write_text
 
 OWNER = ".running"  # 谁在用这个文件夹；修改的时刻是它的心跳
@@ -128,11 +127,9 @@ class Lock:
                     raise self._refusal(owner)
         if 0 <= silent < STALE:
             raise self._refusal(owner)
-        warnings.warn(
+        warn(
             f"“{self.folder}”上次是{_place(owner)}进程 {owner['pid']} 在用，"
-            f"已经 {abs(silent) / 60:.0f} 分钟没有动静，由这次接过来。",
-            LorakitWarning,
-            stacklevel=2,
+            f"已经 {abs(silent) / 60:.0f} 分钟没有动静，由这次接过来。"
         )
 
     def _refusal(self, owner: dict) -> ConfigError:

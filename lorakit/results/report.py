@@ -5,7 +5,6 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from lorakit.config import Config
 from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, write_text, write_whole
 from lorakit.results import folder as run_folder
-from lorakit.results.sameness import data_hash
+from lorakit.results.sameness import data_hash, version_of
 from lorakit.results.verdict import held_by_step
 
 FONT = ASSETS / "fonts" / "NotoSansSC-subset.otf"
@@ -141,14 +140,6 @@ def draw_loss(axes, metrics: list[dict]):
     axes.grid(alpha=0.25)
 
 
-def _version(package: str) -> str | None:
-    """装的是哪一版；没有用 pip 安装（在源码的文件夹里 python -m lorakit）就是 None。"""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def write_run_card(run: Path, config: Config, dataset, seconds: float, device: str) -> Path:
     """写 run.json：版本、设备、用时、数据的指纹。"""
     packages = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate")
@@ -157,7 +148,7 @@ def write_run_card(run: Path, config: Config, dataset, seconds: float, device: s
         "data": data_hash(dataset),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in packages},
+            **{name: version_of(name) for name in packages},
         },
         "device": device,
         "seconds": round(seconds, 1),

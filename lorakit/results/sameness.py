@@ -13,6 +13,7 @@ from typing import Any
 
 from lorakit.config import Config, differences, load_config
 from lorakit.errors import ConfigError, warn
+from lorakit.files import Unreadable, digest, read_json
 from lorakit.results import checkpoint
 
 # 续训时可以改的设置：它们不影响已经练过的那些步
@@ -38,7 +39,8 @@ def facts(config: Config, dataset, base: Mapping[str, str]) -> dict[str, Any]:
         part: [_row(item.record, config.data.mask) for item in getattr(dataset, part)]
         for part in PARTS
     }
-    return {"config": config.to_dict(), "data": parts, "base": dict(base), "versions": _versions()}
+    versions = {name: found for name in PACKAGES if (found := version_of(name))}
+    return {"config": config.to_dict(), "data": parts, "base": dict(base), "versions": versions}
 
 
 def settings(run: Path, new: Config, processes: int):
@@ -148,7 +150,7 @@ def _row(record, kind: str) -> dict[str, Any]:
     if record.repeats != 1:
         row["repeats"] = record.repeats
     if kind == "file" and record.mask:
-        row["mask"] = hashlib.sha256(record.mask.read_bytes()).hexdigest()[:16]
+        row["mask"] = digest(record.mask)[:16]
     return row
 
 
@@ -156,14 +158,12 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # 在源码的文件夹里运行
-            continue
-    return found
+def version_of(package: str) -> str | None:
+    """装的是哪一版；没有用 pip 安装（在源码的文件夹里 python -m lorakit）就是 None。"""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _dict(value: object) -> dict:
@@ -189,8 +189,8 @@ def _saved(run: Path) -> Config | None:
 
 def _card(run: Path) -> dict[str, Any]:
     try:
-        return _dict(json.loads((run / "run.json").read_text("utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return read_json(run / "run.json", finite=False)
+    except Unreadable:
         return {}
 
 

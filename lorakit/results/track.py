@@ -9,7 +9,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from lorakit.config import Config, flat
+from lorakit.config import Config
+from lorakit.config.load import flat
 
 PROJECT = "lorakit"
 NUMBERS = ("loss", "held", "lr", "grad_norm", "t", "seconds")  # metrics.jsonl 里的这几项

@@ -10,7 +10,7 @@ from lorakit.config import Config
 from lorakit.data.batches import Batches
 from lorakit.data.crops import bucket_for, framing
 from lorakit.data.lint import over_limit
-from lorakit.data.load import doctor, places
+from lorakit.data.load import inspect_sources, places
 from lorakit.data.read import Progress
 from lorakit.data.record import Record
 from lorakit.data.report import Problem, Report
@@ -46,7 +46,7 @@ def examine(config: Config, family: Needs, progress: Progress | None = None) -> 
     """每个来源一份 (可用的记录, 报告)，同类图片在最后。"""
     results = []
     for (records, report), (_, trigger) in zip(
-        doctor(config.data, progress), places(config.data), strict=True
+        inspect_sources(config.data, progress), places(config.data), strict=True
     ):
         problems = framing(records, config.data.resolution, family.multiple, report.folder)
         problems += family.lengthy(records, trigger)

@@ -5,13 +5,12 @@
 就各录一张；各张先后用同一片显存（PyTorch 的 CUDA graphs 文档，“Sharing memory across captures”）。
 """
 
-import warnings
 from collections import Counter
 
 import torch
 from torch.utils import _pytree as pytree
 
-from lorakit.errors import LorakitWarning
+from lorakit.errors import warn
 from lorakit.memory import devices
 from lorakit.memory.recompute import Recompute
 from lorakit.memory.streaming import Streamer
@@ -76,8 +75,7 @@ class Graphs:
     def _refuse(self, why: str):
         self.refused = True
         self.forget()
-        said = f"memory.compile=graphs 只编译，没有录图，照常练（{why}）。"
-        warnings.warn(said, LorakitWarning, stacklevel=2)
+        warn(f"memory.compile=graphs 只编译，没有录图，照常练（{why}）。")
 
     def _plainly(self, kind: tuple, parts: list) -> torch.Tensor:
         self.seen[kind] += 1

@@ -83,8 +83,8 @@ class Objective:
         self.batches = Batches(shapes, train.batch_size, train.seed, repeats)
         auto = train.timestep.shift == "auto"
         # 换一个种子：同样多的图时，也不会总是同一张陪同一张
-        kin = [item.shapes for item in dataset.prior]
-        self.kin = Batches(kin, train.batch_size, train.seed + 1) if kin else None
+        prior = [item.shapes for item in dataset.prior]
+        self.prior = Batches(prior, train.batch_size, train.seed + 1) if prior else None
         self.shift = family.shift(side, side) if auto else float(train.timestep.shift)
         self._ahead: tuple = (None, None)  # 先抽好的一批：(它的号码, 它)
 
@@ -102,8 +102,8 @@ class Objective:
             return self._ahead[1]
         rng = generator(self.config.train.seed, *keys)
         chosen = [(self.dataset.train, self.batches, 1.0)]
-        if self.kin is not None:
-            chosen.append((self.dataset.prior, self.kin, self.config.data.class_weight))
+        if self.prior is not None:
+            chosen.append((self.dataset.prior, self.prior, self.config.data.class_weight))
         parts, times, used = [], [], []
         for pictures, order, share in chosen:
             items = [pictures[i] for i in order.batch(number)]

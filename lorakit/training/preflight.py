@@ -5,7 +5,6 @@
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ import torch
 from lorakit import lora
 from lorakit.config import Config
 from lorakit.config.groups import Data, Lora
-from lorakit.errors import ConfigError, LorakitWarning
+from lorakit.errors import ConfigError, warn
 from lorakit.lora import full
 from lorakit.memory import attention, compiling, devices, loading, quantize
 from lorakit.training import optim
@@ -309,7 +308,7 @@ def check(config: Config, family, processes: int = 1, sharded: bool = False):
     if config.lora.kind == "lora":
         lora.plan(family.skeleton(), family, config.lora)
     for _, said in clashes(Case(config, processes, sharded, family, family.device), stops=False):
-        warnings.warn(said, LorakitWarning, stacklevel=2)
+        warn(said)
 
 
 def table() -> str:

@@ -21,7 +21,7 @@ from accelerate.utils import (
 )
 from torch.distributed.tensor import DTensor
 
-from lorakit.errors import LorakitError, LorakitWarning
+from lorakit.errors import LorakitError, warn
 from lorakit.memory.sharded import Tensors, whole
 
 PATIENCE = timedelta(hours=6)  # 等别的进程：编码一大批图、存几十 GB 都可能很久；真死了启动器会收场
@@ -47,8 +47,7 @@ def start(run, tracker: str, cpu: bool) -> Accelerator:
     if accelerator.is_fsdp2:  # 我们从不就地改模型的输出
         warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     if asks_to_shard() and not accelerator.is_fsdp2:
-        said = "FSDP 要两张以上的显卡，这里没有，照普通的多进程（DDP）练。"
-        warnings.warn(said, LorakitWarning, stacklevel=2)
+        warn("FSDP 要两张以上的显卡，这里没有，照普通的多进程（DDP）练。")
     return accelerator
 
 

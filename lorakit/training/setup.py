@@ -13,7 +13,7 @@ from lorakit.families.open import device_for
 from lorakit.infer import remember_preview
 from lorakit.lora import full
 from lorakit.memory import apply, compiling
-from lorakit.results import sameness, track
+from lorakit.results import checkpoint, sameness, track
 from lorakit.results.folder import RunFolder
 from lorakit.training import optim, preflight, processes, saving
 from lorakit.training.graphs import Graphs
@@ -146,7 +146,7 @@ class Prepared:
 
     def last_good(self) -> Path | None:
         """最后一个核对无误的检查点。"""
-        return saving.checkpoint.latest(self.run)
+        return checkpoint.latest(self.run)
 
     def save(self) -> Path:
         """把当前这一步存成检查点（已经存过就不重复）；几个进程要一起调用。"""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lorakit.families.qwen_image_edit import QwenImageEdit
 from lorakit.files import ASSETS
-from lorakit.infer.sampler import edit
+from lorakit.infer.sampler import sample
 from lorakit.tiny.edits import EDITS, PHRASES, random_edit
 from lorakit.tiny.pretrain.base_qwen import encode_qwen, tokenize
 from lorakit.tiny.pretrain.clock import Clock, to_device
@@ -212,7 +212,7 @@ def measure_edit(
             controls = [[picture] for picture in pictures[part]]
             said, seeds = [one[2] for one in asked[part]], range(part.start, part.stop)
             size = (128, 128)
-            images += edit(
+            images += sample(
                 family, transformer, said, controls, controls, seeds, size, steps, guidance
             )
         drawn, before, after = (
