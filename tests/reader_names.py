@@ -5,10 +5,14 @@
   sd-scripts 48d368f（2026-02）networks/lora_flux.py：只给双流块、单流块造层
   musubi-tuner 30c658c（2026-06）networks/lora_{qwen_image,zimage,kandinsky,flux_2}.py：只给块造层
   DiffSynth-Studio fed7b18（2026-08）utils/lora/general.py、flux.py，各个 DiT 的层名
+  Qwen-Image 2.1 后来才有：ComfyUI 17358c8 的 comfy/lora.py（0.37 起），musubi-tuner 960b201 的
+  lora_qwen_image_21.py，DiffSynth-Studio 14180a6 的 qwen_image_21_dit.py
   diffusers 0.42.1 loaders/lora_pipeline.py：transformer. 之后照层名，其余经各家的转换函数
 """
 
 import re
+
+from lorakit.families.registry import get
 
 ATTN = "to_q|to_k|to_v|to_out.0|add_q_proj|add_k_proj|add_v_proj|to_add_out"
 BFL = "<img|txt>_<attn.qkv|attn.proj|mlp.0|mlp.2"
@@ -44,6 +48,11 @@ def flux2(double: str, single: str) -> tuple[list[str], list[str]]:
 
 KLEIN, KLEIN_FUSED = flux2("0-4", "0-19")
 DEV, DEV_FUSED = flux2("0-7", "0-47")
+QWEN_21_ATTN = "transformer_blocks.<0-31>.attn.<to_q|to_k|to_v|to_out.0>"
+QWEN_21 = [QWEN_21_ATTN, "transformer_blocks.<0-31>.img_mlp.<proj|gate_layer|out>"]
+# ComfyUI 载入时把 gate_layer 与 proj 并成 gate_up；diffusers 拆不开 lora_unet_ 里的 gate_layer
+QWEN_21_FUSED = [QWEN_21_ATTN, "transformer_blocks.<0-31>.img_mlp.<gate_up|out>"]
+QWEN_21_APART = [QWEN_21_ATTN, "transformer_blocks.<0-31>.img_mlp.<proj|out>"]
 Z_BLOCKS = ("layers.<0-29>", "noise_refiner.<0-1>", "context_refiner.<0-1>")
 Z_REST = [f"{block}.feed_forward.<w1|w2|w3>" for block in Z_BLOCKS]
 Z_REST += [f"{block}.adaLN_modulation.0" for block in Z_BLOCKS[:2]]
@@ -57,12 +66,13 @@ KANDINSKY = [
     "visual_transformer_blocks.<0-49>.visual_modulation.out_layer",
 ]
 
-SAME = {"qwen-image-edit": "qwen-image", "flux-kontext": "flux"}  # 改图的那一版，层名相同
 DOTS, KOHYA = ("", "transformer.", "diffusion_model."), ("lora_unet_",)
 # 软件 -> 家族 -> ((前缀, 层名), ...)；以 _ 结尾的前缀之后，点换成了下划线
 READERS = {
     "ComfyUI": {
         "qwen-image": ((*DOTS, *KOHYA, "lycoris_"), QWEN),
+        "qwen-image-2.1": (("", "transformer.", "lycoris_"), QWEN_21,
+                           ("diffusion_model.", *KOHYA), QWEN_21_FUSED),
         "flux": (("", "transformer.", "lycoris_", "lora_transformer_"), FLUX,
                  ("diffusion_model.", *KOHYA), FLUX_FUSED),
         "flux2-klein": (("", "transformer.", "lycoris_", "lora_transformer_"), KLEIN,
@@ -75,6 +85,7 @@ READERS = {
     "sd-scripts": {"flux": (KOHYA, FLUX_FUSED)},
     "musubi": {
         "qwen-image": (KOHYA, QWEN),
+        "qwen-image-2.1": (KOHYA, QWEN_21),
         "flux-kontext": (KOHYA, FLUX_FUSED),
         "flux2-klein": (KOHYA, KLEIN_FUSED),
         "flux2-dev": (KOHYA, DEV_FUSED),
@@ -83,11 +94,13 @@ READERS = {
     },
     "DiffSynth": {
         "qwen-image": (("", "diffusion_model."), QWEN),
+        "qwen-image-2.1": (("", "diffusion_model."), QWEN_21),
         "flux": (("transformer.",), FLUX, KOHYA, FLUX_FUSED),
         "z-image": (("", "diffusion_model."), Z_IMAGE),
     },
     "diffusers": {
         "qwen-image": ((*DOTS[1:], *KOHYA), QWEN),
+        "qwen-image-2.1": (DOTS[1:], QWEN_21, KOHYA, QWEN_21_APART),
         "flux": (("transformer.",), FLUX, ("diffusion_model.", *KOHYA), FLUX_FUSED),
         "flux2-klein": (("transformer.",), KLEIN, ("diffusion_model.", *KOHYA), KLEIN_FUSED),
         "flux2-dev": (("transformer.",), DEV, ("diffusion_model.", *KOHYA), DEV_FUSED),
@@ -107,7 +120,9 @@ def pattern(template: str) -> str:
 def known(reader: str, family: str) -> re.Pattern | None:
     """这个软件给这个家族认得的层名；不认这个家族就是 None。"""
     table = READERS[reader]
-    rules = table.get(family) or table.get(SAME.get(family, ""))
+    # 同一个模型的另一版（改图的）继承自它，层名相同
+    names = (getattr(cls, "name", "") for cls in get(family).__mro__)
+    rules = next((table[name] for name in names if name in table), None)
     if rules is None:
         return None
     choices = []

@@ -51,6 +51,7 @@ class Family(Parts, Elsewhere, ABC):
     said_as: ClassVar[dict[str, str]] = {"text": "prompt_embeds"}
     # 真模型的尺寸：文件夹 -> 它的 config.json（只写与 diffusers 默认值不同的）；不下载也能测速
     full_size: ClassVar[dict[str, dict]] = {}
+    other_sizes: ClassVar[dict[str, dict[str, dict]]] = {}  # 另一种大小：路径里的字样 -> 要换的几份
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
     output: str = "images"  # stock 管线把画好的图叫什么
@@ -64,6 +65,12 @@ class Family(Parts, Elsewhere, ABC):
         for word, instead in self.distilled.items():
             if word.lower() in path.lower():
                 raise shared.distilled_error(path, instead)
+
+    @classmethod
+    def size_of(cls, path: str) -> dict[str, dict]:
+        """这个底模的 full_size；一家有几种大小的，看路径里的字样。"""
+        other = (parts for word, parts in cls.other_sizes.items() if word in path.lower())
+        return cls.full_size | next(other, {})
 
     @property
     def latent_channels(self) -> int:

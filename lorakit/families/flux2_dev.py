@@ -19,6 +19,7 @@ class Flux2Dev(Flux2Klein):
         "tokenizer": "AutoTokenizer",
     }
     licences: ClassVar = {"": "flux-dev-non-commercial-license"}
+    workflows: ClassVar = {"": "flux2-dev"}
     controls = (0, 6)
     embedded_guidance = True
     full_size: ClassVar = {
@@ -28,6 +29,7 @@ class Flux2Dev(Flux2Klein):
             "joint_attention_dim": 15360,
         },
     }  # fmt: skip
+    other_sizes: ClassVar = {}
     original: ClassVar = {
         **Flux2Klein.original,
         "guidance_in.in_layer": (f"{GUIDANCE}linear_1",),

@@ -36,6 +36,7 @@ class Flux2Klein(Family):
     pipeline_class = "Flux2KleinPipeline"
     text_parts: ClassVar = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
+    workflows: ClassVar = {"9b": "flux2-klein-9b", "": "flux2-klein"}
     multiple = 16
     controls = (0, 4)
     masks_text = False
@@ -47,6 +48,14 @@ class Flux2Klein(Family):
         "vae": {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32},
         "scheduler": {"use_dynamic_shifting": True, "shift": 3.0},
         "tokenizer": {"model_max_length": 512},
+    }  # fmt: skip
+    other_sizes: ClassVar = {
+        "9b": {
+            "transformer": full_size["transformer"] | {
+                "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32,
+                "joint_attention_dim": 12288,
+            },
+        },
     }  # fmt: skip
     compression = 16
     targets: ClassVar = {

@@ -17,7 +17,7 @@ class FluxKontext(Flux):
     called: ClassVar = {"": ("Flux.1-dev", "flux_kontext")}  # musubi 这样叫它
     pipeline_class = "FluxKontextPipeline"
     licences: ClassVar = {"": "flux-1-dev-non-commercial-license"}
-    workflows: ClassVar = {}
+    workflows: ClassVar = {"": "flux-kontext"}
     editions = ""
     base_files: ClassVar = {}
     controls = (1, 1)

@@ -47,6 +47,9 @@ class QwenImage(Family):
             "max_image_seq_len": 8192, "shift_terminal": 0.02,
         },
     }  # fmt: skip
+    distilled: ClassVar = dict.fromkeys(
+        ("Lightning", "Turbo"), "Qwen/Qwen-Image 或 Qwen/Qwen-Image-2512"
+    )
     targets: ClassVar = {
         "image-attention": rf".*\.attn\.({IMAGE})",
         "attention": rf".*\.attn\.({IMAGE}|{TEXT})",

@@ -25,6 +25,7 @@ class QwenImage21(Family):
     called: ClassVar = {"": ("Qwen-Image-2.1", "qwen_image_2.1")}
     pipeline_class = "QwenImage21Pipeline"
     licences: ClassVar = {"": "qwen-research"}
+    workflows: ClassVar = {"edit": "qwen-image-2.1-edit", "": "qwen-image-2.1"}
     multiple = 32
     compression = 16
     controls = (0, 3)
@@ -50,13 +51,28 @@ class QwenImage21(Family):
             },
             "vision_config": {"model_type": "qwen3_vl_vision", "out_hidden_size": 4096},
         },
-        "scheduler": {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9},
+        "scheduler": {
+            "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9,
+            "max_image_seq_len": 8192,
+        },
     }  # fmt: skip
     targets: ClassVar = {
         "attention": r".*\.attn\.(to_q|to_k|to_v|to_out\.0)",
         "image-attention": r".*\.attn\.(to_q|to_k|to_v|to_out\.0)",  # 单流：图与文字共用
         "all-linear": r"transformer_blocks\..*",
     }
+    comfyui_prefix = "transformer."  # 它在 diffusion_model. 之后只认并起来的 gate_up
+    read_by: ClassVar = {
+        "diffusers": ("diffusers", "ComfyUI"),
+        "comfyui": ("ComfyUI", "diffusers"),
+        "kohya": ("musubi",),  # 只有注意力的，ComfyUI 与 diffusers 也读得了；前馈的不行
+    }
+    # 只用来读：ComfyUI 载入时把两层并成一层
+    original: ClassVar = {
+        "transformer_blocks.{}.img_mlp.gate_up": (
+            "transformer_blocks.{}.img_mlp.gate_layer", "transformer_blocks.{}.img_mlp.proj",
+        ),
+    }  # fmt: skip
     distilled: ClassVar = {"Turbo": BASE, "Lightning": BASE}
 
     def _load_text(self):

@@ -10,6 +10,7 @@ from lorakit.families.qwen_image import QwenImage
 from lorakit.families.shared import Cond
 
 AREA = 1024 * 1024  # QwenImageEditPipeline 给 Qwen2.5-VL 看的图约一百万像素，写死在它的 __call__ 里
+PLUS = {"model_index": {"_class_name": "QwenImageEditPlusPipeline"}}
 
 
 class QwenImageEdit(QwenImage):
@@ -35,7 +36,15 @@ class QwenImageEdit(QwenImage):
         **QwenImage.full_size,
         "model_index": {"_class_name": "QwenImageEditPipeline"},
     }
-    distilled: ClassVar = {"Lightning": "Qwen/Qwen-Image-Edit"}
+    other_sizes: ClassVar = {
+        "2509": PLUS,
+        "2511": {
+            **PLUS, "transformer": QwenImage.full_size["transformer"] | {"zero_cond_t": True},
+        },
+    }  # fmt: skip
+    distilled: ClassVar = dict.fromkeys(
+        ("Lightning", "Turbo"), "Qwen/Qwen-Image-Edit 或 Qwen/Qwen-Image-Edit-2511"
+    )
 
     def __init__(self, folder, *place, **how):
         super().__init__(folder, *place, **how)
