@@ -66,6 +66,23 @@ KANDINSKY = [
     "visual_transformer_blocks.<0-49>.visual_modulation.out_layer",
 ]
 
+# 块外的层；musubi、DiffSynth 的 FLUX 一个也不认
+QWEN_REST = ["img_in", "txt_in", "proj_out", "norm_out.linear",
+             "time_text_embed.timestep_embedder.linear_<1-2>"]  # fmt: skip
+FLUX_REST = ["x_embedder", "context_embedder", "proj_out", "norm_out.linear",
+             "time_text_embed.<timestep|guidance|text>_embedder.linear_<1-2>"]  # fmt: skip
+FLUX_IN = ["img_in", "txt_in", "<time|guidance|vector>_in.<in|out>_layer"]
+LAST = ["final_layer.linear", "final_layer.adaLN_modulation.1"]
+KLEIN_REST = FLUX_REST[:4]
+KLEIN_TIME = ["time_guidance_embed.timestep_embedder.linear_<1-2>"]
+MODULATIONS = "<double_stream_modulation_<img|txt>|single_stream_modulation>"
+Z_ENDS = ["all_x_embedder.2-1", "all_final_layer.2-1.<linear|adaLN_modulation.1>",
+          "cap_embedder.1", "t_embedder.mlp.<0|2>"]  # fmt: skip
+KANDINSKY_REST = [
+    "<time|text|pooled_text|visual>_embeddings.in_layer", "time_embeddings.out_layer",
+    "out_layer.<modulation.out_layer|out_layer>",
+]  # fmt: skip
+
 DOTS, KOHYA = ("", "transformer.", "diffusion_model."), ("lora_unet_",)
 # 软件 -> 家族 -> ((前缀, 层名), ...)；以 _ 结尾的前缀之后，点换成了下划线
 READERS = {
@@ -109,6 +126,31 @@ READERS = {
     },
 }  # fmt: skip
 
+OUTSIDE = {
+    "ComfyUI": {
+        "qwen-image": ((*DOTS, *KOHYA), QWEN_REST),
+        "flux": (("", "transformer."), FLUX_REST, ("diffusion_model.", *KOHYA), [*FLUX_IN, *LAST]),
+        "flux2-klein": (("", "transformer."), KLEIN_REST, ("diffusion_model.", *KOHYA),
+                        ["<img|txt>_in", "time_in.<in|out>_layer", f"{MODULATIONS}.lin", *LAST]),
+        "z-image": (DOTS, Z_ENDS),
+        "kandinsky5": ((*DOTS, *KOHYA), KANDINSKY_REST),
+    },
+    "sd-scripts": {"flux": (KOHYA, FLUX_IN)},
+    "musubi": {},
+    "DiffSynth": {
+        "qwen-image": (("", "diffusion_model."), QWEN_REST),
+        "z-image": (("", "diffusion_model."), Z_ENDS),
+    },
+    "diffusers": {
+        "qwen-image": ((*DOTS[1:], *KOHYA), QWEN_REST),
+        "flux": (("transformer.",), FLUX_REST),
+        "flux2-klein": (("transformer.",), [*KLEIN_REST, *KLEIN_TIME, f"{MODULATIONS}.linear"],
+                        KOHYA, ["<img|txt>_in", "time_in.<in|out>_layer", "final_layer.linear"]),
+        "z-image": ((*DOTS[1:], *KOHYA), Z_ENDS),
+        "kandinsky5": (("transformer.",), KANDINSKY_REST),
+    },
+}  # fmt: skip
+
 
 def pattern(template: str) -> str:
     """模板 -> 正则表达式。"""
@@ -117,9 +159,9 @@ def pattern(template: str) -> str:
     return re.sub(r"<(\d+)\\-(\d+)>", numbers, text).replace("<", "(?:").replace(">", ")")
 
 
-def known(reader: str, family: str) -> re.Pattern | None:
+def known(reader: str, family: str, table=READERS) -> re.Pattern | None:
     """这个软件给这个家族认得的层名；不认这个家族就是 None。"""
-    table = READERS[reader]
+    table = table[reader]
     # 同一个模型的另一版（改图的）继承自它，层名相同
     names = (getattr(cls, "name", "") for cls in get(family).__mro__)
     rules = next((table[name] for name in names if name in table), None)

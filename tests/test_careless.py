@@ -63,7 +63,7 @@ def test_a_folder_is_taken_before_the_long_preparations(config, monkeypatch, tmp
         raise LorakitError("编码失败")
 
     prepare = "lorakit.training.setup.cache.prepare"
-    monkeypatch.setattr(prepare, lambda c, *_: another(made["folder"]))
+    monkeypatch.setattr(prepare, lambda c, *_, **__: another(made["folder"]))
     made, real = {}, run_folder.RunFolder.__init__
 
     def init(self, *rest):

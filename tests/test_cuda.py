@@ -13,7 +13,7 @@ from lorakit import infer
 from lorakit.config import load_config
 from lorakit.errors import LorakitWarning
 from lorakit.families import REGISTRY, get, open_family
-from lorakit.machine import bench
+from lorakit.machine import bench, rehearse
 from lorakit.memory import apply, attention, devices, quantize
 from lorakit.tiny import samples
 from lorakit.train import Trainer
@@ -242,3 +242,15 @@ def test_8bit_adamw_resumes_exactly(config, cut_at_three, monkeypatch):
 
 def test_copy_speed_is_that_of_a_bus():
     assert 1 < bench.copy_speed(GPU) < 1000  # GB/s：PCIe 3.0 x4 约 3，NVLink-C2C 约 450
+
+
+def test_rehearsal_on_a_card_and_on_one_too_small():
+    how = ["train.batch_size=1", "sample.steps=2", "memory.compile=graphs", "eval.every=0"]
+    settings = load_config("tiny-qwen-image", how)
+    report = rehearse.run(settings, tier=8)
+    assert report.fits and 0 < report.margin < report.limit
+    assert all(row.need > 0 for row in report.rows if row.key not in ("check", "export"))
+    resumed = next(row for row in report.rows if row.key == "resume")
+    assert resumed.compiled > 0  # 像新开的进程：重新编译过
+    small = rehearse.run(settings, tier=0.65)  # 只许用不到 40 MiB
+    assert not small.fits and any(row.full and row.mend for row in small.rows)

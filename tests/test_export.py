@@ -12,7 +12,9 @@ from torch import nn
 
 from lorakit import lora
 from lorakit.cli import main
+from lorakit.config import load_config
 from lorakit.errors import LorakitError, WeightsError
+from lorakit.families import open_family
 from lorakit.families.flux2_klein import Flux2Klein
 from lorakit.families.registry import REGISTRY, get, workflow_of
 from lorakit.families.z_image import ZImage
@@ -271,3 +273,44 @@ def test_the_workflow_loads_the_right_base(family, base, name, unet):
     assert found == name and unet in file and bool(unet) == bool(file)
     filled = comfyui.fill(found, comfyui.Fill("a", "b", 20, 4, 1024, 0, 2.0, file))
     assert not unet or f"models/diffusion_models/{file}" in comfyui.files(filled)
+
+
+def test_layers_that_cancel_are_written(tmp_path):
+    """两份相反的叠在一起：ΔW 是零，不是出错。"""
+    one = {"x.y": (torch.randn(3, 8), torch.randn(6, 3))}
+    none = convert.combine([(one, 1.0), (one, -1.0)])
+    file, _ = convert.write(none, "diffusers", tmp_path / "none", {})
+    found = load_file(file)
+    b, a = (found[f"transformer.x.y.lora_{side}.weight"].double() for side in "BA")
+    assert float((b @ a).norm()) < 1e-6
+
+
+def test_who_misses_layers_outside_the_blocks_is_said(tmp_path, capsys):
+    raw, out = tmp_path / "x.safetensors", str(tmp_path / "out.safetensors")
+    layers = linear(open_family(load_config("tiny-flux")).skeleton())
+    block = "transformer_blocks.0.attn.to_q"
+    for paths, said in (
+        ([block], "sd-scripts、ComfyUI、diffusers、DiffSynth 能读。\n原作者"),
+        ([block, "proj_out"], "sd-scripts 会漏掉块外的层：proj_out 等 1 层"),
+        (["proj_out"], "\nComfyUI 能读；diffusers 请用 --to diffusers 或原文件。\n原作者"),
+        (["x_embedder"], "\nsd-scripts、ComfyUI 能读；diffusers 请用"),
+    ):
+        tensors = {}
+        for path in paths:
+            tensors[f"transformer.{path}.lora_A.weight"] = torch.ones(1, layers[path].in_features)
+            tensors[f"transformer.{path}.lora_B.weight"] = torch.ones(layers[path].out_features, 1)
+        save_file(tensors, raw)
+        argv = ["export", str(raw), "--model", "tiny-flux", "--to", "kohya", "--out", out]
+        assert main(argv) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_deep_json_in_a_header_is_left_alone():
+    deep = "[" * 100_000
+    assert metadata.bare(deep) == deep
+
+
+def test_what_others_wrote_stays_small():
+    about = {f"ss_{i}": "x" for i in range(5000)} | {"modelspec.thumbnail": "x" * (2 << 20)}
+    head = metadata.header({"rank": "4"}, about, 4)
+    assert len(str(head)) < 10_000 and head["ss_0"] == "x" and head["ss_network_dim"] == "4"

@@ -1,102 +1,45 @@
 """别家的 LoRA 文件：意思与训练它的人想的一样；参照是 PEFT、diffusers 自己读的，或手算的。"""
 
 import json
-from types import SimpleNamespace
+import time
 
 import diffusers
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_conversion_utils import (
     _convert_xlabs_flux_lora_to_diffusers,
     swap_scale_shift,
 )
-from peft import LoKrConfig, LoraConfig
-from peft.utils import get_peft_model_state_dict
+from foreign_tools import (
+    NORM,
+    OUT,
+    Q,
+    flux,
+    linear,
+    meaning,
+    moved,
+    named,
+    near,
+    pair,
+    put,
+    read,
+    write,
+)
 from safetensors.torch import save_file
-from torch import nn
 
 from lorakit import lora
-from lorakit.errors import LorakitWarning, WeightsError
+from lorakit.errors import WeightsError
 from lorakit.families.flux import Flux
 from lorakit.families.registry import get
-from lorakit.lora import algebra, convert, dora, foreign
 from lorakit.lora import audit as lora_audit
+from lorakit.lora import foreign, strength
 from lorakit.lora import fused as lora_fused
-from lorakit.tiny.pretrain import shapes
-
-Q, OUT = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.proj_out"
-NORM = "norm_out.linear"
-
-
-def flux() -> FluxTransformer2DModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return shapes.flux_transformer(latent_channels=4, layers=1, single_layers=2).eval()
 
 
 @pytest.fixture(scope="module")
 def base():
     """不改动它：要挂东西的测试自己造一个。"""
     return flux()
-
-
-def linear(model) -> dict[str, nn.Linear]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
-def pair(model, path, rank=4, seed=0):
-    g, layer = torch.Generator().manual_seed(seed), model.get_submodule(path)
-    a = torch.randn(rank, layer.in_features, generator=g) * 0.1
-    return a, torch.randn(layer.out_features, rank, generator=g) * 0.1
-
-
-def named(path, a, b, prefix="transformer.", down="lora_A", up="lora_B"):
-    return {f"{prefix}{path}.{down}.weight": a, f"{prefix}{path}.{up}.weight": b}
-
-
-def write(folder, tensors, **header):
-    file = folder / "f.safetensors"
-    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in header.items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, file, text)
-    return file
-
-
-def meaning(file, model):
-    return foreign.meaning(file, linear(model), lora_fused.slots(Flux.original, model))
-
-
-def near(one, other, most=1e-6):
-    assert (one - other).norm() <= most * other.norm().clamp(min=1e-9)
-
-
-def read(file, model):
-    found = meaning(file, model)
-    assert found.unknown == []
-    weights = {path: model.get_submodule(path).weight.detach() for path in found.layers}
-    return {path: algebra.delta(layer, weights[path]) for path, layer in found.layers.items()}
-
-
-def put(file):
-    """挂到新的模型上，返回 (管线的替身, 每层实际的 ΔW)。"""
-    model = flux()
-    before = {n: m.weight.detach().double().clone() for n, m in linear(model).items()}
-    pipe = SimpleNamespace(transformer=model)
-    lora.put_on(pipe, file, "mine", Flux.original)
-    return pipe, before
-
-
-def moved(model, before):
-    """把单位矩阵送过每一层：它现在的权重减去原来的。"""
-    changes = {}
-    for path, weight in before.items():
-        layer = model.get_submodule(path)
-        bias = 0 if (b := getattr(layer, "base_layer", layer).bias) is None else b
-        with torch.no_grad():
-            now = (layer(torch.eye(weight.shape[1])) - bias).T.double()
-        if (now - weight).abs().max() > 1e-6:
-            changes[path] = now - weight
-    return changes
 
 
 SMALL = {"flux": {"num_layers": 1, "num_single_layers": 2},
@@ -201,7 +144,20 @@ ODD = {
     "infinite": ({"A": torch.full((4, 128), torch.inf)}, "无穷大"),
     "other shape": ({"A": ONES(4, 64)}, "对不上"),
     "magnitude": ({"lora_magnitude_vector": ONES(3)}, "长度有 3 个"),
-    "columns": ({"dora_scale": ONES(1, 128)}, "按列"),
+    "columns": ({"dora_scale": ONES(1, 64)}, "长度有 64 个，应该是 128 个"),
+    "lengths": ({"dora_scale": ONES(128, 1), "lora_magnitude_vector": ONES(128)}, "两种写法"),
+    "overflow": ({"B": ONES(128, 4) * 1e4, "alpha": torch.tensor(3e38)}, "超出"),
+    "two factors": (
+        {
+            "A": None,
+            "B": None,
+            "lokr_w1": ONES(4, 4),
+            "lokr_w2": ONES(32, 32),
+            "lokr_w2_a": ONES(32, 2),
+            "lokr_w2_b": ONES(2, 32),
+        },
+        "w2 有两份",
+    ),
 }
 
 
@@ -222,6 +178,107 @@ def test_a_convolution_of_one_point_is_a_matrix(base, tmp_path):
     a, b = pair(base, Q)
     file = write(tmp_path, named(Q, a[..., None, None], b[..., None, None]))
     near(read(file, base)[Q], (b @ a).double())
+
+
+def test_alphas_of_every_kind(base, tmp_path):
+    a, b = pair(base, Q)
+    kinds = [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.int8,
+             torch.int64, torch.uint16]  # fmt: skip
+    for alpha in (*(torch.tensor(2).to(kind) for kind in kinds), torch.tensor([[2.0]])):
+        got = read(write(tmp_path, named(Q, a, b) | {f"transformer.{Q}.alpha": alpha}), base)
+        near(got[Q], 0.5 * (b @ a).double())
+    for alpha in (0.0, -8.0):
+        extra = {f"transformer.{Q}.alpha": torch.tensor(alpha)}
+        got = read(write(tmp_path, named(Q, a, b) | extra), base)
+        near(got[Q], alpha / 4 * (b @ a).double())
+
+
+BARE = {
+    "no .weight": (f"{Q}.lora_A", f"{Q}.lora_B"),
+    "_lora": (f"transformer.{Q}_lora.down.weight", f"transformer.{Q}_lora.up.weight"),
+    "linear_layer": (f"{Q}.lora_linear_layer.down.weight", f"{Q}.lora_linear_layer.up.weight"),
+    "dots": (f"diffusion_model.{Q.replace('to_q', 'to.q')}.lora.down.weight",
+             f"diffusion_model.{Q.replace('to_q', 'to.q')}.lora.up.weight"),
+    "flat": (f"transformer.{Q.replace('.', '_')}.lora_A.weight",
+             f"transformer.{Q.replace('.', '_')}.lora_B.weight"),
+    "compiled": (f"transformer._orig_mod.{Q}.lora_A.weight",
+                 f"transformer._orig_mod.{Q}.lora_B.weight"),
+    "parallel": (f"module.base_model.model.{Q}.lora_A.weight",
+                 f"module.base_model.model.{Q}.lora_B.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", BARE.values(), ids=BARE)
+def test_rarer_spellings(base, tmp_path, names):
+    a, b = pair(base, Q)
+    file = write(tmp_path, dict(zip(names, (a, b), strict=True)))
+    near(read(file, base)[Q], (b @ a).double())
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2-klein", "z-image", "qwen-image", "kandinsky5"])
+def test_no_two_layers_share_a_flat_name(name):
+    family = get(name)
+    config = dict(family.full_size["transformer"])
+    with torch.device("meta"):
+        shell = getattr(diffusers, config.pop("_class_name"))(**config | SMALL.get(name, {}))
+    names = [*linear(shell), *lora_fused.slots(family.original, shell)]
+    assert len({name.replace(".", "_") for name in names}) == len(names)
+
+
+def test_several_adapters_are_never_mixed(base, tmp_path):
+    (a, b), (c, d) = pair(base, Q), pair(base, OUT)
+    apart = named(Q, a, b, "", "lora_A.one", "lora_B.one") | named(
+        OUT, c, d, "", "lora_A.two", "lora_B.two"
+    )
+    crossed = {f"{Q}.lora_A.one.weight": a, f"{Q}.lora_B.two.weight": b}
+    for tensors in (apart, crossed):
+        with pytest.raises(WeightsError, match="不止一个适配器（one、two）"):
+            meaning(write(tmp_path, tensors), base)
+
+
+def test_a_layer_said_fused_and_split(base, tmp_path):
+    """有的工具两种都存：一样就只算一次，不一样就说出来，不悄悄丢掉一份。"""
+    fused = "double_blocks.0.img_attn.qkv"
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 128, generator=g), torch.randn(384, 2, generator=g)
+    whole = named(fused, a, b, "diffusion_model.")
+    got = read(write(tmp_path, whole | named(Q, a, b[:128], "diffusion_model.")), base)
+    near(got[Q], (b[:128] @ a).double())
+    assert len(got) == 3
+    for other in (named(Q, a, b[128:256]), named("single_blocks.0.linear1_qkv", a, -b, "") | named(
+            "single_blocks.0.linear1", a, torch.cat([b, torch.ones(512, 2)]), "")):  # fmt: skip
+        with pytest.raises(WeightsError, match="有两份"):
+            meaning(write(tmp_path, whole | other), base)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_adapters_of_a_changed_base_are_refused(base, tmp_path, kind):
+    told = ADAPTER | {"init_lora_weights": kind}
+    file = write(tmp_path, named(Q, *pair(base, Q)), lora_adapter_metadata=told)
+    with pytest.raises(WeightsError, match="底模也改过"):
+        meaning(file, base)
+    told = ADAPTER | {"init_lora_weights": "gaussian"}
+    read(write(tmp_path, named(Q, *pair(base, Q)), lora_adapter_metadata=told), base)
+
+
+def test_a_pattern_for_every_layer_is_quick_and_the_first_wins():
+    """diffusers 一层写一条；re 只记得住 512 条，逐条编译要一分钟。"""
+    layers = [f"blocks.{i}.attn.to_{x}" for i in range(300) for x in "qkv"]
+    told = {f"^{layer}": 1.0 + i for i, layer in enumerate(layers)}
+    rule = strength.Rule(alpha=1.0, alphas=told)
+    start = time.process_time()
+    assert [rule.scale(layer, 1) for layer in layers] == list(told.values())
+    assert time.process_time() - start < 5
+    rule = strength.Rule(alpha=9.0, alphas={"^to_q": 1, "0.attn.to_q": 2, "to_[qk]": 3, "to_q": 4})
+    said = {"blocks.0.attn.to_q": 2, "blocks.1.attn.to_q": 3, "x_to_q": 9, "to_q": 1, "to_v": 9}
+    assert {layer: rule.scale(layer, 1) for layer in said} == said
+
+
+def test_patterns_with_classes_are_read(base, tmp_path):
+    told = ADAPTER | {"alpha_pattern": {r"transformer_blocks\.[0-9]+\.attn\.to_[qkv]": 2}}
+    a, b = pair(base, Q)
+    file = write(tmp_path, named(Q, a, b), lora_adapter_metadata=told)
+    near(read(file, base)[Q], 0.5 * (b @ a).double())
 
 
 DOTTED = ["", "transformer.", "diffusion_model.", "model.diffusion_model.", "pipe.dit.",
@@ -306,258 +363,3 @@ def test_fused_layers_of_every_family_at_the_real_width(tmp_path, name, prefix):
         a, b = found.layers[path]
         near(b @ (a @ x), row, 1e-5)
     assert "原作者" in found.form
-
-
-# ---- DoRA
-
-
-def trained_dora():
-    """PEFT 的 DoRA，A、B、长度都动过 -> (模型, 各层的张量)。"""
-    model = flux()
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=[Q, OUT, NORM], use_dora=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model.add_adapter(config, adapter_name="x")
-        for name, p in model.named_parameters():
-            if ".lora_" in name:
-                p.data += torch.randn_like(p) * (0.02 if "magnitude" not in name else 0.2)
-    return model, get_peft_model_state_dict(model, adapter_name="x")
-
-
-@pytest.mark.parametrize("spelling", ["lora_magnitude_vector", "lora_magnitude_vector.default",
-                                      "lora_magnitude_vector.weight",
-                                      "lora_magnitude_vector.default.weight"])  # fmt: skip
-def test_dora_of_peft(base, tmp_path, spelling):
-    stock, tensors = trained_dora()
-    file = write(tmp_path, {
-        f"transformer.{k}".replace("lora_magnitude_vector", spelling): v for k, v in tensors.items()
-    })  # fmt: skip
-    pipe, before = put(file)
-    want = moved(stock, before)
-    assert want.keys() == {Q, OUT, NORM}
-    got, actual = read(file, base), moved(pipe.transformer, before)
-    for path, change in want.items():
-        near(got[path], change, 1e-5)
-        near(actual[path], change, 1e-5)
-    pipe.transformer.set_adapters(["mine"], [0.0])  # 强度 0 就是底模
-    assert moved(pipe.transformer, before) == {}
-    pipe.transformer.set_adapters(["mine"], [-0.5])
-    for path, change in moved(pipe.transformer, before).items():
-        near(change, -0.5 * want[path], 1e-5)
-    pipe.transformer.set_adapters(["mine"], [1.0])
-    pipe.transformer.fuse_lora()
-    near(pipe.transformer.get_submodule(Q).base_layer.weight.double() - before[Q], want[Q], 1e-5)
-    pipe.transformer.unfuse_lora()
-    near(pipe.transformer.get_submodule(Q).base_layer.weight.double(), before[Q])
-    merged = flux()
-    algebra.merge(meaning(file, base).layers, merged)
-    for path in want:
-        near(merged.get_submodule(path).weight.double() - before[path], want[path], 1e-5)
-    result = lora_audit.audit(file, base)
-    assert result.good and result.form.startswith("DoRA") and "每行的长度" in result.strength
-
-
-def comfy(model, a, b, m):
-    """ComfyUI 0.33 的 weight_decompose：除的是 |W|。"""
-    weight = model.weight.detach().double()
-    return m * (weight + b.double() @ a.double()) / weight.norm(dim=1, keepdim=True) - weight
-
-
-def lycoris(model, a, b, m):
-    """LyCORIS 的 apply_weight_decompose：除的是 |W + ΔW|。"""
-    weight = model.weight.detach().double()
-    whole = weight + b.double() @ a.double()
-    return m * whole / whole.norm(dim=1, keepdim=True) - weight
-
-
-@pytest.mark.parametrize(("header", "reference"), [
-    ({}, comfy), ({"lorakit": {"alpha": "folded"}}, comfy),
-    ({"ss_network_module": "lycoris.kohya"}, lycoris), ({"ot_revision": "1"}, lycoris),
-])  # fmt: skip
-def test_dora_scale_means_what_its_writer_divides_by(base, tmp_path, header, reference):
-    for path in (Q, OUT):
-        layer = base.get_submodule(path)
-        a, b = pair(base, path)
-        m = layer.weight.detach().norm(dim=1, keepdim=True) * (1 + torch.rand(len(b), 1))
-        tensors = named(path, a, b, "diffusion_model.", "lora_down", "lora_up")
-        stem = f"diffusion_model.{path}"
-        file = write(tmp_path, tensors | {f"{stem}.dora_scale": m}, **header)
-        want = reference(layer, a, b, m.double())
-        near(read(file, base)[path], want, 1e-6)
-        near(moved(*((lambda x: (x[0].transformer, x[1]))(put(file))))[path], want, 1e-5)
-        found = meaning(file, base).layers
-        again = found[path].trained(layer.weight.detach())
-        near(again.delta(layer.weight.detach()), want, 1e-6)
-        near(lycoris(layer, again.a, again.b, again.magnitude.double()[:, None]), want, 1e-6)
-
-
-@pytest.mark.parametrize("form", ["diffusers", "comfyui"])
-def test_dora_of_comfyui_is_exported_and_read_again(base, tmp_path, form):
-    tensors, names = {}, convert.Names.of(Flux, base)
-    for path in (Q, NORM):
-        scale = torch.rand(base.get_submodule(path).out_features, 1)
-        tensors |= named(path, *pair(base, path)) | {f"transformer.{path}.dora_scale": scale}
-    file = write(tmp_path, tensors)
-    want = read(file, base)
-    near(want[Q], comfy(base.get_submodule(Q), *pair(base, Q), tensors[
-        f"transformer.{Q}.dora_scale"].double()))  # fmt: skip
-    weights = {"weight": lambda path: base.get_submodule(path).weight.detach()}
-    made = convert.write(meaning(file, base).layers, form, tmp_path / form, {}, names, **weights)
-    again = read(made.file, base)
-    assert again.keys() == want.keys()
-    for path, change in want.items():
-        near(again[path], change)
-
-
-def test_dora_on_a_fused_layer_is_cut_by_rows(base, tmp_path):
-    parts = lora_fused.slots(Flux.original, base)["single_blocks.0.linear1"]
-    weight = torch.cat([base.get_submodule(path).weight.detach() for path, _ in parts])
-    g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 128, generator=g), torch.randn(len(weight), 2, generator=g)
-    m = torch.rand(len(weight), 1, generator=g)
-    stem = "lora_unet_single_blocks_0_linear1"
-    file = write(tmp_path, named(stem, a, b, "", "lora_down", "lora_up")
-                 | {f"{stem}.dora_scale": m, f"{stem}.alpha": torch.tensor(1.0)})  # fmt: skip
-    whole = SimpleNamespace(weight=weight)
-    got = read(file, base)
-    near(torch.cat([got[path] for path, _ in parts]), comfy(whole, a, b / 2, m.double()), 1e-6)
-
-
-def test_dora_is_neither_added_nor_shrunk(base, tmp_path):
-    layer = {Q: dora.Dora(*pair(base, Q), torch.ones(128))}
-    for wrong in (lambda: convert.combine([(layer, 1.0)]), lambda: convert.resize(layer, 2)):
-        with pytest.raises(WeightsError, match=r"DoRA.*--merge"):
-            wrong()
-
-
-# ---- LoKr 与混着的
-
-
-@pytest.mark.parametrize("factors", [((8, 8), (16, 16)), ((4, 8), (32, 16)), ((2, 2), (64, 64))])
-@pytest.mark.parametrize("rank", [2, 30])
-def test_lokr_of_any_factors_is_put_on(base, tmp_path, factors, rank):
-    (one, two), g = factors, torch.Generator().manual_seed(0)
-    w1 = torch.randn(*one, generator=g)
-    a, b = torch.randn(two[0], rank, generator=g), torch.randn(rank, two[1], generator=g)
-    c = torch.randn(128 // 4, 640 // 8, generator=g)
-    stems = [f"lycoris_{path.replace('.', '_')}" for path in (Q, OUT)]
-    file = write(tmp_path, {
-        f"{stems[0]}.lokr_w1": w1, f"{stems[0]}.lokr_w2_a": a, f"{stems[0]}.lokr_w2_b": b,
-        f"{stems[0]}.alpha": torch.tensor(1.0),
-        f"{stems[1]}.lokr_w1": torch.ones(4, 8), f"{stems[1]}.lokr_w2": c,
-    })  # fmt: skip
-    want = {Q: torch.kron(w1, a @ b / rank).double(), OUT: torch.kron(torch.ones(4, 8), c).double()}
-    pipe, before = put(file)
-    got, actual = read(file, base), moved(pipe.transformer, before)
-    for path, change in want.items():
-        near(got[path], change, 1e-5)
-        near(actual[path], change, 1e-5)
-
-
-def test_peft_lokr_strength_is_what_peft_does(base, tmp_path):
-    stock = flux()
-    settings = {"r": 16, "alpha": 8, "rank_pattern": {OUT: 4}, "alpha_pattern": {OUT: 8}}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        config = LoKrConfig(target_modules=[Q, OUT], init_weights=False, **settings)
-        stock.add_adapter(config, adapter_name="x")
-    tensors = get_peft_model_state_dict(stock, adapter_name="x")
-    file = tmp_path / "adapter_model.safetensors"
-    save_file({f"base_model.model.{k}": v.contiguous() for k, v in tensors.items()}, file)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    for path, change in read(file, base).items():
-        want = stock.get_submodule(path).get_delta_weight("x").double().detach()
-        near(change, want, 1e-5)
-
-
-def test_plain_dora_and_lokr_in_one_file(base, tmp_path):
-    a, b = pair(base, Q)
-    c, d = pair(base, OUT)
-    kron = {f"transformer.{NORM}.lokr_w1": torch.ones(2, 2),
-            f"transformer.{NORM}.lokr_w2": torch.randn(128, 64)}  # fmt: skip
-    magnitude = {f"transformer.{OUT}.lora_magnitude_vector": torch.rand(128)}
-    file = write(tmp_path, named(Q, a, b) | named(OUT, c, d) | kron | magnitude)
-    pipe, before = put(file)
-    got, actual = read(file, base), moved(pipe.transformer, before)
-    assert got.keys() == actual.keys() == {Q, OUT, NORM}
-    for path in got:
-        near(actual[path], got[path], 1e-5)
-
-
-# ---- 不是 Transformer 的部分，与读不了的
-
-
-def test_the_text_encoders_part_is_left_out_and_said(base, tmp_path):
-    a, b = pair(base, Q)
-    others = ["lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_te3_encoder_block_0",
-              "text_encoder.layers.0.q_proj", "text_encoder_2.block.0"]  # fmt: skip
-    tensors = named(Q, a, b)
-    for stem in others:
-        tensors |= named(stem, ONES(1, 2), ONES(2, 1), "", "lora_down", "lora_up")
-        tensors[f"{stem}.alpha"] = torch.tensor(1.0)
-    file = write(tmp_path, tensors)
-    result = lora_audit.audit(file, base)
-    assert result.good and len(result.left) == 12 and "用不上" in result.text()
-    with pytest.warns(LorakitWarning, match="12 个张量属于文本编码器"):
-        lora_audit.refuse(result, file)
-    with pytest.warns(LorakitWarning, match="12 个张量"):
-        pipe, before = put(file)
-    assert moved(pipe.transformer, before).keys() == {Q}
-    only = write(tmp_path, {k: v for k, v in tensors.items() if Q not in k})
-    with pytest.raises(WeightsError, match="只练了文本编码器") as said:
-        lora.check_fits(only, base)
-    assert "--model" not in str(said.value)
-
-
-PAIR = {
-    f"transformer.{Q}.lora_A.weight": ONES(1, 128),
-    f"transformer.{Q}.lora_B.weight": ONES(128, 1),
-}
-KINDS = {
-    "LoHa": {f"lycoris_x.hada_{w}": ONES(2, 2) for w in ("w1_a", "w1_b", "w2_a", "w2_b")},
-    "OFT": {"lycoris_x.oft_blocks": ONES(2, 2, 2)},
-    "GLoRA": {"lycoris_x.a1.weight": ONES(2, 2)},
-    "(IA)³": {"base_model.model.x.ia3_l": ONES(2, 1)},
-    "权重的差": {**PAIR, "diffusion_model.norm.diff": ONES(2)},
-    "带偏置": {**PAIR, f"transformer.{Q}.lora_B.bias": ONES(2)},
-    "量化过的": {**PAIR, f"transformer.{Q}.absmax": ONES(2)},
-    "ControlNet": {"controlnet_blocks.0.weight": ONES(2, 2)},
-    "IP-Adapter": {"double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": ONES(2, 2)},
-    "文本反演": {"emb_params": ONES(2, 4)},
-    "VAE": {"decoder.conv_in.weight": ONES(2, 2, 3, 3)},
-    "文本编码器": {"text_model.embeddings.weight": ONES(2, 2)},
-    "整个模型": {"transformer_blocks.0.attn.to_q.weight": ONES(2, 2)},
-    "Tucker": {**PAIR, f"transformer.{Q}.lora_mid.weight": ONES(2, 2, 3, 3)},
-    "DoRA 的 LoKr": {f"x.{Q}.lokr_w1": ONES(2, 2), f"x.{Q}.lokr_w2": ONES(64, 64),
-                    f"x.{Q}.dora_scale": ONES(128, 1)},
-    "两份": {**PAIR, f"{Q}.lora_A.weight": ONES(1, 128)},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "tensors"), KINDS.items(), ids=KINDS)
-def test_what_cannot_be_read_is_named(base, tmp_path, kind, tensors):
-    file = write(tmp_path, {key.replace("x.tr", "tr", 1): v for key, v in tensors.items()})
-    with pytest.raises(WeightsError) as said:
-        lora.check_fits(file, base, Flux.original)
-    assert kind in str(said.value), said.value
-    assert "lorakit" not in str(said.value)  # 不叫人去跑一条一定失败的命令
-
-
-@pytest.mark.parametrize(("start", "said"), [
-    (b"PK\x03\x04" + b"\0" * 80, "pickle"), (b"\x80\x02}", "pickle"), (b"GGUF\x03", "GGUF"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"), (b"<!DOCTYPE html>", "网页"),
-    (b"", "打不开"),
-])  # fmt: skip
-def test_what_is_no_safetensors_is_named(base, tmp_path, start, said):
-    file = tmp_path / "x.safetensors"
-    file.write_bytes(start)
-    with pytest.raises(WeightsError, match=said):
-        lora.check_fits(file, base)
-
-
-@pytest.mark.parametrize("card", ["{bad", "[]", '"x"', "[" * 100_000, "3", '{"base": [1]}'])
-def test_a_broken_card_is_no_card(base, tmp_path, card, recwarn):
-    file = write(tmp_path, PAIR, lorakit=card)
-    assert lora.read(file)[1] == {} and lora_audit.audit(file, base).good
-    nothing = [w for w in recwarn if "卡片坏了" in str(w.message)]
-    assert bool(nothing) == (card != '{"base": [1]}')

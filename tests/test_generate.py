@@ -1,5 +1,7 @@
 """lorakit generate：别处的脚本常用的参数名也认；负面提示词真的起作用，不起作用就说出来。"""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from lorakit import infer, lora
 from lorakit.cli import main
 from lorakit.config import load_config
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import open_family
 from lorakit.families.base import Family
 from lorakit.infer import pipeline as infer_pipeline
@@ -99,9 +101,8 @@ def kept(monkeypatch):
 
 def test_encoder_and_transformer_are_never_together(capsys, tmp_path, trained, kept, monkeypatch):
     small = ["--set", "sample.size=64", "--set", "sample.steps=2", "--set", "sample.guidance=3"]
-    where = ["--out", tmp_path / "x.png", "--prompt", SAID]
-    for command in ("generate", "compare"):
-        drawn = []
+    for command in ("generate", "compare"):  # 各画各的一句：编码过的不用再载入编码器
+        drawn, where = [], ["--out", tmp_path / "x.png", "--prompt", f"{SAID}，{command}"]
         for scarce in (True, False):
             monkeypatch.setattr(infer_pipeline, "scarce", lambda family, scarce=scarce: scarce)
             kept.clear()
@@ -134,6 +135,30 @@ def test_previews_do_not_load_the_encoder_again(config, papercut, kept, monkeypa
         assert bool(together) == (name == "roomy")
         drawn.append(pictures)
     assert drawn[0] == drawn[1] and len(drawn[0]) == 2
+
+
+def test_the_encoder_is_loaded_once_and_never_for_what_it_has_said(
+    capsys, config, tmp_path, kept, monkeypatch
+):
+    """头一次：描述、样张的句子、负面的一起编码；接着练、再画同样的句子，都从缓存取。"""
+    loaded, real = [], Family._load_encoder
+    monkeypatch.setattr(
+        Family, "_load_encoder", lambda self, *how: loaded.append(how) or real(self, *how)
+    )
+
+    def settings(steps: int):
+        return config(f"train.steps={steps}", f"sample.prompts=[{SAID}]", "sample.steps=2",
+                      "sample.size=64", "sample.guidance=3")  # fmt: skip
+
+    for steps, times in ((2, 1), (4, 0)):
+        loaded.clear()
+        assert len([*_pictures(Trainer(settings(steps)))]) == 2
+        assert len(loaded) == times
+    where = [settings(4).run.output, "--out", tmp_path / "x.png", "--prompt"]
+    for said, times in ((SAID, 0), ("另一句", 1), ("另一句", 0)):
+        loaded.clear()
+        assert run(capsys, "generate", *where, said)[0] == 0
+        assert len(loaded) == times
 
 
 @pytest.mark.parametrize("name", [TINY, "tiny-flux"])
@@ -195,6 +220,14 @@ def test_base_by_its_name_on_the_hub(monkeypatch):
     assert (chosen.model.family, chosen.model.path) == ("flux", "someone/FLUX.1-dev")
     assert source == "flux-dev"
     assert chosen.sample.seed == 3
+
+
+def test_a_base_that_was_a_folder_elsewhere_is_asked_for(monkeypatch):
+    from lorakit.cli.draw import choose_base
+
+    monkeypatch.setattr(lora, "read", lambda path: ({}, {"family": "flux", "base": "my-flux"}))
+    with pytest.raises(LorakitError, match=r"训练那台机器上的文件夹“my-flux”。.*--model_name"):
+        choose_base(None, None, Path("x.safetensors"))
 
 
 @pytest.mark.parametrize(

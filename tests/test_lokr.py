@@ -3,6 +3,7 @@
 六个家族的 stock 管线都打得开它存的文件：见 test_contract.py 第 4 条。
 """
 
+import copy
 import shutil
 
 import pytest
@@ -52,6 +53,16 @@ def deltas(transformer, scale: float = 1.0) -> dict[str, torch.Tensor]:
     return {
         name: m.get_delta_weight(m.active_adapters[0]).double().detach() * scale
         for name, m in layers.items()
+    }
+
+
+def changed(transformer) -> dict[str, torch.Tensor]:
+    """挂着的层实际改了多少：单位矩阵送进去，减去底模的。"""
+    named = ((n, m) for n, m in transformer.named_modules() if hasattr(m, "lora_variant"))
+    return {
+        name: (m(x) - m.base_layer(x)).T.detach()
+        for name, m in ((n, copy.deepcopy(m).double()) for n, m in named)
+        for x in [torch.eye(m.in_features, dtype=torch.float64)]
     }
 
 
@@ -166,9 +177,12 @@ def test_generate_compare_and_a_grid_of_strengths(run, tmp_path):
 def test_strength_scales_it_and_switching_off_is_the_base(run):
     family = open_family(run.config, CPU)
     pipe = infer.open_pipeline(family, run.run)
-    whole = deltas(pipe.transformer)
-    infer.set_strength(pipe, 0.5)
-    near(deltas(pipe.transformer), {name: value / 2 for name, value in whole.items()})
+    tensors = lora.read(run.run)[0]
+    parts = lokr.by_layer({k.removeprefix("transformer."): v for k, v in tensors.items()})
+    whole = {name: lokr.Product.of(layer).delta() for name, layer in parts.items()}
+    for strength in (1.0, 0.5):
+        infer.set_strength(pipe, strength)
+        near(changed(pipe.transformer), {name: value * strength for name, value in whole.items()})
     infer.set_strength(pipe, 1.0)
     fresh = open_family(run.config, CPU)
     stock = fresh.pipeline(fresh.load("transformer"))

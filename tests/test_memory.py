@@ -312,3 +312,32 @@ def test_values_of_checkpointing():
         assert config.memory.checkpointing == value
     with pytest.raises(ConfigError, match=r"memory\.checkpointing：得到 .*halb"):
         load_config(None, ["memory.checkpointing=halb"])
+
+
+def test_warming_up_compiles_every_shape_and_changes_nothing(config, tmp_path, monkeypatch):
+    """编译在头一步之前：每种形状走一遍；练出来的一个比特也不差，练的时候不再为形状编译。"""
+    from torch._dynamo.utils import counters
+
+    from lorakit.machine import mixed
+    from lorakit.training.warm import warm
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    folder = mixed.write(tmp_path / "data", 128, 2)
+    learned, walked = {}, {}
+    for name in ("cold", "warm"):
+        torch.compiler.reset()
+        made = Trainer(config(f"data.folder={folder}", "data.resolution=128", "eval.every=0",
+                              "train.batch_size=1", "train.steps=6", "memory.compile=true",
+                              output=name))  # fmt: skip
+        said = []
+        if name == "warm":
+            count = warm(made, lambda *what, said=said: said.append(what))
+            shapes = {item.shapes for item in made.dataset.train}
+            assert count == len(shapes) > 2 and said[-1] == ("编译", count, count)
+            assert all(p.grad is None for p in made.parameters.values())
+        before = counters["stats"]["unique_graphs"]
+        list(made)
+        walked[name] = counters["stats"]["unique_graphs"] - before
+        learned[name] = {key: value.detach().clone() for key, value in made.parameters.items()}
+    assert all(torch.equal(value, learned["warm"][key]) for key, value in learned["cold"].items())
+    assert walked["warm"] < walked["cold"]

@@ -44,6 +44,28 @@ def test_every_name_is_one_its_readers_know(name):
         assert good == (reader in family.read_by[form]), (form, reader, counts)
 
 
+@pytest.mark.parametrize("name", REGISTRY)
+def test_who_misses_each_layer_outside_the_blocks(name):
+    """命令说谁会漏掉它，与那个软件自己认得的名字一致。"""
+    family = get(name)
+    shell = skeleton(family)
+    names = convert.Names.of(family, shell)
+    linear = {n: m for n, m in shell.named_modules() if isinstance(m, nn.Linear)}
+    outside = [path for path in linear if not re.fullmatch(family.targets["all-linear"], path)]
+    assert outside
+    for path in outside:
+        layer = linear[path]
+        pair = torch.zeros(1, layer.in_features), torch.zeros(layer.out_features, 1)
+        for form in convert.FORMATS:
+            tensors = convert.spell({path: pair}, form, names)
+            (stem,) = {re.sub(r"\.(lora_\w+\.weight|alpha)$", "", key) for key in tensors}
+            missed = family.skipped(form, [path])
+            for reader in family.read_by[form]:
+                rule = reader_names.known(reader, name, reader_names.OUTSIDE)
+                taken = bool(rule and rule.fullmatch(stem))
+                assert taken == (reader not in missed), (path, form, reader)
+
+
 def test_what_used_to_be_dead_is_told_apart():
     """klein 的 diffusers 层名配 diffusion_model.、Z-Image 的 kohya 写法：ComfyUI 一层也不认。"""
     klein, z_image = (reader_names.known("ComfyUI", name) for name in ("flux2-klein", "z-image"))

@@ -13,7 +13,7 @@ from lorakit.cache.store import FORMAT, cached
 from lorakit.data.crops import View, bucket_for, cut, show, views
 from lorakit.data.read import read_image
 from lorakit.data.record import Record
-from lorakit.data.select import select
+from lorakit.data.select import Selection, select
 from lorakit.errors import warn
 from lorakit.families.base import Family
 from lorakit.families.pixels import to_pixels
@@ -56,21 +56,27 @@ class Dataset:
 
 
 def prepare(
-    config, family: Family, progress: Callable[[str, int, int], None] | None = None
+    config,
+    family: Family,
+    progress: Callable[[str, int, int], None] | None = None,
+    chosen: Selection | None = None,
+    keep: Sequence[str] = (),
 ) -> Dataset:
     """读数据、编码（或取缓存）、留出检验集；编码完就放掉 VAE 与文本编码器。
 
     Args:
         progress: 函数 (在做什么, 第几个, 共几个)，每编码一批调一次。
+        chosen: 已经挑好的记录；不给就照设置挑。
+        keep: 先不放掉的部分（"vae"、"text"），接着还要用。
     """
     data = config.data
-    train, held, prior, masks = select(config, family)
+    train, held, prior, masks = chosen or select(config, family)
     report = progress or (lambda *_: None)
     shown = _shown(data, train, held, prior)
     pictures = [*shown, *(one for pair in shown for one in controls_of(*pair))]
     latents = _latents(family, pictures, data.resolution, report)
     conds = _conditions(family, shown, latents[len(shown) :], data.resolution, report)
-    family.release("vae", "text")
+    family.release(*({"vae", "text"} - set(keep)))
     sizes = [mean.shape[:0:-1] for mean, _ in latents[: len(shown)]]  # (C, h, w) -> (w, h)
     small = _masks(shown, sizes, masks, data.mask, report)
     items = defaultdict(list)

@@ -70,9 +70,7 @@ def image_fields(
 
 def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> list[dict]:
     """每句描述（编辑还看着控制图的一种样子）的条件由什么算出。"""
-    common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
-    common["encoder"] = [identity(family, part) for part in family.text_parts]
-    rows = []
+    common, rows = _said_by(family), []
     for caption, record, view in queries:
         looks = controls_of(record, view) if family.text_sees else []
         seen: dict = {"controls": list(record.control_digests)} if looks else {}
@@ -83,3 +81,15 @@ def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> li
                 seen["size"] = [*seen.get("size", []), *size]
         rows.append({**common, "caption": caption, **seen})
     return rows
+
+
+def prompt_fields(family: Family, prompts: Sequence[str], seen: Sequence[Sequence[str]]):
+    """每句提示词（编辑还看着几张图，seen 是它们像素的哈希）的条件由什么算出；总是单独编码的。"""
+    common = _said_by(family)
+    pairs = zip(prompts, seen, strict=True)
+    return [{**common, "prompt": said, **({"seen": [*one]} if one else {})} for said, one in pairs]
+
+
+def _said_by(family: Family) -> dict:
+    common: dict = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
+    return common | {"encoder": [identity(family, part) for part in family.text_parts]}

@@ -43,6 +43,7 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
     """第一个词、--model_name、--lora_weights 怎么写都行 -> (读哪份设置, 要先改的几项)。"""
     from lorakit import lora
     from lorakit.config import load_config, preset_for, presets
+    from lorakit.hub import REPO
     from lorakit.hub.bundled import tiny_models
     from lorakit.lora import steps
 
@@ -53,6 +54,12 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
         if inside := steps.settings_of(weights):
             return str(inside.parent), []  # 结果文件夹里记着底模
         source = base = lora.read(weights)[1].get("base")  # 我们写的文件也记着
+        there = tiny_models() + list(presets())
+        if base and not (base in there or REPO.fullmatch(base) or Path(base).is_dir()):
+            raise LorakitError(  # 文件里不记本地的路径
+                f"“{weights}”的底模是训练那台机器上的文件夹“{base}”。"
+                "请用 --model_name 写上它在这里的位置。"
+            )
     if source is None:
         raise LorakitError(
             "用哪个模型画？写上一次训练的结果文件夹，或 --model_name 底模、--lora_weights 文件。"

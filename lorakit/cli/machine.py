@@ -1,9 +1,10 @@
-"""看机器的命令：doctor 体检，bench 测速。"""
+"""看机器的命令：doctor 体检，rehearse 排练，bench 测速。"""
 
 import sys
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, settings
+from lorakit.cli.progress import encoding
 
 
 @command(
@@ -29,6 +30,29 @@ def doctor(args) -> int:
     bad = sum(check.level == checks.BAD for check in found)
     print(f"有 {bad} 项不行（红）。" if bad else "可以练。")
     return WRONG_INPUT if bad else DONE
+
+
+@command(
+    "lorakit rehearse qwen-image-24gb --set data.folder=我的图片 --price 2.5",
+    option("config", help="YAML 文件或预设名"),
+    option("--tier", type=float, metavar="GB", help="只许用这么多显存，假装是小一点的卡"),
+    option("--files", type=Path, metavar="文件夹",
+           help="把随机的底模写成文件夹，从磁盘载入（Qwen-Image 要 57 GB）；写过的直接用"),
+    option("--mixed", action="store_true", help="不用自己的图，用几种宽高比都有的假照片"),
+    option("--price", type=float, metavar="元", help="一小时多少元，算出一共要多少"),
+    option("--json", type=Path, metavar="文件", help="每个环节的账写到哪里"),
+    SET,
+)  # fmt: skip
+def rehearse(args) -> int:
+    """排练：随机权重、自己的图，不下载就把整个训练短短走一遍，看放不放得下、要多久。"""
+    from lorakit.machine import rehearse as rehearsal
+
+    report = rehearsal.run(
+        settings(args.config, args.set), tier=args.tier, files=args.files, price=args.price,
+        mix=args.mixed, keep=args.json, say=encoding(),
+    )  # fmt: skip
+    print(report.text())
+    return DONE if report.fits else WRONG_INPUT
 
 
 @command(

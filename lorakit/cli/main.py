@@ -20,7 +20,7 @@ NO_THREADS = "系统不让再开线程了（ulimit -u）：关掉别的程序，
 COMMANDS = (
     start.demo, start.sample_data, start.init, data.check, data.caption, data.cache, train.train,
     draw.generate, draw.edit, draw.compare, weights.export, weights.audit, weights.push,
-    machine.doctor, machine.bench,
+    machine.doctor, machine.rehearse, machine.bench,
 )  # fmt: skip
 
 

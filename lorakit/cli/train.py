@@ -20,19 +20,21 @@ def train(args) -> int:
     from lorakit.results import track
     from lorakit.train import Trainer
     from lorakit.training import processes
+    from lorakit.training.warm import warm
 
     config = settings(args.config, args.set)
     trainer = Trainer(config, progress=encoding())
     print(trainer.plan().text())
     print(trainer.describe())
-    if trainer.compiled:
-        print("头几步要编译，一分钟上下，显得卡住了；之后才是正常的速度。")
     if trainer.step:
         said = f"从第 {trainer.step} 步接着练"
         if trainer.step >= config.train.steps:
             said = f"已经练到 {trainer.step} 步，train.steps 是 {config.train.steps}：还想练就改大"
         print(f"{said}（要从头来，换一个 run.output）。")
+    if trainer.compiled:
+        print("先编译，一分钟上下，显得卡住了；编译好的留在缓存里，下一次快得多。")
     try:
+        warm(trainer, encoding())
         times = _loop(trainer)
         if trainer.step < config.train.steps:
             print(f"\n已停在第 {trainer.step} 步并存好。再运行同一条命令就接着练。")

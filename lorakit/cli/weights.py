@@ -47,12 +47,13 @@ def _workflow(args) -> int:
     from lorakit import lora
     from lorakit.config import load_config
     from lorakit.families.registry import workflow_of
-    from lorakit.lora import comfyui, convert
+    from lorakit.lora import comfyui, convert, names
 
     file = lora.find(args.file)
     made = convert.named(args.out) if args.out else file
     tensors, card = lora.read(made)
-    if any(".lora_magnitude_vector" in key for key in tensors):  # 它不报错，只用上 BA
+    kinds = {place.kind for key in tensors if (place := names.parse(key))}
+    if "moved" in kinds:  # 它不报错，只用上 BA
         raise LorakitError(
             f"“{made}”是 DoRA，ComfyUI 会丢掉它的长度。请先换算成 ComfyUI 的写法，"
             "同一条命令里加上 --to comfyui --out 名字.safetensors。"
@@ -232,14 +233,20 @@ def _write(args, source: Path, family, shell, layers):
     if kind != "fp32":
         checked = f"fp32 重读核对过，每层的 ΔW 都没有变；再舍入成 {kind}，最多差 {rounded:.2%}"
     print(f"写好了：{made}（{style}，{len(layers)} 层；{checked}）")
-    dora = any(isinstance(layer, convert.Dora) for layer in layers.values())
+    doras = [layer for layer in layers.values() if isinstance(layer, convert.Dora)]
+    dora, only = bool(doras), any(layer.columns for layer in doras)  # 按列的只有 ComfyUI 有
+    lost = family.skipped(style, layers)
     readers = (family.read_by[style][0],) if dora else family.read_by[style]
+    readers = [name for name in readers if len(lost.get(name, ())) < len(layers)]
     others = [
         f"{name} 请用 --to {name.lower()}{'' if dora else ' 或原文件'}"
         for name in ("ComfyUI", "diffusers")
-        if name not in readers
+        if name not in readers and not only
     ]
     print("；".join(["、".join(readers) + " 能读", *others]) + "。")
+    for name, missed in lost.items():
+        if name in readers:
+            print(f"{name} 会漏掉块外的层：{missed[0]} 等 {len(missed)} 层。")
     if style == "kohya" and names.fused:
         print("原作者把 q、k、v 等并成一层，拆开练的要补零才放得进去，所以文件大一倍半。")
 

@@ -1,7 +1,10 @@
 """一个家族在别的软件里：层和底模叫什么、哪种写法谁能读、ComfyUI 用哪个工作流。"""
 
 import re
+from collections.abc import Iterable
 from typing import ClassVar
+
+BLOCK = re.compile(r"(blocks|layers|refiner)\.\d+\.")
 
 
 class Elsewhere:
@@ -17,6 +20,8 @@ class Elsewhere:
     original: ClassVar[dict[str, tuple[str, ...]]] = {}
     kohya_original: bool = False  # kohya 一系用不用 original 的名字；不用就是 diffusers 的
     comfyui_prefix: str = "diffusion_model."  # ComfyUI 认 diffusers 的层名，前面要加什么
+    # 块外的层（x_embedder 之类）谁漏掉哪些："软件" 或 "写法 软件" -> 正则表达式；没写的都认
+    misses: ClassVar[dict[str, str]] = {"musubi": "."}
     # 每种写法谁能读（写出的每个名字都照 tests/reader_names.py 核对）
     read_by: ClassVar[dict[str, tuple[str, ...]]] = {
         "diffusers": ("diffusers", "ComfyUI"),
@@ -31,6 +36,16 @@ class Elsewhere:
         """工作流该载入的底模文件；"" 是它自己写着的，None 是没有工作流的另一版。"""
         edition = re.search(cls.editions, base.lower()) if cls.editions else None
         return cls.base_files.get(edition[1]) if edition else ""
+
+    @classmethod
+    def skipped(cls, style: str, paths: Iterable[str]) -> dict[str, list[str]]:
+        """块外的层不是人人都认：read_by 里的软件 -> 它会漏掉的层。"""
+        outside = [path for path in paths if not BLOCK.search(path)]
+        found = {}
+        for name in cls.read_by[style]:
+            rule = cls.misses.get(f"{style} {name}", cls.misses.get(name))
+            found[name] = [path for path in outside if rule and re.search(rule, path)]
+        return {name: lost for name, lost in found.items() if lost}
 
     @classmethod
     def full_shift(cls, side: int, steps: int = 50) -> float:

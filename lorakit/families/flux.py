@@ -58,6 +58,11 @@ class Flux(KLVae, Family):
         "comfyui": ("ComfyUI", "diffusers", "DiffSynth"),
         "kohya": ("sd-scripts", "ComfyUI", "diffusers", "DiffSynth"),
     }
+    misses: ClassVar = {
+        "sd-scripts": "^(norm_out|proj_out)",
+        "kohya diffusers": ".",
+        "DiffSynth": ".",
+    }
     original: ClassVar = {
         "double_blocks.{}.img_attn.qkv": tuple(f"{DOUBLE}attn.to_{x}" for x in "qkv"),
         "double_blocks.{}.txt_attn.qkv": tuple(f"{DOUBLE}attn.add_{x}_proj" for x in "qkv"),

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lorakit.families.base import Family
-from lorakit.families.shared import Cond, controls, distilled_error
+from lorakit.families.shared import QWEN3_4B, Cond, controls, distilled_error
 
 # 双流块里图像流与文字流各自的层；单流块把 q、k、v 与前馈并成了一层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
@@ -46,6 +46,9 @@ class Flux2Klein(Family):
             "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
         },
         "vae": {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32},
+        "text_encoder": {
+            **QWEN3_4B, "architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": True,
+        },
         "scheduler": {"use_dynamic_shifting": True, "shift": 3.0},
         "tokenizer": {"model_max_length": 512},
     }  # fmt: skip
@@ -65,6 +68,12 @@ class Flux2Klein(Family):
     }
     kohya_original = True
     comfyui_prefix = "transformer."
+    misses: ClassVar = {
+        "musubi": ".",
+        "kohya ComfyUI": "^$",
+        "ComfyUI": "stream_modulation|time_guidance_embed",
+        "kohya diffusers": "stream_modulation|norm_out",
+    }
     original: ClassVar = {
         "double_blocks.{}.img_attn.qkv": tuple(f"{DOUBLE}attn.to_{x}" for x in "qkv"),
         "double_blocks.{}.txt_attn.qkv": tuple(f"{DOUBLE}attn.add_{x}_proj" for x in "qkv"),

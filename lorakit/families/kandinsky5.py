@@ -21,6 +21,7 @@ class Kandinsky5(KLVae, Family):
     """Kandinsky 5.0 T2I Lite（6 B）；时间参数是 1000 t，输出就是 v，没有内嵌引导。"""
 
     name = "kandinsky5"
+    pipeline_class = "Kandinsky5T2IPipeline"
     called: ClassVar = {"": ("Kandinsky-5", "kandinsky5")}
     read_by: ClassVar = {  # diffusers 的 Kandinsky 管线只认 transformer. 开头的
         "diffusers": ("diffusers", "ComfyUI"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from lorakit.errors import WeightsError
 from lorakit.files import Unreadable, read_json
-from lorakit.memory import loading, streaming
+from lorakit.memory import devices, loading, streaming
 
 REPEATS = re.compile(r"layers|blocks|depth")  # 设置里说有几层的项
 NUMBERS = dict.fromkeys(
@@ -166,41 +166,79 @@ class Parts:
 
     def _load_vae(self) -> nn.Module:
         cls = self.class_of("vae")
-        vae = loading.whole_from(cls, self.folder, "vae", torch_dtype=self.dtype)
+        if self.random_weights:
+            vae = loading.fill(self.shell("vae"), self._random(), self.device)
+        else:
+            vae = loading.whole_from(cls, self.folder, "vae", torch_dtype=self.dtype)
         return vae.to(self.device).eval().requires_grad_(False)
+
+    def _random(self) -> loading.Read:
+        return loading.random_weights(self.device, self.dtype)
 
     def _load_text(self) -> tuple:
         """text_parts 的各部分；显卡放不下的文本编码器先载到内存，用到哪块搬哪块。"""
         import transformers
 
         tight, made = self._tight(), []
-        where = {"dtype": self.dtype, "device_map": {"": "cpu" if tight else self.device}}
+        where = torch.device("cpu") if tight else self.device
         for part, name in self.text_parts.items():
             cls = getattr(transformers, name)
-            encodes = issubclass(cls, nn.Module)  # 其余是分词器、图片处理器
-            if encodes:
-                made.append(loading.whole_from(cls, self.folder, part, **where))
-                made[-1].eval().requires_grad_(False)
+            if issubclass(cls, nn.Module):
+                made.append(self._load_encoder(cls, part, where).eval().requires_grad_(False))
                 if tight:
                     streaming.stream(made[-1], self.device)
                 continue
-            with loading.explaining(self.folder / part):
+            with loading.explaining(self.folder / part):  # 分词器、图片处理器
                 made.append(cls.from_pretrained(self.folder, subfolder=part, local_files_only=True))
         return tuple(made)
+
+    def _load_encoder(self, cls: type, part: str, where: torch.device) -> nn.Module:
+        if self.random_weights:
+            return loading.fill(self.shell(part), self._random(), where)
+        how = {"dtype": self.dtype, "device_map": {"": where}}
+        return loading.whole_from(cls, self.folder, part, **how)
+
+    def shell(self, part: str) -> nn.Module:
+        """一个部分（transformer、vae、文本编码器的文件夹）没有权重的样子：尺寸照 config.json。"""
+        import transformers
+        from accelerate import init_empty_weights
+
+        with loading.explaining(self.folder / part):
+            if part not in self.text_parts:
+                return loading.empty(self.class_of(part), self.config_of(part))
+            cls = getattr(transformers, self.text_parts[part])
+            settings = cls.config_class.from_pretrained(self.folder / part, local_files_only=True)
+            with init_empty_weights():
+                made = cls._from_config(settings, dtype=self.dtype)
+            made.tie_weights()  # 共用的两份词表只有一份
+            return made
+
+    @property
+    def encoders(self) -> list[str]:
+        """text_parts 里有权重的那几个文件夹；其余是分词器、图片处理器。"""
+        import transformers
+
+        kinds = {part: getattr(transformers, name) for part, name in self.text_parts.items()}
+        return [part for part, cls in kinds.items() if issubclass(cls, nn.Module)]
 
     def _tight(self) -> bool:
         """文本编码器要不要随用随搬：剩下的显存放不下它；没有显卡时照 memory.offload。"""
         if self.device.type != "cuda":
             return self.offload != "none"
-        parts = [self.folder / part for part in self.text_parts]
-        size = sum(f.stat().st_size for part in parts for f in part.glob("*.safetensors"))
         torch.cuda.empty_cache()
-        return size + (2 << 30) > torch.cuda.mem_get_info(self.device)[0]
+        return self._text_bytes() + (2 << 30) > devices.free_memory(self.device)
+
+    def _text_bytes(self) -> int:
+        if self.random_weights:
+            shells = [self.shell(part) for part in self.encoders]
+            return sum(p.numel() for one in shells for p in one.parameters()) * self.dtype.itemsize
+        files = [f for p in self.text_parts for f in (self.folder / p).glob("*.safetensors")]
+        return sum(file.stat().st_size for file in files)
 
     def _load_transformer(self) -> nn.Module:
         folder = self.transformer_folder
         model, place = self._empty(folder), (self.device, self.dtype)
-        read = loading.random_weights(*place) if self.random_weights else loading.Shards(folder)
+        read = self._random() if self.random_weights else loading.Shards(folder)
         moves = streaming.moving(list(loading.blocks(model).values()), self.offload)
         self.streamer = streaming.Streamer(self.device) if moves else None
 

@@ -59,6 +59,11 @@ QWEN_VL_7B = {
     },
     "vision_config": {"model_type": "qwen2_5_vl", "hidden_size": 1280, "out_hidden_size": 3584},
 }  # fmt: skip
+QWEN3_4B = {
+    "architectures": ["Qwen3Model"], "model_type": "qwen3", "hidden_size": 2560,
+    "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+}  # fmt: skip
 
 
 def controls(batch: Cond, like: torch.Tensor) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from lorakit.families.base import Family
-from lorakit.families.shared import FLUX_VAE, Cond, KLVae
+from lorakit.families.shared import FLUX_VAE, QWEN3_4B, Cond, KLVae
 
 ATTENTION = r"attention\.(to_q|to_k|to_v|to_out\.0)"
 LINEAR = rf"({ATTENTION}|feed_forward\.w[123]|adaLN_modulation\.0)"
@@ -36,23 +36,24 @@ class ZImage(KLVae, Family):
     }
     # 只用来读：原作者的文件（也是 ComfyUI 自己的）把 q、k、v 并成一层；别的层名字相同
     original: ClassVar = {
-        name: parts
-        for block in ("layers", "noise_refiner", "context_refiner")
-        for name, parts in {
-            f"{block}.{{}}.attention.qkv": tuple(f"{block}.{{}}.attention.to_{x}" for x in "qkv"),
-            f"{block}.{{}}.attention.out": (f"{block}.{{}}.attention.to_out.0",),
-        }.items()
+        **{
+            name: parts
+            for block in ("layers.{}", "noise_refiner.{}", "context_refiner.{}")
+            for name, parts in {
+                f"{block}.attention.qkv": tuple(f"{block}.attention.to_{x}" for x in "qkv"),
+                f"{block}.attention.out": (f"{block}.attention.to_out.0",),
+            }.items()
+        },
+        "x_embedder": ("all_x_embedder.2-1",),
+        "final_layer.linear": ("all_final_layer.2-1.linear",),
+        "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
     }
     distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
 
     full_size: ClassVar = {
         "transformer": {"_class_name": "ZImageTransformer2DModel"},
         "vae": FLUX_VAE,
-        "text_encoder": {
-            "architectures": ["Qwen3Model"], "model_type": "qwen3", "hidden_size": 2560,
-            "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-        },
+        "text_encoder": QWEN3_4B,
         "scheduler": {"shift": 3.0},
     }  # fmt: skip
 

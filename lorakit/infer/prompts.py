@@ -1,8 +1,14 @@
-"""编码好的提示词，记在家族名下：先编码、放掉文本编码器，再画；家族没了，记的也一起没了。"""
+"""编码好的提示词，记在家族名下：先编码、放掉文本编码器，再画；家族没了，记的也一起没了。
 
+也写进编码缓存：同一句话再画、接着练时，文本编码器不必载入。
+"""
+
+import hashlib
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+from lorakit.cache.keys import prompt_fields
+from lorakit.cache.store import cached
 from lorakit.families.shared import Cond
 
 _known: WeakKeyDictionary = WeakKeyDictionary()  # 家族 -> {(提示词, 它看着的图) -> 条件，在内存里}
@@ -10,22 +16,34 @@ _known: WeakKeyDictionary = WeakKeyDictionary()  # 家族 -> {(提示词, 它看
 
 def _keys(prompts: Sequence[str], refs) -> list[tuple]:
     pairs = zip(prompts, refs or [()] * len(prompts), strict=True)
-    return [(said, *(hash((p.size, p.tobytes())) for p in seen)) for said, seen in pairs]
+    return [(said, *map(_digest, seen)) for said, seen in pairs]
+
+
+def _digest(picture) -> str:
+    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def remember(family, guidance: float, prompts: Sequence[str], refs=None, negative: str = ""):
-    """编码好 prompts（编辑还有每句的控制图 refs）与引导用的负面提示词，再放掉文本编码器。
+    """编码好（或取缓存）prompts（编辑还有各句的控制图 refs）与负面提示词，再放掉文本编码器。
 
-    画它们时，显卡上就不用同时放编码器与 Transformer。
+    画它们时，显卡上就不用同时放编码器与 Transformer；都编码过，就连载入也不用。
     """
-    known, asked = _known.setdefault(family, {}), [prompts]
+    said, seen = [*prompts], [*(refs or [()] * len(prompts))]
     if guidance > 1 and not family.embedded_guidance:
-        asked.append([negative if negative.strip() else family.blank] * len(prompts))
-    for texts in asked:
-        for i, key in enumerate(_keys(texts, refs)):
-            if key not in known:
-                (cond,) = family.encode_prompts([texts[i]], [refs[i]] if refs else None)
-                known[key] = {name: value.cpu() for name, value in cond.items()}
+        said += [negative if negative.strip() else family.blank] * len(prompts)
+        seen += seen
+    known, keys = _known.setdefault(family, {}), _keys(said, seen)
+    new = {key: i for i, key in enumerate(keys) if key not in known}
+
+    def encode(batch: list[int]) -> list[Cond]:
+        rows = [places[i] for i in batch]
+        return [family.encode_prompts([said[i]], [seen[i]] if refs else None)[0] for i in rows]
+
+    places = list(new.values())
+    if places:
+        fields = prompt_fields(family, [key[0] for key in new], [key[1:] for key in new])
+        found = cached("text", fields, encode, 1, lambda *_: None)
+        known |= dict(zip(new, found, strict=True))
     family.release("text")
 
 

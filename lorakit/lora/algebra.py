@@ -13,6 +13,7 @@ from lorakit.memory.quantize import is_quantized
 
 Pair = lora_fused.Pair  # A (r, 入), B (出, r)，缩放已折进 B
 Layer = Pair | lokr.Product | dora.Dora
+NOISE = 1e-7  # fp32 的一格：ΔW 比 |A||B| 的这么多还小，就只剩舍入
 Layers = dict[str, Layer]  # 层名 -> 它的 ΔW
 
 
@@ -27,8 +28,7 @@ def plain(path: str, layer: Layer) -> Pair | dora.Dora:
     if layer.rank > lokr.PLAIN_RANK:
         raise WeightsError(
             f"{path} 是 LoKr，写成普通 LoRA 要秩 {layer.rank}，最多 {lokr.PLAIN_RANK}。"
-            "请直接用原来的文件（ComfyUI 能读；diffusers 用 pipe.transformer.load_lora_adapter），"
-            "或加 --merge 合并进底模。"
+            "请直接用原来的文件（generate、compare 与 ComfyUI 都能读），或加 --merge 合并进底模。"
         )
     return layer.pair()
 
@@ -56,10 +56,11 @@ def delta(layer: Layer, weight: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def distance(one: Pair, other: Pair) -> float:
-    """两个 ΔW 的相对误差；从小矩阵算，不必展开成整个权重。"""
+    """两个 ΔW 的相对误差；从小矩阵算，不必展开成整个权重。A、B 互相抵消的，比的是抵消之前。"""
     (a, b), (c, d) = one, other
     apart = torch.cat([a, c]), torch.cat([b, -d], dim=1)
-    return float(spectrum_of(apart).norm() / spectrum_of(one).norm().clamp(min=1e-30))
+    least = max(1e-30, NOISE * float(a.double().norm() * b.double().norm()))
+    return float(spectrum_of(apart).norm() / spectrum_of(one).norm().clamp(min=least))
 
 
 def low(layer: Layer) -> Pair | lokr.Product:

@@ -98,8 +98,9 @@ def _strength(found: Meaning) -> str:
         return ""
     low, high = f"{scales[0]:.4g}", f"{scales[-1]:.4g}"
     said = f"{low if low == high else f'{low} 到 {high}'}（{found.said}）"
-    if any(isinstance(layer, dora.Dora) for layer in found.layers.values()):
-        said += "；DoRA 另有每行的长度，下表只算 B A"
+    doras = [layer for layer in found.layers.values() if isinstance(layer, dora.Dora)]
+    if doras:
+        said += f"；DoRA 另有每{'列' if doras[0].columns else '行'}的长度，下表只算 B A"
     return said
 
 

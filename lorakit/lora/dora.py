@@ -2,7 +2,8 @@
 
 训练它的（PEFT、diffusers、LyCORIS）    W' = m · (W + BA) / |W + BA|
 ComfyUI（它的 dora_scale）              W' = m · (W + BA) / |W|
-长度都按行算。出处：DoRA，https://arxiv.org/abs/2402.09353 。两种都是 W' = c · (W + BA)，
+长度按行算；OneTrainer 与旧版 LyCORIS 默认按列算，那时大家除的都是 |W + BA|。
+出处：DoRA，https://arxiv.org/abs/2402.09353 。都是 W' = c · (W + BA)，
 c 只要底模的权重就算得出；所以合并、换算、挂上去都经 c，与 PEFT 的结果相同。
 """
 
@@ -14,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
+from lorakit.errors import WeightsError
 from lorakit.memory.quantize import FrozenLinear, decode
 
 MOVED, BASE = "moved", "base"  # 除的是 |W + BA|，还是 |W|
@@ -25,21 +27,23 @@ class Dora:
 
     a: torch.Tensor  # (r, 入)
     b: torch.Tensor  # (出, r)
-    magnitude: torch.Tensor  # m，(出,)
+    magnitude: torch.Tensor  # m，(出,)；按列的是 (入,)
     over: str = MOVED
+    columns: bool = False
 
-    def rows(self, weight: torch.Tensor) -> torch.Tensor:
-        """每一行的 c，(出,)；weight 是底模的 (出, 入)。"""
+    def ratio(self, weight: torch.Tensor) -> torch.Tensor:
+        """c，(出, 1)；按列的是 (1, 入)。weight 是底模的 (出, 入)。"""
         base = weight.double()
-        if self.over == MOVED:
+        if self.columns or self.over == MOVED:
             base = base + self.b.double().to(base.device) @ self.a.double().to(base.device)
-        return self.magnitude.double().to(base.device) / base.norm(dim=1).clamp(min=1e-30)
+        length = base.norm(dim=0 if self.columns else 1, keepdim=True).clamp(min=1e-30)
+        return self.magnitude.double().to(base.device).view_as(length) / length
 
     def delta(self, weight: torch.Tensor) -> torch.Tensor:
         """ΔW = c (W + BA) - W，(出, 入)。"""
         base = weight.double()
         low = self.b.double().to(base.device) @ self.a.double().to(base.device)
-        return self.rows(weight)[:, None] * (base + low) - base
+        return self.ratio(weight) * (base + low) - base
 
     def trained(self, weight: torch.Tensor) -> "Dora":
         """换成训练时的算法，W' 不变：m = c |W + BA|。"""
@@ -47,11 +51,14 @@ class Dora:
             return self
         low = self.b.double() @ self.a.double()
         length = (weight.double().cpu() + low).norm(dim=1)
-        return replace(self, magnitude=(self.rows(weight).cpu() * length).float(), over=MOVED)
+        ratio = self.ratio(weight).flatten().cpu()
+        return replace(self, magnitude=(ratio * length).float(), over=MOVED)
 
 
 def swapped(layer: Dora) -> Dora:
-    """长度的前后两半对调，见 fused.py。"""
+    """长度的前后两半对调，见 fused.py；按列的长度不跟着行走。"""
+    if layer.columns:
+        return layer
     return replace(layer, magnitude=layer.magnitude.roll(len(layer.magnitude) // 2, 0))
 
 
@@ -61,6 +68,13 @@ def split(layer: Dora, parts: tuple[tuple[str, int], ...]) -> dict[str, Dora]:
         return {parts[0][0]: layer}
     if len(parts) == 2 and parts[0] == parts[1]:  # 前后两半对调，见 fused.py
         return {parts[0][0]: swapped(replace(layer, b=layer.b.roll(len(layer.b) // 2, 0)))}
+    if len(parts) == 1:
+        return {parts[0][0]: layer}
+    if layer.columns:
+        raise WeightsError(
+            f"{parts[0][0]} 是按列算长度的 DoRA，练的又是原作者并起来的层，拆不开。"
+            "请直接在 ComfyUI 里用这个文件。"
+        )
     wide = [w for _, w in parts]
     rows = zip(layer.b.split(wide), layer.magnitude.split(wide), strict=True)
     return {
@@ -83,18 +97,21 @@ class Rows(LoraVariant):
     PEFT 自己的强度乘在 BA 上，0 时每行的长度还留着，不是底模；强度 1 时两种算法相同。
     """
 
-    def __init__(self, rows: torch.Tensor):
-        self.c = rows
+    def __init__(self, ratio: torch.Tensor):
+        self.c = ratio  # (出, 1) 或 (1, 入)
 
     def forward(self, module, active_adapter, x, result, **kwargs):
-        c, times = self.c.to(result), module.scaling[active_adapter]
-        base = module.get_base_layer()
+        c, times = self.c.to(result.device).flatten(), module.scaling[active_adapter]
+        base, up = module.get_base_layer(), module.lora_B[active_adapter]
+        down = module.lora_A[active_adapter]
         bias = 0 if base.bias is None else base.bias.to(result.dtype)
-        low = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
-        return result + times * ((c - 1) * (result - bias) + c * low)
+        c, more = c.to(result.dtype), (c - 1).to(result.dtype)  # bf16 里 1.001 - 1 是 0：先减
+        if len(self.c) == 1:
+            return result + times * (base(x * more) - bias + up(down(x * c)))
+        return result + times * (more * (result - bias) + c * up(down(x)))
 
     def merge_safe(self, module, active_adapter, orig_weight):
-        c, times = self.c.to(orig_weight.device)[:, None], module.scaling[active_adapter]
+        c, times = self.c.to(orig_weight.device), module.scaling[active_adapter]
         base, low = orig_weight.double(), self._low(module, active_adapter)
         return (base + times * (c * (base + low) - base)).to(orig_weight.dtype)
 
@@ -102,7 +119,7 @@ class Rows(LoraVariant):
         orig_weight.data = self.merge_safe(module, active_adapter, orig_weight.data)
 
     def unmerge(self, module, active_adapter, orig_weight):
-        c, times = self.c.to(orig_weight.device)[:, None], module.scaling[active_adapter]
+        c, times = self.c.to(orig_weight.device), module.scaling[active_adapter]
         low = self._low(module, active_adapter)
         base = (orig_weight.double() - times * c * low) / (1 + times * (c - 1))
         return base.to(orig_weight.dtype)
@@ -115,4 +132,4 @@ class Rows(LoraVariant):
 
 def put_rows(module: nn.Module, adapter: str, layer: Dora):
     """把挂好的普通 LoRA 层变成 DoRA：c 只算一次。"""
-    module.lora_variant[adapter] = Rows(layer.rows(weight_of(module)).float())
+    module.lora_variant[adapter] = Rows(layer.ratio(weight_of(module)).float())

@@ -63,7 +63,7 @@ def spell(
     if form == "kohya" and (dora := [p for p, layer in layers.items() if _is_dora(layer)]):
         raise WeightsError(
             f"{dora[0]} 是 DoRA：sd-scripts、musubi-tuner 没有这种写法。"
-            "请用 --to comfyui、--to diffusers，或加 --merge 合并进底模。"
+            "请用 --to comfyui，或加 --merge 合并进底模。"
         )
     if form == "kohya" and names.fused:
         known = {path for parts in names.places.values() for path, _ in parts}
@@ -85,9 +85,14 @@ def spell(
         elif _is_dora(layer) and form == "comfyui":
             scale = dora_scale(layer, weight(path))
             # 前后两半对调的层：ComfyUI 只对调 BA，长度照它自己的次序
-            swapped = lora_fused.is_swapped(path, names.places)
+            swapped = lora_fused.is_swapped(path, names.places) and not layer.columns
             tensors[f"{stem}.dora_scale"] = scale.roll(len(scale) // 2, 0) if swapped else scale
         elif _is_dora(layer):
+            if layer.columns:
+                raise WeightsError(
+                    f"{path} 是按列算长度的 DoRA，diffusers 没有这种写法。"
+                    "请用 --to comfyui，或加 --merge 合并进底模。"
+                )
             own = layer if layer.over == MOVED else layer.trained(weight(path))
             tensors[f"{stem}.lora_magnitude_vector"] = own.magnitude.float().flatten()
     return tensors
@@ -98,8 +103,13 @@ def _is_dora(layer) -> bool:
 
 
 def dora_scale(layer: Dora, weight: torch.Tensor) -> torch.Tensor:
-    """ComfyUI 的 dora_scale (出, 1) = c · |W|：它算的是 dora_scale · (W + BA) / |W|。"""
-    return (layer.rows(weight).cpu() * weight.double().cpu().norm(dim=1))[:, None].float()
+    """ComfyUI 的 dora_scale (出, 1) = c · |W|：它算的是 dora_scale · (W + BA) / |W|。
+
+    按列的 (1, 入) 就是 m：那时它除的也是 |W + BA|。
+    """
+    if layer.columns:
+        return layer.magnitude[None].float()
+    return layer.ratio(weight).cpu().mul(weight.double().cpu().norm(dim=1, keepdim=True)).float()
 
 
 def write(

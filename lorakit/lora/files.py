@@ -1,6 +1,7 @@
 """LoRA 文件：存下来、找到它、读回来。"""
 
-import json
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lorakit.errors import WeightsError, inert, warn
+from lorakit.files import Unreadable, parse_json
 from lorakit.lora import lokr, metadata, names, steps
 from lorakit.lora.attach import ADAPTER, scale
 from lorakit.lora.tensors import write_tensors
@@ -19,6 +21,7 @@ from lorakit.lora.tensors import write_tensors
 FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PREFIX = "transformer."
+SHARD = re.compile(r"\d{5}-of-(?!00001)\d{5}|\.index\.json$")
 MOST = 500  # 别人写的话最多留这么多字
 
 
@@ -58,16 +61,23 @@ def find(path: Path) -> Path:
         files = [*(p / FILE for p in choices), path / PEFT_FILE]
         found = next((file for file in files if file.is_file()), None)
         if found is None:
+            there = sorted(inert(file.name) for file in path.glob("*.safetensors"))
+            more = f"里面有 {there[0]}：要用它就写它的路径。" if there else ""
             raise WeightsError(
-                f"文件夹“{path}”里没有 {FILE}。请给出 LoRA 文件，或一次训练的结果文件夹。"
+                f"文件夹“{path}”里没有 {FILE}。请给出 LoRA 文件，或一次训练的结果文件夹。{more}"
             )
         return found
-    if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
+    if path.suffix.lower() in {".bin", ".pt", ".pth", ".ckpt"}:
         raise WeightsError(
             f"“{path}”是 pickle 格式，打开它可能运行里面藏的代码，所以不读。请换 safetensors 文件。"
         )
     if not path.is_file():
         raise WeightsError(f"没有这个 LoRA 文件：“{path}”。")
+    if SHARD.search(path.name):
+        raise WeightsError(
+            f"“{path}”是拆开存的一份（{SHARD.search(path.name)[0]}），单独一份不是整个 LoRA。"
+            "请在训练它的地方存成一个文件。"
+        )
     return path
 
 
@@ -85,14 +95,15 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """读 LoRA 文件 -> (张量, 文件头里的说明)；张量都是浮点数（alpha 可以是整数），没有 NaN。"""
     path = find(path)
     try:
-        tensors = load_file(path)
         with safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
+            header, keys = handle.metadata() or {}, list(handle.keys())
+        good = names.is_lora(keys)  # 整个模型几十 GB，看名字就够了，不读进来
+        tensors = load_file(path) if good else {}
     except (SafetensorError, OSError, KeyError, ValueError, AttributeError) as error:
         what = _what(path) or f"不是完整的 safetensors 文件（{error}）"
         raise WeightsError(f"“{path}”打不开：{what}。请重新下载或换一个。") from error
-    if not names.is_lora(tensors):
-        kind = names.kind_of(tensors)
+    if not good:
+        kind = names.kind_of(keys)
         said = f"它是{kind}，这里读不了" if kind else "它也许是别的东西"
         raise WeightsError(
             f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B，或 lokr_w1 / lokr_w2）。{said}。"
@@ -103,7 +114,8 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _refuse_value(path: Path, name: str, value: torch.Tensor):
-    if not value.is_floating_point() and not (name.endswith(".alpha") and _whole_number(value)):
+    whole = not (value.is_complex() or value.dtype == torch.bool)
+    if not value.is_floating_point() and not (name.endswith(".alpha") and whole):
         kind = str(value.dtype).removeprefix("torch.")
         raise WeightsError(
             f"“{path}”的 {brief(name)} 存成了 {kind}，不是浮点数，也许量化过。请换没有量化的。"
@@ -114,8 +126,19 @@ def _refuse_value(path: Path, name: str, value: torch.Tensor):
         )
 
 
-def _whole_number(value: torch.Tensor) -> bool:
-    return value.dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+KNOWN = {  # 开头的几个字节 -> 它其实是什么
+    b"\x80": "它是改了名的 pickle，打开它可能运行里面藏的代码，所以不读",
+    b"GGUF": "它是 GGUF，不是 safetensors",
+    b"version https://git-lfs": "它只是 Git LFS 的一行地址，权重没有下载下来",
+    b"<": "它是一个网页，多半是下载时没有登录",
+    b"{": "它是网站回的一段话（JSON），多半是下载时没有登录",
+    b"7z\xbc\xaf": "它是压缩包，请先解压",
+    b"Rar!": "它是压缩包，请先解压",
+    b"\x1f\x8b": "它是压缩包，请先解压",
+    b"\x89PNG": "它是一张图",
+    b"\xff\xd8\xff": "它是一张图",
+    b"\0" * 64: "里面全是零，没有下载完",
+}
 
 
 def _what(path: Path) -> str | None:
@@ -123,16 +146,27 @@ def _what(path: Path) -> str | None:
     try:
         with path.open("rb") as handle:
             start = handle.read(64)
+        if not start:
+            return "它是空的，多半没有下载完"
+        if start.startswith(b"PK\x03\x04"):
+            return _zipped(path)
     except OSError:
         return None
-    known = {
-        b"PK\x03\x04": "它是改了名的 pickle，打开它可能运行里面藏的代码，所以不读",
-        b"\x80": "它是改了名的 pickle，打开它可能运行里面藏的代码，所以不读",
-        b"GGUF": "它是 GGUF，不是 safetensors",
-        b"version https://git-lfs": "它只是 Git LFS 的一行地址，权重没有下载下来",
-        b"<": "它是一个网页，多半是下载时没有登录",
-    }
-    return next((said for magic, said in known.items() if start.startswith(magic)), None)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 30:
+        return None  # 文件头是 safetensors 的样子，只是后面不完整
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    starts = ((start.startswith(magic) or text.startswith(magic), KNOWN[magic]) for magic in KNOWN)
+    return next((said for hit, said in starts if hit), None)
+
+
+def _zipped(path: Path) -> str:
+    """torch.save 写的也是 zip，里面有 data.pkl。"""
+    try:
+        inside = zipfile.ZipFile(path).namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        inside = ["data.pkl"]  # 不完整，不知道
+    pickled = any(name.endswith("data.pkl") for name in inside)
+    return KNOWN[b"\x80"] if pickled else "它是压缩包，请先解压"
 
 
 def card_of(header: dict[str, str]) -> dict[str, str]:
@@ -141,10 +175,8 @@ def card_of(header: dict[str, str]) -> dict[str, str]:
     if text is None:
         return {}
     try:
-        card = json.loads(text)
-    except (ValueError, RecursionError):
-        card = None
-    if not isinstance(card, dict):
+        card = parse_json(text)
+    except Unreadable:
         warn("文件头里 lorakit 的卡片坏了，当作没有：底模、触发词都不知道，要自己写上。")
         return {}
     simple = {k: v for k, v in card.items() if isinstance(v, str | int | float)}

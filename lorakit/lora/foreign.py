@@ -5,7 +5,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,9 +15,10 @@ from lorakit.errors import WeightsError
 from lorakit.lora import dora, lokr, names, strength
 from lorakit.lora import files as lora_files
 from lorakit.lora import fused as lora_fused
-from lorakit.lora.algebra import Layers, plain
+from lorakit.lora.algebra import Layers, distance, shape_of
 
 NO_PLACES = MappingProxyType({})
+ALIKE = 1e-2  # 同一层存了两遍（并起来的、拆开的），舍入之后最多差这么多
 TRAINED_BY = ("lycoris", "onetrainer")  # 它们写的 dora_scale 除的是 |W + BA|
 
 
@@ -53,10 +54,33 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
     file = lora_files.find(file)
     tensors, header = lora_files.load(file)
     places = _with_xlabs(places)
+    parts, unknown, left, forms = _sorted(file, tensors, modules, places)
+    card = lora_files.card_of(header)
+    silent = any("alpha" not in part for part in parts.values())
+    rule = strength.rule(file, header, card, tensors) if silent else strength.Rule()
+    over = _over(header, card)
+    layers, scales = {}, {}
+    for path, part in parts.items():
+        layer, scales[path] = _Layer(file, path, part, rule).read(over)
+        if "dora" in part and over == dora.BASE and lora_fused.is_swapped(path, places):
+            layer = dora.swapped(layer)  # ComfyUI 只对调 BA，长度照它自己的次序
+        for name, one in _unfused(layer, path, places).items():
+            if not _same(layers.setdefault(name, one), one):
+                raise _twice(file, name, "并起来的一份、拆开的一份，说的不一样")
+    beside = [path for path, part in parts.items() if "alpha" in part]
+    said = "张量旁边的 alpha" if beside else rule.said
+    if beside and len(beside) < len(parts):
+        said = f"张量旁边的 alpha，没有的层：{rule.said}"
+    form = _called(forms, layers)
+    return Meaning(layers, unknown, left, form, scales, said, card)
+
+
+def _sorted(file: Path, tensors: Mapping[str, torch.Tensor], modules, places: lora_fused.Slots):
+    """张量 -> (层 -> 它的几样, 没有地方放的, 别的部分的, 各种写法几个)。"""
     known = {name: name for name in (*modules, *places)}
     flat = {name.replace(".", "_"): name for name in known}
     parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    unknown, left, forms = [], [], Counter()
+    unknown, left, forms, adapters = [], [], Counter(), set()
     for key, value in tensors.items():
         place = names.parse(key)
         path, whose = names.resolve(place.layer, known, flat) if place else (None, None)
@@ -67,29 +91,33 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
         elif path is None:
             unknown.append(key)
         elif place.kind in parts[path]:
-            raise WeightsError(
-                f"“{file}”里 {lora_files.brief(path)} 有两份（不止一个适配器），"
-                "不知道用哪一份。请拆成两个文件。"
-            )
+            raise _twice(file, path, "不止一个适配器")
         else:
             parts[path][place.kind] = value
             forms[_form(key, whose, path in places, place)] += 1
-    card = lora_files.card_of(header)
-    silent = any("alpha" not in part for part in parts.values())
-    rule = strength.rule(file, header, card, tensors) if silent else strength.Rule()
-    over = _over(header, card)
-    layers, scales = {}, {}
-    for path, part in parts.items():
-        layer, scales[path] = _Layer(file, path, part, rule).read(over)
-        if "dora" in part and over == dora.BASE and lora_fused.is_swapped(path, places):
-            layer = dora.swapped(layer)  # ComfyUI 只对调 BA，长度照它自己的次序
-        layers |= _unfused(layer, path, places)
-    beside = [path for path, part in parts.items() if "alpha" in part]
-    said = "张量旁边的 alpha" if beside else rule.said
-    if beside and len(beside) < len(parts):
-        said = f"张量旁边的 alpha，没有的层：{rule.said}"
-    form = _called(forms, layers)
-    return Meaning(layers, unknown, left, form, scales, said, card)
+            adapters |= {place.adapter} if place.kind in ("A", "B") else set()
+    if len(adapters) > 1:
+        said = "、".join(
+            lora_files.brief(a.removeprefix(".")) or "没有名字的" for a in sorted(adapters)
+        )
+        raise WeightsError(
+            f"“{file}”里不止一个适配器（{said}），不知道用哪一个。请每个存成一个文件。"
+        )
+    return parts, unknown, left, forms
+
+
+def _twice(file: Path, path: str, why: str) -> WeightsError:
+    return WeightsError(
+        f"“{file}”里 {lora_files.brief(path)} 有两份（{why}），不知道用哪一份。请拆成两个文件。"
+    )
+
+
+def _same(one, other) -> bool:
+    """同一层的两份说的是不是一回事；有的工具两种写法都存。"""
+    if one is other:
+        return True
+    pairs = all(isinstance(layer, tuple) for layer in (one, other))
+    return pairs and shape_of(one) == shape_of(other) and distance(one, other) <= ALIKE
 
 
 def _form(key: str, whose: str, original: bool, place: names.Place) -> str:
@@ -120,6 +148,8 @@ def _strange(file: Path, key: str, tensors: Iterable[str]) -> WeightsError:
         odd = [k for k in tensors if names.parse(k) is None and not names.is_other(k)]
         kind = names.kind_of(odd)
     what = f"这是{kind}" if kind and kind != "整个模型" else "它不是 LoRA、LoKr 或 DoRA 的张量"
+    if kind in (None, "整个模型") and key.endswith((".weight", ".bias")):
+        what = "这是整层的权重或偏置（PEFT 的 modules_to_save、bias），不只是 LoRA"
     return WeightsError(
         f"“{file}”里有 {lora_files.brief(key)}：{what}，这里读不了。请用训练它的工具，"
         "或换成普通 LoRA。"
@@ -139,14 +169,14 @@ def _with_xlabs(places: lora_fused.Slots) -> lora_fused.Slots:
 
 
 def _unfused(layer, path: str, places: lora_fused.Slots) -> Layers:
-    """原作者并在一起的层拆开；克罗内克积拆不开，要先写成普通 LoRA。"""
+    """原作者并在一起的层拆开。"""
     if path not in places:
         return {path: layer}
     if isinstance(layer, dora.Dora):
         return dora.split(layer, places[path])
-    if isinstance(layer, lokr.Product) and len(places[path]) == 1:
-        return {places[path][0][0]: layer}
-    return lora_fused.split(*plain(path, layer), places[path])
+    if isinstance(layer, lokr.Product):
+        return lora_fused.cut(layer, places[path])
+    return lora_fused.split(*layer, places[path])
 
 
 @dataclass(frozen=True)
@@ -168,22 +198,32 @@ class _Layer:
             raise self._wrong(f"A 的秩是 {rank}，B 的是 {b.shape[1]}，合不到一起")
         scale = self._alpha() / rank if "alpha" in self.part else self.rule.scale(self.path, rank)
         pair = a, b * scale
+        if not torch.isfinite(pair[1]).all():
+            raise self._wrong(f"的强度是 {scale:.3g}，乘进去就超出了能装的数")
         if not {"moved", "dora"} & self.part.keys():
             return pair, scale
+        if {"moved", "dora"} <= self.part.keys():
+            raise self._wrong(
+                "的长度有两种写法（dora_scale 与 lora_magnitude_vector），不知道听谁的"
+            )
         key = "moved" if "moved" in self.part else "dora"
         length = self.part[key].float()
-        if key == "dora" and len(length) == 1 != len(b):
-            raise self._wrong("的 DoRA 按列算长度（旧版 LyCORIS），这里只认按行的")
-        if length.numel() != len(b):
-            raise self._wrong(f"的长度有 {length.numel()} 个，应该是 {len(b)} 个")
-        over = dora.MOVED if key == "moved" else over
-        return dora.Dora(*pair, length.flatten(), over), scale
+        columns = key == "dora" and length.ndim > 1 and len(length) == 1 != len(b)
+        most = a.shape[1] if columns else len(b)
+        if length.numel() != most:
+            raise self._wrong(f"的长度有 {length.numel()} 个，应该是 {most} 个")
+        over = dora.MOVED if key == "moved" or columns else over
+        return dora.Dora(*pair, length.flatten(), over, columns), scale
 
     def _product(self) -> tuple[lokr.Product, float]:
         if {"moved", "dora"} & self.part.keys():
             raise self._wrong("是带 DoRA 的 LoKr，这里读不了")
+        if {"A", "B"} & self.part.keys():
+            raise self._wrong("又有 LoRA 又有 LoKr，不知道用哪一份")
         found = {kind: self._matrix(kind) for kind in self.part if kind.startswith("w")}
         for kind in ("w1", "w2"):
+            if {kind, f"{kind}_a"} <= found.keys():
+                raise self._wrong(f"的 {kind} 有两份（整个的与拆开的），不知道用哪一份")
             sides = [found.get(f"{kind}_{side}") for side in "ab"]
             if all(side is not None for side in sides) and sides[0].shape[1] != len(sides[1]):
                 raise self._wrong(f"的 {kind}_a 与 {kind}_b 合不到一起")
@@ -195,7 +235,7 @@ class _Layer:
         if alpha:
             return product, self._alpha() / rank if rank else 1.0
         scale = self.rule.scale(self.path, rank)
-        return lokr.Product(product.w1 * scale, product.left, product.right), scale
+        return replace(product, w1=product.w1 * scale), scale
 
     def _matrix(self, kind: str) -> torch.Tensor:
         """一个张量 -> fp32 的矩阵；1x1 的卷积也是矩阵。"""

@@ -78,3 +78,13 @@ def split(a: torch.Tensor, b: torch.Tensor, parts: tuple[tuple[str, int], ...]) 
     if not b.any():  # 刚挂上、还没练：每层都是零，都留着
         return {path: (a, row) for path, row in rows.items()}
     return {path: (a[keep], rows[path][:, keep]) for path, keep in kept.items() if keep.any()}
+
+
+def cut(layer, parts: tuple[tuple[str, int], ...]) -> dict:
+    """原作者的一层 LoKr（lokr.Product）-> diffusers 的几层：克罗内克积按行切开。"""
+    if layer.shape[0] != sum(wide for _, wide in parts):  # 形状不对，同 split
+        return {parts[0][0]: layer}
+    if _swapped(parts):
+        return {parts[0][0]: _swap(*layer.pair())}
+    pieces = layer.cut([wide for _, wide in parts])
+    return dict(zip([path for path, _ in parts], pieces, strict=True))

@@ -7,10 +7,13 @@ w1 (a, c) 与 w2 (b, d) 得到 ΔW (ab, cd)；w2 大了再拆成 w2_a (b, r) 乘
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from peft import LoKrConfig
+from peft.tuners.lora.layer import LoraVariant
+from torch import nn
 
 FACTOR = 8  # w1 的边长：越大参数越少；除不尽的层由 PEFT 取最接近的因数
 NAME = re.compile(r"(.+)\.lokr_(w[12](?:_[ab])?)(?:\.default)?")
@@ -46,6 +49,7 @@ class Product:
     w1: torch.Tensor  # (a, c)
     left: torch.Tensor  # (b, r)
     right: torch.Tensor  # (r, d)
+    rows: tuple[int, int] | None = None  # 原作者并起来的一层里，只要这几行
 
     @classmethod
     def of(cls, parts: Parts) -> "Product | None":
@@ -69,34 +73,74 @@ class Product:
     @property
     def shape(self) -> tuple[int, int]:
         """ΔW 的 (出, 入)。"""
-        return len(self.w1) * len(self.left), self.w1.shape[1] * self.right.shape[1]
+        out = len(self.w1) * len(self.left)
+        first, last = self.rows or (0, out)
+        return last - first, self.w1.shape[1] * self.right.shape[1]
 
     @property
     def rank(self) -> int:
         """写成普通 LoRA 要多大的秩。"""
         return self.w1.shape[1] * len(self.right)
 
+    def cut(self, wide: Sequence[int]) -> "list[Product]":
+        """按行切开：每一份多少行。"""
+        ends = list(accumulate(wide, initial=0))
+        return [replace(self, rows=rows) for rows in pairwise(ends)]
+
     def delta(self) -> torch.Tensor:
         """ΔW，(出, 入)。"""
-        return torch.kron(self.w1.double(), self.left.double() @ self.right.double())
+        whole = torch.kron(self.w1.double(), self.left.double() @ self.right.double())
+        return whole[slice(*self.rows)] if self.rows else whole
 
     def norm(self) -> float:
-        """|ΔW|：克罗内克积的长度是两个因子的长度相乘。"""
-        return float(self.w1.double().norm() * (self.left.double() @ self.right.double()).norm())
+        """|ΔW|，不必展开：第 i 块的行是 w1 的第 i 行乘 w2。"""
+        one = self.w1.double().square().sum(dim=1)
+        two = (self.left.double() @ self.right.double()).square().sum(dim=1)
+        rows = torch.outer(one, two).flatten()  # 每一行的长度的平方
+        return float((rows[slice(*self.rows)] if self.rows else rows).sum().sqrt())
 
     def spectrum(self) -> torch.Tensor:
-        """ΔW 的奇异值：两个因子的奇异值两两相乘。"""
+        """ΔW 的奇异值：两个因子的奇异值两两相乘；只要几行的，照整层的分布，长度是这几行的。"""
         one = torch.linalg.svdvals(self.w1.double())
         two = torch.linalg.svdvals(self.left.double() @ self.right.double())
-        return torch.outer(one, two).flatten().sort(descending=True).values
+        values = torch.outer(one, two).flatten().sort(descending=True).values
+        return values * (self.norm() / values.norm().clamp(min=1e-30)) if self.rows else values
 
-    def factors(self) -> Parts:
-        """PEFT 的写法：w2 拆开了划算才拆，与它自己的分界相同。"""
-        most = max(len(self.left), self.right.shape[1])
-        if len(self.right) >= most / 2:
-            return {"w1": self.w1, "w2": self.left @ self.right}
-        return {"w1": self.w1, "w2_a": self.left, "w2_b": self.right}
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """ΔW x，不必展开成大矩阵；x 是 (..., 入)。"""
+        w1, left, right = (part.to(x) for part in (self.w1, self.left, self.right))
+        inner = x.unflatten(-1, (w1.shape[1], right.shape[1]))  # (..., 入) -> (..., c, d)
+        out = (w1 @ (inner @ right.T @ left.T)).flatten(-2)  # -> (..., a, b) -> (..., ab)
+        return out[..., slice(*self.rows)] if self.rows else out
 
     def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """写成普通 LoRA，ΔW 分毫不差：A = I ⊗ right，B = w1 ⊗ left。"""
-        return torch.kron(torch.eye(self.w1.shape[1]), self.right), torch.kron(self.w1, self.left)
+        b = torch.kron(self.w1, self.left)
+        a = torch.kron(torch.eye(self.w1.shape[1]), self.right)
+        return a, b[slice(*self.rows)] if self.rows else b
+
+
+class Kron(LoraVariant):
+    """挂在 PEFT 的 LoRA 层上的克罗内克积：因数随便怎么分，也能与 LoRA、DoRA 混着。"""
+
+    def __init__(self, product: Product):
+        self.product = product
+
+    def forward(self, module, active_adapter, x, result, **kwargs):
+        return result + module.scaling[active_adapter] * self.product.times(x).to(result)
+
+    def merge_safe(self, module, active_adapter, orig_weight):
+        change = module.scaling[active_adapter] * self.product.delta().to(orig_weight.device)
+        return (orig_weight.double() + change).to(orig_weight.dtype)
+
+    def merge_unsafe(self, module, active_adapter, orig_weight):
+        orig_weight.data = self.merge_safe(module, active_adapter, orig_weight.data)
+
+    def unmerge(self, module, active_adapter, orig_weight):
+        change = module.scaling[active_adapter] * self.product.delta().to(orig_weight.device)
+        return (orig_weight.double() - change).to(orig_weight.dtype)
+
+
+def put_product(module: nn.Module, adapter: str, product: Product):
+    """把挂好的占位的 LoRA 层变成 LoKr。"""
+    module.lora_variant[adapter] = Kron(product)

@@ -13,9 +13,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lorakit.errors import WeightsError
+from lorakit.files import Unreadable, parse_json
 
 LOCAL = re.compile(r"(/|~|\.{1,2}[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 TAGS = 500  # 最多记这么多种词：文件头不能太大
+LONGEST, MOST = 1 << 20, 200  # 从别人的文件带过来的：一项最多多少字、最多几项
 KEPT = ("modelspec.", "ss_")  # 转换写法时从原来的文件带过去的
 STALE = ("modelspec.hash_sha256", "ss_network_args")  # 换了写法就不对了的
 
@@ -30,9 +32,11 @@ def bare(value):
         return value
     if value.lstrip()[:1] in ("{", "["):
         try:
-            return json.dumps(bare(json.loads(value)), ensure_ascii=False)
-        except ValueError:
-            return value  # 只是以括号开头的一句话
+            return json.dumps(
+                bare(parse_json(value, (dict, list), finite=False)), ensure_ascii=False
+            )
+        except Unreadable:
+            pass  # 只是以括号开头的一句话
     return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if LOCAL.match(value) else value
 
 
@@ -99,8 +103,8 @@ def header(
         about: `describe` 给的，或从原来的文件带过来的。
         name: 换一个名字；不写就照 about。
     """
-    kept = {key: value for key, value in about.items() if key.startswith(KEPT)}
-    kept = {key: value for key, value in kept.items() if key not in STALE}
+    kept = {k: v for k, v in about.items() if k.startswith(KEPT) and k not in STALE}
+    kept = dict([(k, v) for k, v in kept.items() if len(v) <= LONGEST][:MOST])
     renamed = {"modelspec.title": name, "ss_output_name": name} if name else {}
     card = {"rank": str(rank), **card, "alpha": "folded"}
     if "base" in card:
@@ -136,9 +140,9 @@ def _inert(key: str, value: str) -> str:
     if key != "lorakit":
         return bare(value)
     try:
-        card = json.loads(value)
-    except (ValueError, RecursionError):  # 别人写坏的卡片：只去掉路径
+        card = parse_json(value)
+    except Unreadable:  # 别人写坏的卡片：只去掉路径
         return bare(value)
-    if isinstance(card, dict) and isinstance(card.get("base"), str):
+    if isinstance(card.get("base"), str):
         card["base"] = base_of(card["base"])
     return json.dumps(bare(card), ensure_ascii=False)

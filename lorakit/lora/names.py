@@ -5,10 +5,12 @@
   PEFT        base_model.model.<路径>.lora_A[.适配器名].weight
   DiffSynth   [pipe.dit.]<路径>.lora_A.default.weight
   ComfyUI     diffusion_model.<路径>.lora_A.weight，DoRA 另有 dora_scale
+  ai-toolkit  同 diffusers 或 ComfyUI，DoRA 另有 magnitude
   kohya       lora_unet_<路径，点换成下划线>.lora_down / lora_up.weight 加 .alpha
   OneTrainer  lora_transformer_<路径，点换成下划线>，其余同 kohya
   LyCORIS     lycoris_<路径，点换成下划线>.lokr_w1 / lokr_w2 加 .alpha（LoKr，见 lokr.py）
   XLabs       double_blocks.0.processor.qkv_lora1.down / up.weight（1 是图像流，2 是文字流）
+  别的        <路径>_lora.down / lora_linear_layer.down.weight，<路径>.lora_A（没有 .weight）
 """
 
 import re
@@ -16,9 +18,10 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 TENSOR = re.compile(
-    r"(.+?)\.(?:lora[._](?P<lora>A|B|down|up)(?P<adapter>\.[^.]+)?\.weight|(?P<alpha>alpha)"
-    r"|(?P<moved>lora_magnitude_vector)(?:\.[^.]+){0,2}|(?P<dora>dora_scale)"
-    r"|lokr_(?P<lokr>w[12](?:_[ab])?)(?:\.[^.]+)?)"
+    r"(.+?)(?:\.lora[._](?P<lora>A|B|down|up)(?P<adapter>\.[^.]+)?\.weight|\.lora_(?P<bare>A|B)"
+    r"|(?:_lora|\.lora_linear_layer)\.(?P<side>down|up)\.weight|\.(?P<alpha>alpha)"
+    r"|\.(?P<moved>lora_magnitude_vector(?:\.[^.]+){0,2}|magnitude)|\.(?P<dora>dora_scale)"
+    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?)(?P<product>\.[^.]+)?)"
 )
 XLABS = re.compile(r"(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.")
 PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out|add_[qkv]_proj|to_add_out)_lora\.")
@@ -32,6 +35,8 @@ DOTTED = {
     "model.": "ComfyUI",
     "unet.": "diffusers",
     "dit.": "DiffSynth",
+    "module.": "",  # 多卡、torch.compile 的外壳
+    "_orig_mod.": "",
 }
 FLAT = {"lora_unet_": "kohya", "lora_transformer_": "OneTrainer", "lycoris_": "LyCORIS"}
 # Transformer 以外的部分：文本编码器、VAE、附带的触发词
@@ -50,6 +55,8 @@ KINDS = {
     r"\.vera_lambda": "VeRA",
     r"\.lora_E(\.|$)|\.ranknum": "AdaLoRA",
     r"\.lora[._](B|up)(\.[^.]+)?\.bias$": "带偏置的 LoRA（lora_bias）",
+    r"\.reshape_weight$": "换了底模形状的 LoRA（reshape_weight）",
+    r"\.lora_embedding_[AB]": "词嵌入的 LoRA",
     r"\.(SCB|absmax|quant_\w+|scale_weight|weight_scale|qweight|qzeros)(\.|$)": "量化过的权重",
     r"lllite": "ControlLLLite",
     r"controlnet|control_model\.|control_net": "ControlNet",
@@ -80,9 +87,10 @@ def parse(key: str) -> Place | None:
     found = TENSOR.fullmatch(key)
     if found is None:
         return None
-    lora = SIDES.get(found["lora"], found["lora"])
-    kind = lora or found["alpha"] or (found["moved"] and "moved") or (found["dora"] and "dora")
-    return Place(found[1], kind or found["lokr"], found["adapter"] or "")
+    lora = found["lora"] or found["bare"] or found["side"]
+    kind = found["alpha"] or (found["moved"] and "moved") or (found["dora"] and "dora")
+    adapter = found["adapter"] or found["product"] or ""
+    return Place(found[1], SIDES.get(lora, lora) or kind or found["lokr"], adapter)
 
 
 def _xlabs(prefix: str, block: str, number: str, what: str, stream: str) -> str:
@@ -95,19 +103,16 @@ def _xlabs(prefix: str, block: str, number: str, what: str, stream: str) -> str:
 def resolve(
     layer: str, known: Iterable[str], flat: Mapping[str, str]
 ) -> tuple[str | None, str | None]:
-    """去掉前缀 -> (模型里的层名, 谁的写法)；哪里也放不上就是 (None, None)。"""
-    for prefix, whose in FLAT.items():
-        if layer.startswith(prefix):
-            return flat.get(layer.removeprefix(prefix)), whose
-    whose = None
-    for _ in range(len(DOTTED)):
+    """去掉前缀 -> (模型里的层名, 谁的写法)；哪里也放不上，层名就是 None。"""
+    whose = ""
+    for _ in range(len(DOTTED) + 1):
         if layer in known:
-            return layer, whose or ""
-        prefix = next((p for p in DOTTED if layer.startswith(p)), None)
+            return layer, whose
+        prefix = next((p for p in (*FLAT, *DOTTED) if layer.startswith(p)), None)
         if prefix is None:
             break
-        layer, whose = layer.removeprefix(prefix), whose or DOTTED[prefix]
-    return None, None
+        layer, whose = layer.removeprefix(prefix), whose or (FLAT | DOTTED)[prefix]
+    return flat.get(layer.replace(".", "_")), whose  # 点与下划线也有混着写的
 
 
 def is_other(key: str) -> bool:

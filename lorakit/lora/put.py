@@ -1,5 +1,6 @@
 """把任何一种写法的 LoRA 文件挂到模型上：先照 foreign.py 读懂，再变成 PEFT 的适配器。"""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from lorakit.errors import WeightsError
 from lorakit.lora import dora, lokr
 from lorakit.lora import files as lora_files
 from lorakit.lora import fused as lora_fused
-from lorakit.lora.algebra import Layers, low, plain, shape_of
+from lorakit.lora.algebra import Layers, low, shape_of
 from lorakit.lora.audit import tell_left
 from lorakit.lora.foreign import Meaning, meaning
 
@@ -79,29 +80,25 @@ def put_on(pipe, file: Path, name: str | None = None, original: Original = NONE)
     tell_left(found.left, file)
     layers = found.layers
     name = name or get_adapter_name(transformer)
-    doras = {path: layer for path, layer in layers.items() if isinstance(layer, dora.Dora)}
     state = _state(layers)
-    try:
-        transformer.load_lora_adapter(state, prefix=None, adapter_name=name)
-    except ValueError:  # LoKr 的因数五花八门，PEFT 一次只认一种分法：写成普通 LoRA
-        if not any(isinstance(layer, lokr.Product) for layer in layers.values()):
-            raise
-        state = _state({path: plain(path, layer) for path, layer in layers.items()})
+    with warnings.catch_warnings():  # 层名的末尾相同（proj_out）时它的提醒；挂了哪些下面核对
+        warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
         transformer.load_lora_adapter(state, prefix=None, adapter_name=name)
     loaded = get_peft_model_state_dict(transformer, adapter_name=name)
     assert loaded.keys() == state.keys(), min(loaded.keys() ^ state.keys())
-    for path, layer in doras.items():
-        dora.put_rows(transformer.get_submodule(path), name, layer)
+    for path, layer in layers.items():
+        if isinstance(layer, dora.Dora):
+            dora.put_rows(transformer.get_submodule(path), name, layer)
+        elif isinstance(layer, lokr.Product):
+            lokr.put_product(transformer.get_submodule(path), name, layer)
 
 
 def _state(layers: Layers) -> dict[str, torch.Tensor]:
-    """层 -> PEFT 的张量；PEFT 的一个适配器里不能又有 LoRA 又有 LoKr。"""
-    products = all(isinstance(layer, lokr.Product) for layer in layers.values())
+    """层 -> PEFT 的张量；LoKr 先放一个秩 1 的零占着位置。"""
     state = {}
     for path, layer in layers.items():
-        if products:
-            state |= {f"{path}.lokr_{kind}": value for kind, value in layer.factors().items()}
-        else:
-            a, b = plain(path, low(layer))
-            state |= {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}
+        out, into = shape_of(layer)
+        holds = isinstance(layer, lokr.Product)
+        a, b = (torch.zeros(1, into), torch.zeros(out, 1)) if holds else low(layer)
+        state |= {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b}
     return state

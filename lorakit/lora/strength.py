@@ -5,7 +5,6 @@
 kohya 一系的 ss_*；都没有就是 1。
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,11 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorakit.errors import WeightsError
+from lorakit.files import Unreadable, parse_json, read_small
 from lorakit.lora import files as lora_files
 
 HEADERS = ("lora_adapter_metadata", "adapter_config", "peft_config", "lora_config")
 CONFIG = "adapter_config.json"  # PEFT 放在 adapter_model.safetensors 旁边
+PLAIN = re.compile(r"\^?[\w.]+")  # 没有正则表达式的符号（点除外）的样式
+MOST = 64  # 正则表达式最多几条
 LARGEST = 1 << 20  # 设置文件最多这么多字节
+MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "milora")
 PREFIXES = ("transformer.", "diffusion_model.", "unet.", "base_model.model.")
 
 
@@ -68,12 +71,9 @@ def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], names=(
     config = path.parent / CONFIG
     if _has_config(path, names) and config.is_file():
         try:
-            with config.open("rb") as handle:
-                text = handle.read(LARGEST).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise WeightsError(
-                f"“{config}”读不了（{error}），这个 LoRA 的强度写在里面。"
-            ) from error
+            text = read_small(config, LARGEST)
+        except Unreadable as error:
+            raise WeightsError(f"“{config}”读不了：{error}；这个 LoRA 的强度写在里面。") from error
         if (told := _adapter(f"“{config}”", text, f"旁边的 {CONFIG}")) is not None:
             return told
     alpha, dim = (_number(header.get(f"ss_network_{key}")) for key in ("alpha", "dim"))
@@ -88,18 +88,16 @@ def _has_config(path: Path, names) -> bool:
     )
 
 
-def _adapter(where: str, text: str, said: str) -> Rule | None:
+def _adapter(where: str, text: str | bytes, said: str) -> Rule | None:
     """PEFT 的设置（JSON）-> 规则；里面没有说强度就是 None。"""
     broken = WeightsError(
         f"{where}读不懂，而这个 LoRA 的强度写在里面：错了会强几倍或弱几倍。请重新下载或导出。"
     )
     try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        config = _ours(parse_json(text))
+    except Unreadable as error:
         raise broken from error
-    if not isinstance(given, dict):
-        raise broken
-    config = _ours(given)
+    _refuse_moved_base(where, config.get("init_lora_weights"))
     alpha = config.get("lora_alpha", config.get("alpha"))
     if alpha is None and not config.get("alpha_pattern"):
         return None
@@ -110,9 +108,22 @@ def _adapter(where: str, text: str, said: str) -> Rule | None:
     sound = all(isinstance(p, dict) for p in patterns) and isinstance(root, bool)
     if not sound or any(v is not None and not _plain_number(v) for v in numbers):
         raise broken
-    for pattern in (*alphas, *ranks):
+    written = [pattern for pattern in (*alphas, *ranks) if not PLAIN.fullmatch(pattern)]
+    if len(written) > MOST:
+        raise broken
+    for pattern in written:
         _refuse_pattern(pattern, broken)
     return Rule(said, alpha, rank, alphas, ranks, root)
+
+
+def _refuse_moved_base(where: str, init):
+    """开始训练时从底模里拿走一部分的：文件里的 BA 是相对于改过的底模的。"""
+    kind = next((k for k in MOVED_BASE if isinstance(init, str) and init.startswith(k)), None)
+    if kind:
+        raise WeightsError(
+            f"{where}写着 init_lora_weights={kind}：训练时底模也改过，单靠这个文件还原不出来。"
+            "请在训练它的地方用 PEFT 的 path_initial_model_for_weight_conversion 另存成普通 LoRA。"
+        )
 
 
 def _ours(given: dict) -> dict:
@@ -142,7 +153,7 @@ def _refuse_pattern(pattern: str, broken: WeightsError):
     """层名的样式是正则表达式，别人写的：坏的、会越比越慢的都不用。"""
     if (
         len(pattern) > 300
-        or re.search(r"[)\]][*+{]", pattern)
+        or re.search(r"\)[*+{]", pattern)
         or len(re.findall("[*+{]", pattern)) > 3
     ):
         raise broken
@@ -153,5 +164,12 @@ def _refuse_pattern(pattern: str, broken: WeightsError):
 
 
 def _matching(patterns: Mapping[str, float], layer: str) -> str | None:
-    """与 PEFT 的 get_pattern_key 相同：样式对上层名的末尾几段。"""
-    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", layer)), None)
+    """与 PEFT 的 get_pattern_key 相同：先写的先认，样式对上层名的末尾几段。"""
+    return next((pattern for pattern in patterns if _fits(pattern, layer)), None)
+
+
+def _fits(pattern: str, layer: str) -> bool:
+    if PLAIN.fullmatch(pattern):  # 多半是整个层名，一层一条：不必编译几百个正则表达式
+        name = pattern.removeprefix("^")
+        return layer == name or (name == pattern and layer.endswith(f".{name}"))
+    return re.match(rf"(.*\.)?({pattern})$", layer) is not None

@@ -1,1 +1,1 @@
-"""这台机器：estimate 算显存与时间，doctor 在下载之前体检，bench 测速，trace 看时间花在哪。"""
+"""这台机器：估显存与时间（estimate）、下载前体检（doctor）、排练（rehearse）、测速（bench、trace）。"""

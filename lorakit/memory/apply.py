@@ -8,7 +8,7 @@ from torch import nn
 
 from lorakit.errors import LorakitError
 from lorakit.memory.attention import set_attention
-from lorakit.memory.compiling import VARIANTS, compiled
+from lorakit.memory.compiling import VARIANTS, compiled, keep_compiled
 from lorakit.memory.loading import blocks
 from lorakit.memory.recompute import Recompute
 
@@ -31,6 +31,7 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> R
         # 位置编码是复数，编译器原样叫一次内核就好，不必警告
         warnings.filterwarnings("ignore", "Torchinductor does not support code gen", UserWarning)
         # 同一种块要编几份：描述定长与不定长、带不带掩码、检验时不带梯度；超过上限就悄悄不编了
+        keep_compiled()
         torch._dynamo.config.cache_size_limit = VARIANTS  # 新名 recompile_limit，2.6 还没有
         for block in members:
             # 只编 forward，不编 __call__：搬权重、切权重的钩子在外面照常跑

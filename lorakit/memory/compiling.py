@@ -7,6 +7,8 @@ from functools import wraps
 
 import torch
 
+from lorakit.files import cache_root
+
 VARIANTS = 64  # 一种块最多编几份，PyTorch 原来是 8
 
 
@@ -28,6 +30,11 @@ def cannot_compile(device: torch.device) -> str:
         )
     named = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     return "" if named or os.name == "nt" else "Triton 要 C 编译器，装上 gcc 就能用"
+
+
+def keep_compiled():
+    """编译好的代码与我们的缓存放在一起，下一次接着用；用户自己指定过地方，就听他的。"""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
 
 
 def compiled(forward: Callable) -> Callable:

@@ -81,6 +81,19 @@ def build(
     return model.eval()
 
 
+def fill(model: nn.Module, read: Read, device) -> nn.Module:
+    """给没有权重的模型读进权重，放到设备上；不量化、不挑精度，read 给什么就是什么。"""
+    for path, module in model.named_modules():
+        for name, shape in list(module.named_parameters(recurse=False)):
+            value = read(f"{path}.{name}".strip("."), shape).to(device)
+            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+        for name, value in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = value.to(device)  # 位置编码的表
+    if hasattr(model, "tie_weights"):  # transformers：共用的两份词表只有一份
+        model.tie_weights()
+    return model
+
+
 # 别家的库读坏了的文件，什么都抛得出来
 BROKEN = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,

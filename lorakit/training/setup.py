@@ -22,6 +22,18 @@ from lorakit.training.plan import Plan
 from lorakit.training.rounding import round_updates
 
 
+def encoded(config: Config, family, progress=None, chosen=None) -> cache.Dataset:
+    """编码好的数据（或取缓存）；样张的句子也一起编码好，文本编码器只载入一次。
+
+    Args:
+        progress, chosen: 见 `cache.prepare`。
+    """
+    dataset = cache.prepare(config, family, progress, chosen, keep=("text",))
+    remember_preview(family, config, dataset)
+    family.release("text")
+    return dataset
+
+
 class Prepared:
     """准备好的一切：family、dataset、transformer、parameters、optimizer、objective、record。
 
@@ -82,7 +94,7 @@ class Prepared:
         sharded = self.accelerator.is_fsdp2
         preflight.check(config, self.family, self.accelerator.num_processes, sharded)
         self.family.fetch("transformer")  # 编码完了才发现下不来、放不下，就晚了
-        self.dataset = dataset or cache.prepare(config, self.family, progress)
+        self.dataset = dataset or encoded(config, self.family, progress)
         self.remembered = remember_preview(self.family, config, self.dataset)
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.untouched()
