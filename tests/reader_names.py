@@ -76,6 +76,9 @@ LAST = ["final_layer.linear", "final_layer.adaLN_modulation.1"]
 KLEIN_REST = FLUX_REST[:4]
 KLEIN_TIME = ["time_guidance_embed.timestep_embedder.linear_<1-2>"]
 MODULATIONS = "<double_stream_modulation_<img|txt>|single_stream_modulation>"
+GUIDANCE = ["time_guidance_embed.guidance_embedder.linear_<1-2>"]  # 只有 dev 有
+QWEN_21_REST = ["img_in", "txt_in.<in|out>_layer", "modulation.1", "proj_out", "norm_out.linear",
+                "time_text_embed.timestep_embedder.linear_<1-2>"]  # fmt: skip
 Z_ENDS = ["all_x_embedder.2-1", "all_final_layer.2-1.<linear|adaLN_modulation.1>",
           "cap_embedder.1", "t_embedder.mlp.<0|2>"]  # fmt: skip
 KANDINSKY_REST = [
@@ -129,9 +132,13 @@ READERS = {
 OUTSIDE = {
     "ComfyUI": {
         "qwen-image": ((*DOTS, *KOHYA), QWEN_REST),
+        "qwen-image-2.1": (("", "transformer."), QWEN_21_REST),
         "flux": (("", "transformer."), FLUX_REST, ("diffusion_model.", *KOHYA), [*FLUX_IN, *LAST]),
         "flux2-klein": (("", "transformer."), KLEIN_REST, ("diffusion_model.", *KOHYA),
                         ["<img|txt>_in", "time_in.<in|out>_layer", f"{MODULATIONS}.lin", *LAST]),
+        "flux2-dev": (("", "transformer."), KLEIN_REST, ("diffusion_model.", *KOHYA),
+                      ["<img|txt>_in", "<time|guidance>_in.<in|out>_layer", f"{MODULATIONS}.lin",
+                       *LAST]),
         "z-image": (DOTS, Z_ENDS),
         "kandinsky5": ((*DOTS, *KOHYA), KANDINSKY_REST),
     },
@@ -143,9 +150,13 @@ OUTSIDE = {
     },
     "diffusers": {
         "qwen-image": ((*DOTS[1:], *KOHYA), QWEN_REST),
+        "qwen-image-2.1": (("transformer.",), QWEN_21_REST),
         "flux": (("transformer.",), FLUX_REST),
         "flux2-klein": (("transformer.",), [*KLEIN_REST, *KLEIN_TIME, f"{MODULATIONS}.linear"],
                         KOHYA, ["<img|txt>_in", "time_in.<in|out>_layer", "final_layer.linear"]),
+        "flux2-dev": (("transformer.",),
+                      [*KLEIN_REST, *KLEIN_TIME, *GUIDANCE, f"{MODULATIONS}.linear"], KOHYA,
+                      ["<img|txt>_in", "time_in.<in|out>_layer", "final_layer.linear"]),
         "z-image": ((*DOTS[1:], *KOHYA), Z_ENDS),
         "kandinsky5": (("transformer.",), KANDINSKY_REST),
     },

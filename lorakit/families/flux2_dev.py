@@ -28,6 +28,9 @@ class Flux2Dev(Flux2Klein):
             "_class_name": "Flux2Transformer2DModel", "guidance_embeds": True,
             "joint_attention_dim": 15360,
         },
+        "text_encoder": {  # 24 B；它的尺寸就是 transformers 的默认值
+            "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+        },
     }  # fmt: skip
     other_sizes: ClassVar = {}
     original: ClassVar = {
@@ -35,6 +38,9 @@ class Flux2Dev(Flux2Klein):
         "guidance_in.in_layer": (f"{GUIDANCE}linear_1",),
         "guidance_in.out_layer": (f"{GUIDANCE}linear_2",),
     }
+    misses: ClassVar = {
+        **Flux2Klein.misses, "kohya diffusers": "stream_modulation|norm_out|guidance_embedder",
+    }  # fmt: skip
     distilled: ClassVar = {"turbo": "black-forest-labs/FLUX.2-dev"}
 
     def sample_arguments(self, guidance, count):

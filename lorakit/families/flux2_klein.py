@@ -58,6 +58,9 @@ class Flux2Klein(Family):
                 "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32,
                 "joint_attention_dim": 12288,
             },
+            "text_encoder": full_size["text_encoder"] | {  # Qwen3 8B
+                "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False,
+            },
         },
     }  # fmt: skip
     compression = 16

@@ -25,4 +25,5 @@ class FluxKontext(Flux):
         **Flux.read_by,
         "kohya": ("musubi", "sd-scripts", "ComfyUI", "diffusers", "DiffSynth"),
     }
+    misses: ClassVar = {**Flux.misses, "musubi": "."}
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}

@@ -39,7 +39,10 @@ def open_blank(
     if not (local / "model_index.json").is_file():
         local = folder
         for part, facts in {"model_index": {}, **cls.size_of(path)}.items():
-            names = {"model_index": "model_index.json", "scheduler": "scheduler_config.json"}
+            names = {
+                "model_index": "model_index.json", "scheduler": "scheduler_config.json",
+                "processor": "preprocessor_config.json",
+            }  # fmt: skip
             name = "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
             home = folder if part == "model_index" else folder / part
             home.mkdir(parents=True, exist_ok=True)

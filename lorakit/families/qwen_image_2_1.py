@@ -51,6 +51,7 @@ class QwenImage21(Family):
             },
             "vision_config": {"model_type": "qwen3_vl_vision", "out_hidden_size": 4096},
         },
+        "processor": {"patch_size": 16},
         "scheduler": {
             "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9,
             "max_image_seq_len": 8192,
