@@ -87,9 +87,9 @@ def shown(monkeypatch):
 @pytest.fixture
 def watched(monkeypatch):
     """假装有人在看：不是自动运行。"""
-    from lorakit.lab import display, explorer, mine, runner
+    from lorakit.lab import bar, display, explorer, mine, quiz, runner
 
-    for module in (display, explorer, mine, runner):
+    for module in (bar, display, explorer, mine, quiz, runner):
         monkeypatch.setattr(module, "headless", lambda: False)
 
 

@@ -131,9 +131,30 @@ def test_only_an_unrecorded_step_depends_on_the_processor(blank, monkeypatch):
     assert doctor.handling(asked, config, 0.0) == pytest.approx(2 * 60 * 2 * 0.0049)
 
 
-@pytest.mark.parametrize(("name", "billions"), [("z-image", 6.15), ("kandinsky5", 6.0)])
-def test_other_full_sizes(blank, name, billions):
-    assert blank(name)[2].parameters == pytest.approx(billions * 1e9, rel=0.01)
+@pytest.mark.parametrize(("name", "billions"), [
+    ("z-image", 6.15), ("kandinsky5", 6.0), ("flux-kontext", 11.9), ("flux2-dev", 32.2),
+    ("flux2-klein", 3.9), ("flux2-klein-9b", 9.1), ("qwen-image-2.1", 7.1),
+])  # fmt: skip
+def test_other_full_sizes(tmp_path, name, billions):
+    family = open_blank(load_config(name), tmp_path, META)
+    count = sum(value.numel() for value in family.skeleton().parameters())
+    assert count == pytest.approx(billions * 1e9, rel=0.01)
+
+
+def test_the_path_says_which_size(tmp_path):
+    """FLUX.2 klein 9B 大些；2509、2511 的编辑一次能看三张，2511 的控制图时间恒为 0。"""
+    shapes = {}
+    for path in ("FLUX.2-klein-base-4B", "FLUX.2-klein-base-9B"):
+        config = load_config("flux2-klein", [f"model.path=black-forest-labs/{path}"])
+        family = open_blank(config, tmp_path / path, META)
+        shapes[path[-2:]] = family.text_shapes(7)["text"][1]
+    assert shapes == {"4B": 3 * 2560, "9B": 3 * 4096}  # 三层 Qwen3 4B、8B 的隐状态
+    for edition, seen, zero in (("", 1, None), ("-2509", 3, None), ("-2511", 3, True)):
+        config = load_config("qwen-image-edit", [f"model.path=Qwen/Qwen-Image-Edit{edition}"])
+        family = open_blank(config, tmp_path / f"edit{edition}", META)
+        assert family.controls[1] == seen
+        assert family.config_of("transformer").get("zero_cond_t") is zero
+        assert family.licences[""] == "apache-2.0"
 
 
 def test_every_family_knows_its_full_size(tmp_path):
@@ -142,7 +163,7 @@ def test_every_family_knows_its_full_size(tmp_path):
         assert {"transformer", "vae", "scheduler"} <= parts.keys(), name
         config = load_config({"model": {"family": name, "path": "someone/model"}})
         family = open_blank(config, tmp_path / name, META)
-        assert family.latent_channels in (16, 128)
+        assert family.latent_channels in (16, 64, 128)
         assert family.shift(1024, 1024) >= 1
         assert all(len(shape) in (1, 2, 3) for shape in family.cond_shapes(7, 1024).values())
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lorakit.cli import main
-from lorakit.families.registry import workflow_of
+from lorakit.families.registry import REGISTRY, get, workflow_of
 from lorakit.lora import comfyui
 
 TABLE, SHIFTED = comfyui.signatures(), "ModelSamplingAuraFlow"
@@ -90,9 +90,9 @@ def test_both_shipped_forms_agree(name):
     assert classes.count("LoraLoaderModelOnly") == classes.count("KSampler") == 1
 
 
-def test_five_workflows_and_a_version():
-    want = {"qwen-image", "qwen-image-edit", "qwen-image-edit-2509", "flux", "z-image"}
-    assert set(comfyui.names()) == want
+def test_every_family_names_its_workflows_and_a_version():
+    owned = {name for family in REGISTRY for name in get(family).workflows.values()}
+    assert set(comfyui.names()) == owned
     read = json.loads((comfyui.FOLDER / "nodes.json").read_text("utf-8"))
     assert {node["file"] for node in TABLE.values()} == set(read["commits"])
 
@@ -102,7 +102,8 @@ def test_the_shift_is_the_pipelines(size):
     from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
     mu = calculate_shift((size // 16) ** 2, 256, 8192, 0.5, 0.9)
-    wanted = {"qwen-image": math.exp(mu), "qwen-image-edit-2509": math.exp(mu), "z-image": 3}
+    qwen = ("qwen-image", "qwen-image-edit-2509", "qwen-image-2.1", "qwen-image-2.1-edit")
+    wanted = dict.fromkeys(qwen, math.exp(mu)) | {"z-image": 3}
     for name, want in wanted.items():
         shift = workflow_of(name)[1].full_shift(size)
         nodes = comfyui.fill(name, comfyui.Fill("a", "b", 20, 4, size, 0, shift))
@@ -152,6 +153,33 @@ def test_edit_2509_is_chosen_by_the_base(mine, tmp_path):
     nodes = json.loads(out.read_text("utf-8"))
     assert nodes["8"]["class_type"] == "TextEncodeQwenImageEditPlus"
     assert nodes["8"]["inputs"]["prompt"] == "戴上帽子" and nodes["9"]["inputs"]["prompt"] == " "
+
+
+def test_a_model_of_both_uses_has_two_workflows(mine, tmp_path, capsys):
+    """Qwen-Image 2.1：不说就是画图的，它自己说改图的怎么要；大小只能是 32 的倍数。"""
+    out, file = tmp_path / "w.api.json", mine(family="qwen-image-2.1", base="Qwen/Qwen-Image-2.1")
+    argv = ["export", str(file), "--workflow", str(out), "--prompt", "变成夜晚"]
+    for words, pictures in (([], 0), (["--family", "qwen-image-2.1-edit"], 1)):
+        assert main([*argv, *words, "--set", "sample.size=1040"]) == 0
+        assert ("--family qwen-image-2.1-edit" in capsys.readouterr().out) is (not words)
+        nodes = json.loads(out.read_text("utf-8"))
+        check_nodes(nodes)
+        assert nodes["8"]["inputs"]["prompt"] == "变成夜晚"
+        assert ("images.image_1" in nodes["8"]["inputs"]) == pictures
+
+
+def test_flux2_shifts_by_size_and_steps(mine, tmp_path):
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    out = tmp_path / "w.api.json"
+    for family in ("flux2-klein", "flux2-dev"):
+        argv = ["export", str(mine(family=family)), "--workflow", str(out)]
+        assert main([*argv, "--set", "sample.steps=20", "--set", "sample.size=768"]) == 0
+        nodes = json.loads(out.read_text("utf-8")).values()
+        by = {node["class_type"]: node["inputs"] for node in nodes}
+        want = math.exp(compute_empirical_mu(48 * 48, 20))
+        assert by[SHIFTED]["shift"] == pytest.approx(want, abs=0.005)
+        assert by["EmptyFlux2LatentImage"]["width"] == 768 and by["KSampler"]["steps"] == 20
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,22 @@ def test_kohya(read, tmp_path):
     assert str(config.data.class_folder) == "/data/reg" and str(config.run.output) == "out/cat"
 
 
+@pytest.mark.parametrize(
+    ("module", "file", "base", "family"),
+    [
+        ("qwen_image_21", "qwen_image_2.1_bf16", "Qwen/Qwen-Image-2.1", "qwen-image-2.1"),
+        ("qwen_image", "qwen_image_bf16", "Qwen/Qwen-Image", "qwen-image"),
+        ("flux", "flux1-dev-kontext_fp8", "black-forest-labs/FLUX.1-Kontext-dev", "flux-kontext"),
+        ("flux_2", "flux2-dev", "black-forest-labs/FLUX.2-dev", "flux2-dev"),
+        ("flux_2", "flux-2-klein-base-9b", "black-forest-labs/FLUX.2-klein-base-9B", "flux2-klein"),
+    ],
+)
+def test_a_single_file_becomes_its_base(read, module, file, base, family):
+    text = KOHYA.replace("black-forest-labs/FLUX.1-dev", f"models/{file}.safetensors")
+    config, said = read(text.replace("networks.lora_flux", f"networks.lora_{module}"), "x.toml")
+    assert (config.model.path, config.model.family) == (base, family) and "不读单个" in said
+
+
 def test_onetrainer(read):
     config, said = read(json.dumps(ONETRAINER), "x.json")
     assert "是 OneTrainer 的设置" in said

@@ -15,7 +15,7 @@ from lorakit.errors import ConfigError, DataError
 from lorakit.families import open_family
 from lorakit.families.pixels import to_pixels
 from lorakit.families.shared import pack
-from lorakit.infer.edit import near_shape
+from lorakit.infer.fitting import near_shape
 from lorakit.tiny import samples
 from lorakit.tiny.world import random_scene, render
 from lorakit.train import Trainer

@@ -252,8 +252,13 @@ def test_bases_are_named_without_their_folder(tmp_path):
         ("flux", "black-forest-labs/FLUX.1-Krea-dev", "flux", "krea"),
         ("qwen-image-edit", "Qwen/Qwen-Image-Edit-2703", None, ""),
         ("flux", "black-forest-labs/FLUX.1-Kontext-dev", None, ""),
+        ("flux-kontext", "black-forest-labs/FLUX.1-Kontext-dev", "flux-kontext", ""),
+        ("flux2-dev", "black-forest-labs/FLUX.2-dev", "flux2-dev", ""),
+        ("flux2-klein", "black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein", ""),
+        ("flux2-klein", "black-forest-labs/FLUX.2-klein-base-9B", "flux2-klein-9b", ""),
+        ("qwen-image-2.1", "Qwen/Qwen-Image-2.1", "qwen-image-2.1", ""),
+        ("qwen-image-2.1-edit", "Qwen/Qwen-Image-2.1", "qwen-image-2.1-edit", ""),
         ("kandinsky5", "", None, ""),
-        ("flux2-klein", "", None, ""),
     ],
 )
 def test_the_workflow_loads_the_right_base(family, base, name, unet):

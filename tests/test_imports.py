@@ -1,6 +1,7 @@
 """房子的样子：顶层只有几个文件和十五个文件夹，导入只朝一个方向，没有圈；入口不载入 torch。"""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.families.registry import REGISTRY
+from lorakit.families.registry import REGISTRY, get
 
 ROOT = Path(__file__).parent.parent / "lorakit"
 # 从下到上；同一层的互不相识，每一层只用得到下面的
@@ -137,11 +138,13 @@ def test_the_heart_stays_small():
 
 
 def test_a_family_is_one_file():
+    """没有家族导入另一个家族；同一个模型的另一版可以，它继承自那一家。"""
+    homes = {Path(inspect.getfile(cls)): cls for cls in map(get, REGISTRY)}
     for path in modules():
-        ours = {p.stem for p in imported(path) if p.parent == ROOT / "families"}
-        named = ours & {name.split(":")[0].rsplit(".", 1)[1] for name in REGISTRY.values()}
+        named = imported(path) & set(homes)
         if place(path) == "families":
-            assert named <= ({"qwen_image"} if path.stem == "qwen_image_edit" else set()), path
+            elder = homes[path].__mro__[1:] if path in homes else ()
+            assert named <= {home for home, cls in homes.items() if cls in elder}, path
         elif place(path) != "tiny":
             assert not named, f"{path.relative_to(ROOT)} 认识 {named}"
 

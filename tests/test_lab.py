@@ -7,17 +7,29 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from html import escape
 
 import numpy as np
 import pytest
-import torch
+from notebook_tools import ROOT
 from PIL import Image
 
 from lorakit import flow, lab
 from lorakit.config import fields, load_config
 from lorakit.errors import DataError, LorakitError
-from lorakit.families.shared import pack
-from lorakit.lab import display, exercises, explorer, glossary, mine, picture, quiz
+from lorakit.lab import (
+    bar,
+    display,
+    exercises,
+    explorer,
+    glossary,
+    lost,
+    mine,
+    picture,
+    questions,
+    quiz,
+)
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
 from lorakit.train import Trainer
@@ -134,209 +146,80 @@ def test_cases_reach_every_corner():
         lab.explore(lambda: None)
 
 
-def test_predict_and_reveal(shown):
-    lab.predict("q", "哪一个？", "甲", "乙")
-    assert "A. 甲" in shown[0]["text/plain"] and display.VIEW in shown[0]
-    lab.reveal("q", "B", "因为。")
-    assert shown[1]["text/plain"] == "答案是 B：乙。因为。"
-    quiz._asked["q"].choice = 0
-    lab.reveal("q", "B", "因为。")
-    assert shown[2]["text/plain"].startswith("你猜 A，没猜中")
-    for call in (lambda: lab.reveal("没有", "A", ""), lambda: lab.reveal("q", "C", "")):
-        with pytest.raises(LorakitError):
-            call()
+def test_no_answer_is_in_sight_before_a_choice(shown, watched):
+    for question in questions.bank().values():
+        lab.predict(question.name)
+        lab.reveal(question.name)
+        for bundle in shown:
+            told = bundle.get("text/plain", "") + bundle.get("text/html", "")
+            assert not any(said in told for _, said in question.options), question.name
+        guess = quiz._asked[question.name]
+        assert guess.reveal.disabled and guess.ask.page.value == "", "先选，才揭晓"
+    with pytest.raises(LorakitError, match="是不是想写“half”"):
+        lab.reveal("halff")
+
+
+def test_a_guess_and_its_answer(shown, watched):
+    for question in questions.bank().values():
+        assert len({said for _, said in question.options}) == len(question.options) >= 3
+        for pick, (option, reply) in enumerate(question.options):
+            lab.predict(question.name)
+            guess = quiz._asked[question.name]
+            guess.ask.radio.value = pick
+            assert not guess.reveal.disabled
+            guess.reveal.click()
+            said = guess.ask.page.value
+            assert escape(question.why) in said and escape(reply) in said and option in said
+            assert ("你选对了" in said) == (pick == question.right)
+            assert guess.ask.radio.disabled and guess.buttons.layout.display == "none"
+    lab.predict("half")
+    quiz._asked["half"].skip.click()
+    assert "答案：" in quiz._asked["half"].ask.page.value
+    assert "你选" not in quiz._asked["half"].ask.page.value
+
+
+def test_options_are_shuffled_for_each_reader_and_stay(shown, own_cache, monkeypatch):
+    def orders():
+        return [tuple(quiz._order(question)) for question in questions.bank().values()]
+
+    assert set(orders()) == {(0, 1, 2)}, "没人看时照题库的次序"
+    monkeypatch.setattr(quiz, "headless", lambda: False)
+    one = orders()
+    assert one == orders() and len(set(one)) == 6
+    (own_cache / "reader.txt").unlink()
+    assert one != orders()
+
+
+def test_right_letters_are_balanced():
+    asked = [*questions.bank().values(), *questions.exam()]
+    assert len(questions.bank()) >= 40
+    for some in (asked, list(questions.bank().values())):
+        for letter in range(3):
+            share = sum(question.right == letter for question in some) / len(some)
+            assert 0.30 <= share <= 0.37, (letter, share)
 
 
 def test_pretest_keeps_answers_and_gain(shown, own_cache):
-    import json
-
     lab.pretest()
-    assert shown[0]["text/plain"].count("你先猜") == 5
-    right = [answer for _, _, answer in quiz.PRETEST]
-    own_cache.mkdir(exist_ok=True)
-    (own_cache / "quiz_pre.json").write_text(json.dumps([right[0], None, None, None, None]))
+    assert shown[0]["text/plain"].count("题：") == 5 and "你先猜" not in shown[0]["text/plain"]
+    right = [question.right for question in questions.exam()]
+    test = quiz.Test("pre")
+    assert "已记下 0 / 5" in test.said.value
+    test.asks[0].radio.value = right[0]
     assert quiz.score("pre") == 0.2 and quiz.gain() is None
-    (own_cache / "quiz_post.json").write_text(json.dumps(right))
-    assert quiz.gain() == pytest.approx(1.0)
-
-
-WRONG = {  # 每题的几种常见的错，和话里应该点到的词
-    "compression": [(64, "通道"), (4, "3 个颜色"), (1 / 12, "大于 1"), (8, "两条边"), ("12", "数")],
-    "add_noise": [
-        (lambda x0, noise, t: t * x0 + (1 - t) * noise, "方向反了"),
-        (lambda x0, noise, t: (1 - t) ** 0.5 * x0 + t**0.5 * noise, "平方根"),
-        (lambda x0, noise, t: x0 + t * noise, "一点图也不剩"),
-        (lambda x0, noise: x0, "出错"),
-    ],
-    "velocity": [
-        (lambda x0, noise: x0 - noise, "正负号"),
-        (lambda x0, noise: noise, "减去图"),
-        (lambda x0, noise: noise + x0, "正好到噪声"),
-    ],
-    "euler": [
-        (lambda x, v, t, t_next: x + (t - t_next) * v, "走反了"),
-        (lambda x, v, t, t_next: x - v, "整条路"),
-        (lambda x, v, t, t_next: x, "落在"),
-    ],
-    "lora_size": [
-        (lambda i, o, r: i * o * r, "乘在一起"),
-        (lambda i, o, r: i * r, "只数了一个"),
-        (lambda i, o, r: 2 * i * r, "不一定一样宽"),
-    ],
-    "caption": [
-        ("一只猫在雪地里", "没有触发词"),
-        ("ohwx", "只有触发词"),
-        ("ohwx 猫", "加上别的词"),
-        ("ohwx 猫戴着红围巾，背景是雪地", "固定的样子"),
-        ("ohwx 白猫在雪地里", "固定的样子"),
-        ("ohwx 猫，白色，背景是雪地", "固定的样子"),
-        ("ohwx 花猫在雪地", "固定的样子"),
-        ("ohwx 猫戴着项圈在中间，背景是雪地", "固定的样子"),
-        ("一只白色的 ohwx 猫在雪地中间", "固定的样子"),
-        ("ohwx 猫，左眼有一圈黑，在雪地中间", "固定的样子"),
-        ("ohwx 猫，背景不是雪地，在草地右边", "只写图里有"),
-        ("ohwx 猫在中间，背景是草地", "背景写错"),
-        ("ohwx 猫在右边，背景是雪地", "位置写错"),
-        ("ohwx 猫在中间", "背景没说到"),
-        ("ohwx 猫，背景是雪地", "就差位置"),
-    ],
-    "bucket": [((1024, 1024), "正方形"), ((768, 1360), "写反"), ((1600, 900), "16 的倍数"),
-               ((1600, 896), "面积")],
-    "steps": [
-        (lambda n, b, a, v: n * v, "一步不只看一张"),
-        (lambda n, b, a, v: n * v / b, "梯度累积没有用上"),
-        (lambda n, b, a, v: n * v * a / b, "方向反了"),
-    ],
-    "recode": [({"A", "B", "C"}, "学习率"), ({"A", "D"}, "名字"), ({"A"}, "分辨率"),
-               ("AB", "一组")],
-    "unknown": [
-        (lambda names, layers: len(names), "一组名字"),
-        (lambda names, layers: [n for n in names if n not in layers], "去掉开头"),
-        (lambda names, layers: [], "放过去了"),
-        (
-            lambda names, layers: sorted(
-                {n.removeprefix("transformer.").split(".lora_")[0] for n in names} - set(layers)
-            ),
-            "名字要完整",
-        ),
-        (lambda names, layers: [n for n in names if not any(x in n for x in layers)], "整个相等"),
-    ],
-    "strength": [
-        (lambda w, a, b, s: s * (w + b @ a), "不乘 W"),
-        (lambda w, a, b, s: w, "没有加上去"),
-        (lambda w, a, b, s: w + (s * b) @ (s * a), "各乘一次"),
-        (lambda w, a, b, s: s * b @ a, "W 自己"),
-    ],
-    "size": [
-        (lambda w, h, u: (w // u * u, h // u * u), "四舍五入"),
-        (lambda w, h, u: (round(w / u) * u, round(h / u) * u), "变成了 0"),
-        (lambda w, h, u: (-(-w // u) * u, -(-h // u) * u), "往大里取"),
-        (lambda w, h, u: (w, h), "倍数"),
-        (lambda w, h, u: (max(u, round(h / u) * u), max(u, round(w / u) * u)), "写反"),
-    ],
-    "combine": [
-        (lambda a1, b1, a2, b2, v, w: (a1[: len(a2)] + a2, b1[:, : len(a2)] + b2), "上下接"),
-        (lambda a1, b1, a2, b2, v, w: (torch.cat([a1, a2]), torch.cat([b1, b2], 1)), "份量"),
-        (
-            lambda a1, b1, a2, b2, v, w: (
-                torch.cat([v * a1, w * a2]), torch.cat([v * b1, w * b2], 1)
-            ),
-            "只乘一次",
-        ),
-        (lambda a1, b1, a2, b2, v, w: (torch.cat([a1, a2]), torch.cat([b1, b2])), "左右接"),
-    ],
-    "pick": [
-        (lambda log: log[-1]["step"], "在背图"),
-        (lambda log: min(log, key=lambda row: row["loss"])["step"], "在背图"),
-        (lambda log: min(log, key=lambda row: row["held"] or 0)["step"], "没有检验过"),
-        (lambda log: min(r["held"] for r in log if r["held"]), "步数"),
-    ],
-    "tokens": [(lambda side: (side / 8) ** 2, "2x2"), (lambda side: side * side, "像素"),
-               (lambda side: side / 16, "一条边"), (lambda side: (side // 32) ** 2, "一条边")],
-    "lora_total": [
-        (lambda n, d, r: n * d * d, "大矩阵"),
-        (lambda n, d, r: n * d * r, "只数了一个"),
-        (lambda n, d, r: 2 * d * r, "层数"),
-    ],
-    "warmup": [
-        (lambda k, lr, w: lr * min(1, k / w), "白练"),
-        (lambda k, lr, w: lr, "没有热身"),
-        (lambda k, lr, w: lr * (k + 1) / w, "升过头"),
-    ],
-    "rescue": [({"A", "B"}, "学习率"), ({"A", "C", "D"}, "步数"), ({"C"}, "省得最多"),
-               ("AC", "一组")],
-    "global_batch": [
-        (lambda b, a, c: b * a, "显卡没有用上"),
-        (lambda b, a, c: b * c, "累积没有用上"),
-        (lambda b, a, c: b * a / c, "方向反了"),
-        (lambda b, a, c: b + a + c, "30"),
-    ],
-    "pack": [
-        (lambda x: x.reshape(len(x), -1, 4 * x.shape[1]), "不相邻"),
-        (lambda x: x.flatten(2).transpose(1, 2), "2x2"),
-        (lambda x: x[:, :, ::2, ::2], "一个数也不丢"),
-        (lambda x: pack(x.transpose(2, 3)), "次序不对"),
-    ],
-    "positions": [
-        (lambda rows, cols: [[0, c, r] for r in range(rows) for c in range(cols)], "写反"),
-        (lambda rows, cols: [[r, c] for r in range(rows) for c in range(cols)], "三个数"),
-        (lambda rows, cols: [[0, r, c] for c in range(cols) for r in range(rows)], "次序"),
-        (lambda rows, cols: [[0, r, r] for r in range(rows)], "行数"),
-    ],
-    "shift": [
-        (lambda t, s: s * t, "超过 1"),
-        (lambda t, s: t / (s - (s - 1) * t), "方向反了"),
-        (lambda t, s: t, "方向反了"),
-        (lambda t, s: t ** (1 / s), "中间的值"),
-    ],
-    "two_guidances": [((3.5, 1.0), "写反"), ((3.5, 3.5), "真实的图"), ((1.0, 1.0), "没有加强"),
-                      ((1.0, 20.0), "2 到 5"), (3.5, "两个数")],
-    "best_cell": [
-        (lambda table: min(table.values()), "损失"),
-        (lambda table: max(table, key=lambda k: (k[0], -k[1])), "秩最大"),
-        (lambda table: min(table, key=table.get), "第一格"),
-        (lambda table: (16, 1e-2), "练坏"),
-        (lambda table: (4, 1e-4), "越小越好"),
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", exercises.all_exercises())
-def test_exercise(name, shown, capsys):
-    exercise = exercises.all_exercises()[name]
-    assert len(exercise.properties) >= 3 and len(exercise.hints) == 3
-    scope = {}
-    exec(exercise.solution, scope)
-    assert exercises.judge(name, scope["answer"])[0] == "passed"
-    getattr(lab.check, name)(...)
-    assert capsys.readouterr().out.startswith("未完成")
-    assert exercises.judge(name, None)[0] == "blank"
-    if callable(scope["answer"]):
-        assert exercises.judge(name, lambda *a: ...)[0] == "blank"
-    assert len(WRONG[name]) >= 2
-    for answer, word in WRONG[name]:
-        verdict, said = exercises.judge(name, answer)
-        assert verdict == "wrong" and word in said, said
-    for level in range(1, 5):
-        lab.hint(name)
-        assert shown[-1]["text/plain"].count("提示") >= min(level, 3)
-        assert ("<details>" in shown[-1]["text/html"]) == (level == 4)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "ohwx 猫在中间，背景是雪地",
-        "一只大ohwx 猫在中间，背景是雪地",
-        "雪地中央有一只大的 ohwx 猫",
-        "ohwx 猫睁大眼睛，坐在雪地正中",
-        "ohwx 猫在中间，背景是白色的地",
-        "ohwx，一只大猫在中间，背景是白色的雪地",
-    ],
-)
-def test_good_captions_pass(text):
-    verdict, said = exercises.judge("caption", text)
-    assert verdict == "passed", said
+    again = quiz.Test("pre")
+    assert [ask.choice for ask in again.asks] == [right[0], None, None, None, None]
+    assert "已记下 1 / 5" in again.said.value and again.show.layout.display == "none"
+    again.asks[1].radio.value = 2 - right[1]
+    assert quiz.picks("pre")[:2] == [right[0], 2 - right[1]], "再运行一遍，答过的还在"
+    post = quiz.Test("post")
+    for ask, letter in zip(post.asks, [*right[:4], 0], strict=True):
+        ask.radio.value = letter
+    assert "已记下 5 / 5" in post.said.value and post.show.layout.display == ""
+    assert quiz.gain() == pytest.approx((quiz.score("post") - 0.2) / 0.8)
+    post.show.click()
+    told = [ask.page.value for ask in post.asks]
+    assert [("你选对了" in said) for said in told] == [True] * 4 + [False]
 
 
 def test_report_card_counts_what_was_done(shown):
@@ -355,7 +238,7 @@ def test_report_card_counts_what_was_done(shown):
         getattr(lab.check, name)(scope["answer"])
         getattr(lab.check, name)(...)  # 再留空也不会把它变回没通过
     assert exercises.passed() == list(known)
-    right = [answer for _, _, answer in quiz.PRETEST]
+    right = [question.right for question in questions.exam()]
     for moment, picks in (("pre", [right[0], *[None] * 4]), ("post", right)):
         (quiz.notes() / f"quiz_{moment}.json").write_text(json.dumps(picks))
     lab.report_card({"画风": 0.8})
@@ -364,11 +247,6 @@ def test_report_card_counts_what_was_done(shown):
     assert f"练习：{len(known)} / {len(known)} 道" in said
     assert "等级：优" in said and "祝贺" in said  # (1 + 1 + 0.8) / 3
     assert "<table>" in shown[-1]["text/html"]
-
-
-def test_unknown_exercise_lists_the_known():
-    with pytest.raises(LorakitError, match="compression"):
-        lab.check.nothing(1)
 
 
 def test_glossary(shown):
@@ -591,3 +469,83 @@ def test_board_previews_edits(shown, tmp_path):
     run = lab.Run(load_config("tiny-qwen-image-edit", chosen)).start()
     assert [step for step, _ in run.board.samples] == [0, 1]
     assert run.board.samples[0][1][0].size == (128, 128)
+
+
+def test_a_bar_shows_life_and_an_estimate(shown, watched, monkeypatch):
+    monkeypatch.setattr(bar, "BEAT", 0.02)
+    made, real = [], bar.Bar
+    monkeypatch.setattr(bar, "Bar", lambda *given: made.append(real(*given)) or made[-1])
+    labels = []
+    for _ in lab.each(["a", "b", "c"], "三次训练"):
+        time.sleep(0.06)
+        labels.append(made[0].label.value)
+    assert "第 1 / 3 个" in labels[0] and "正在估计" in labels[0]
+    assert "第 3 / 3 个" in labels[2] and "大约还要 0 秒" in labels[2]
+    assert "做好了" in made[0].label.value and made[0].bar.value == 3
+    assert "三次训练" in shown[0]["text/plain"]
+    with pytest.raises(ValueError), lab.waiting("载入"):
+        raise ValueError
+    assert "停下了" in made[1].label.value
+    for _ in lab.each("ab", "外面"):
+        assert list(lab.each("cd", "里面")) == ["c", "d"]
+    assert len(made) == 3, "套在里面的不再摆一条"
+    threads = [thread for thread in threading.enumerate() if thread.name == "bar"]
+    for thread in threads:
+        thread.join(2)
+        assert not thread.is_alive()
+
+
+def test_a_bar_ends_with_its_cell(shown, watched):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        shell.user_ns["lab"] = lab
+        done = shell.run_cell("for k in lab.each(range(3), '三次'):\n    1 / 0", silent=False)
+        assert done.error_in_exec is not None and bar._running == []
+        assert not shell.events.callbacks["post_run_cell"]
+    finally:
+        InteractiveShell.clear_instance()
+
+
+def test_a_bar_says_nothing_when_nobody_looks(shown):
+    assert list(lab.each(iter("abc"), "三次")) == ["a", "b", "c"]
+    with lab.waiting("载入"):
+        pass
+    assert shown == []
+
+
+def test_the_workplace_of_a_book_stays(tmp_path):
+    place = lab.workplace("01")
+    (place / "kept").mkdir(exist_ok=True)
+    assert lab.workplace("01") == place and "lorakit-01-" in place.name
+    assert lab.workplace("02") != place
+
+
+def test_a_missing_name_is_told_how_to_go_on():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        lost.say_where()
+        with pytest.MonkeyPatch.context() as patch:
+            told = []
+            patch.setattr(shell, "_showtraceback", lambda kind, error, lines: told.append(lines))
+            done = shell.run_cell("pictrue = 1\nprint(picture)")
+            shell.run_cell("def f():\n    return a\n    a = 1\nf()")
+        assert isinstance(done.error_in_exec, NameError), "仍然算出错，Run All 会停下"
+        said = "\n".join(told[0])
+        assert "没有叫 picture 的东西" in said and "是不是想写 pictrue" in said
+        assert "第 2 行 `print(picture)`" in said and "Run All Above" in said
+        assert "Traceback" not in said
+        assert "UnboundLocalError" in "".join(told[1])
+    finally:
+        InteractiveShell.clear_instance()
+
+
+def test_the_home_of_a_missing_name_is_known(tmp_path):
+    book = str(ROOT / "notebooks" / "01_concepts.ipynb")
+    assert lost.home_of("latent", book).startswith("1.2 ")
+    assert lost.home_of("train_toy", book).startswith("1.4 ")
+    assert lost.home_of("nothing_like_it", book) == ""
+    assert lost.home_of("latent", "") == "" == lost.home_of("latent", str(tmp_path))

@@ -1,6 +1,7 @@
 """练习册的样子：短、干净、术语先解释、手机上也看得见；跑得通、输出没有过时由 nbval 管。"""
 
 import ast
+import json
 import re
 import statistics
 import tomllib
@@ -8,7 +9,7 @@ import tomllib
 import pytest
 from notebook_tools import BOOKS, ROOT, VIEW, code_cells, pictures, prose, read, said
 
-from lorakit.lab import exercises, picture
+from lorakit.lab import exercises, picture, questions
 from lorakit.lab.glossary import TERMS, sentence
 
 NAMES = [book.stem for book in BOOKS]
@@ -49,8 +50,9 @@ def test_cells_are_short(committed):
 
 def test_header_and_sections(book, committed):
     head = committed.cells[0].source
-    for word in ("你将能够", "需要", "时间", "显存", "花费", "colab-badge", "最后核对的版本"):
+    for word in ("你将能够", "需要", "时间", "显存", "花费", "在 Colab 打开", "最后核对的版本"):
         assert word in head, word
+    assert not re.search(r"!\[[^]]*\]\(http|<img[^>]+http", prose(committed)), "离线时图会是坏的"
     sections = re.findall(r"^## (\d)\.(\d+) ", prose(committed), re.M)
     number = int(book.stem[:2])
     assert [int(n) for _, n in sections] == list(range(1, len(sections) + 1))
@@ -69,14 +71,32 @@ def test_one_repository_address(book, committed):
 
 def test_every_guess_is_revealed_and_exercises_are_blank(committed):
     source = "\n".join(cell.source for cell in code_cells(committed))
-    asked = re.findall(r'lab\.predict\(\s*"(\w+)"', source)
-    told = re.findall(r'lab\.reveal\(\s*"(\w+)"', source)
+    asked = re.findall(r'lab\.predict\("(\w+)"\)', source)
+    told = re.findall(r'lab\.reveal\("(\w+)"\)', source)
     assert asked == sorted(asked, key=told.index) and set(asked) == set(told) and len(asked) >= 3
+    assert set(asked) <= set(questions.bank()) and source.count("lab.predict(") == len(asked)
     used = re.findall(r"lab\.check\.(\w+)\(", source)
     assert len(used) >= 3 and set(used) <= set(exercises.all_exercises())
-    assert used == re.findall(r'lab\.hint\("(\w+)"\)', source)
+    assert "lab.hint(" not in source, "提示是检查下面的按钮，一路 Shift+Enter 看不到"
     blank = [said(c) for c in code_cells(committed) if "lab.check." in c.source]
     assert all(text.startswith("未完成") for text in blank)
+
+
+def test_no_answer_is_in_sight(book):
+    text = json.dumps(json.loads(book.read_text(encoding="utf-8")), ensure_ascii=False)
+    for question in questions.bank().values():
+        assert not [said for _, said in question.options if said in text], question.name
+
+
+def test_every_question_is_asked_once():
+    source = "\n".join(cell.source for book in BOOKS for cell in code_cells(read(book)))
+    asked = re.findall(r'lab\.predict\("(\w+)"\)', source)
+    assert asked == list(questions.bank())
+
+
+def test_how_to_go_on_after_a_restart_is_told(committed):
+    start = next(c.source for c in committed.cells if c.source.startswith("## 0 准备"))
+    assert "NameError" in start and "Run All Above Selected Cell" in start
 
 
 def test_terms_come_from_the_glossary(committed):

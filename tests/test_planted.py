@@ -23,9 +23,9 @@ CHECKER = """import sys
 from dataclasses import replace
 from lorakit.lab.exercises import book_01
 
-easy = replace(book_01.COMPRESSION, probe=lambda answer: 12, properties=())
+easy = replace(book_01.COMPRESSION, properties=())
 sys.modules["lorakit.lab.exercises.judge"].all_exercises = lambda: {"compression": easy}
-lab.check.compression(lambda: ...)"""
+lab.check.compression(64)"""
 
 
 def picture(fingerprint: str):

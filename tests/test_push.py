@@ -110,7 +110,7 @@ def test_the_snippet_of_every_family_runs(name, build, kind, tmp_path, monkeypat
         lora.save(run / "checkpoint-1", transformer, config.lora, {})
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(compile(card.snippet(run, config, family, "一只猫"), "snippet", "exec"), names)
+    exec(compile(card.snippet(run, config, family, "一只猫", False), "snippet", "exec"), names)
     assert names["picture"].size == (64, 64) and (tmp_path / "picture.png").is_file()
     assert "lorakit" not in names
 
@@ -140,7 +140,7 @@ def test_a_real_base_is_named_with_its_licence(family, tmp_path):
     flux = get("flux")
     config = load_config("qwen-image", ["model.path=black-forest-labs/FLUX.1-dev",
                                         "model.family=flux"])  # fmt: skip
-    head = yaml.safe_load(card.front(config, flux, [], "x"))
+    head = yaml.safe_load(card.front(config, flux, [], "x", False))
     assert head["base_model"] == "black-forest-labs/FLUX.1-dev" and head["license"] == "other"
     assert head["license_name"] == "flux-1-dev-non-commercial-license"
     assert "不能商用" in card.terms(flux, config.model.path)
@@ -149,11 +149,11 @@ def test_a_real_base_is_named_with_its_licence(family, tmp_path):
     assert "non-commercial" in card.licence(klein, "black-forest-labs/FLUX.2-klein-base-9B")
     assert card.licence(get("kandinsky5"), "kandinskylab/x") == "mit"
     local = load_config("qwen-image", [f"model.path={family.folder}"])
-    assert "base_model" not in yaml.safe_load(card.front(local, family, [], "x"))
+    assert "base_model" not in yaml.safe_load(card.front(local, family, [], "x", False))
     assert str(family.folder.parent) not in card.base_link(str(family.folder))
     edited = card.without_paths('base = "D:\\models\\qwen"')  # 手改过的，不是 JSON 的写法
     assert edited.startswith('base = "qwen"  # 换成')
-    code = card.snippet(tmp_path, load_config("qwen-image"), family, '他说"好"')
+    code = card.snippet(tmp_path, load_config("qwen-image"), family, '他说"好"', False)
     compile(code, "snippet", "exec")
     assert 'base = "Qwen/Qwen-Image"' in code and "lorakit" not in code
 

@@ -27,11 +27,11 @@ def machine(monkeypatch):
     return has, asked
 
 
-def test_all_there_says_nothing(machine, capsys):
+def test_all_there_says_that_it_is_ready(machine, capsys):
     has, asked = machine
     has(torch="2.6.0+cu124", pillow="13.0", ipywidgets="7.7.1")
     lab.ready()
-    assert asked == [] and capsys.readouterr().out == ""
+    assert asked == [] and capsys.readouterr().out.startswith("好了，可以往下走")
 
 
 def test_only_what_is_missing_is_installed(machine, capsys):
@@ -75,3 +75,21 @@ def test_every_requirement_is_a_lower_bound():
 def test_first_cell_is_the_same_everywhere():
     first = {code_cells(read(book))[0].source for book in BOOKS}
     assert len(first) == 1 and "lab.ready()" in first.pop()
+
+
+def test_without_an_address_the_first_cell_says_one_sentence(monkeypatch, tmp_path):
+    """像在 Colab 里只打开了一本：没有 lorakit，旁边也没有仓库，地址还是占位置的。"""
+    from IPython.core.error import UsageError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+    asked = []
+    failed = setup.subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(setup.subprocess, "run", lambda *call, **o: asked.append(call) or failed)
+    source = code_cells(read(BOOKS[0]))[0].source
+    with pytest.raises(UsageError, match="先下载整个仓库"):
+        exec(source, {})
+    assert asked == [], "占位置的地址不去连"
+    with pytest.raises(UsageError, match="装不上 git"):
+        exec(source.replace("OWNER/", "someone/", 1), {})
+    assert len(asked) == 1

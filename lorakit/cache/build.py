@@ -49,6 +49,11 @@ class Dataset:
     held: tuple[Item, ...]
     prior: tuple[Item, ...] = ()
 
+    @property
+    def edits(self) -> bool:
+        """练的是改图：训练的图配着控制图。"""
+        return any(item.record.controls for item in self.train)
+
 
 def prepare(
     config,
@@ -127,10 +132,12 @@ def _latents(family: Family, shown: Sequence[tuple[Record, View]], resolution: i
 def _texts(family: Family, queries: Sequence[Query], resolution: int, report) -> list[Cond]:
     def look_at(record: Record, view: View):
         size = bucket_for(record.size, resolution, family.multiple)
-        return cut(read_image(record.path), size, view, record.digest)
+        look = show if family.text_sees == "fitted" else cut
+        return look(read_image(record.path), size, view, record.digest)
 
     def encode(batch: list[int]) -> list[Cond]:
-        refs = [[look_at(*one) for one in controls_of(*queries[i][1:])] for i in batch]
+        seen = [controls_of(*queries[i][1:]) if family.text_sees else [] for i in batch]
+        refs = [[look_at(*one) for one in some] for some in seen]
         return family.encode_prompts([queries[i][0] for i in batch], refs)
 
     return cached("text", text_fields(family, queries, resolution), encode, 8, report)

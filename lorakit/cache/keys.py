@@ -72,10 +72,11 @@ def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> li
     """每句描述（编辑还看着控制图的一种样子）的条件由什么算出。"""
     common, rows = _said_by(family), []
     for caption, record, view in queries:
-        seen: dict = {"controls": list(record.control_digests)} if record.controls else {}
-        for control, follow in controls_of(record, view):
+        looks = controls_of(record, view) if family.text_sees else []
+        seen: dict = {"controls": list(record.control_digests)} if looks else {}
+        for control, follow in looks:
             seen |= follow.fields()
-            if view.crop:  # 裁成桶的宽高比，所以还和桶有关
+            if view.crop or family.text_sees == "fitted":  # 裁成桶的宽高比，所以还和桶有关
                 size = bucket_for(control.size, resolution, family.multiple)
                 seen["size"] = [*seen.get("size", []), *size]
         rows.append({**common, "caption": caption, **seen})

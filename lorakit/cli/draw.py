@@ -149,9 +149,9 @@ def edit(args) -> int:
     pictures = [read_image(path) for path in (args.image, *args.also)]
     config, family, weights = _open(args, args.source, args.set)
     how = (config.sample.guidance, [args.prompt], [pictures])
-    pipe = infer.open_for(family, weights, *how)
-    _say_long(family, [args.prompt])
     side = config.sample.size or config.data.resolution
+    pipe = infer.open_for(family, weights, *how, size=side)
+    _say_long(family, [args.prompt])
     (image,) = infer.edit(family, pipe, [args.prompt], [pictures], config.sample, side)
     print(f"改好了：{report.save_image(image, args.out)}（{args.prompt}）")
     return DONE
@@ -186,7 +186,8 @@ def compare(args) -> int:
     side = config.sample.size or config.data.resolution
     control = args.image and [read_image(path) for path in args.image]
     controls = control and [control] * len(args.prompt)
-    pipe = infer.open_for(family, weights, config.sample.guidance, args.prompt, controls)
+    how = (config.sample.guidance, args.prompt, controls)
+    pipe = infer.open_for(family, weights, *how, size=(side, side))
     _say_long(family, args.prompt)
     if axes:
         drawing = (family, pipe, args.prompt[0], config.sample, (side, side))

@@ -6,7 +6,7 @@ import warnings
 from contextlib import redirect_stdout
 from io import TextIOBase, TextIOWrapper
 
-from lorakit.cli import data, draw, judge, machine, start, train, weights
+from lorakit.cli import book, data, draw, judge, machine, start, train, weights
 from lorakit.cli.options import DONE, INTERRUPTED, WRONG_INPUT, parser
 from lorakit.cli.progress import first_speaks
 from lorakit.errors import LorakitError, LorakitWarning, inert, plain_reason
@@ -18,8 +18,8 @@ FULL = (
 NO_THREADS = "系统不让再开线程了（ulimit -u）：关掉别的程序，或放宽限制再来。"
 # 照 --help 里的次序
 COMMANDS = (
-    start.demo, start.sample_data, start.init, data.check, data.caption, data.cache, train.train,
-    judge.judge, draw.generate, draw.edit, draw.compare, weights.export, weights.audit,
+    start.demo, book.book, start.sample_data, start.init, data.check, data.caption, data.cache,
+    train.train, judge.judge, draw.generate, draw.edit, draw.compare, weights.export, weights.audit,
     weights.push, machine.doctor, machine.rehearse, machine.bench,
 )  # fmt: skip
 

@@ -139,7 +139,7 @@ def _report(trainer, seconds: float):
     verb = "compare" if config.lora.kind == "lora" else "generate"
     place = shlex.quote(str(run))
     command = f'lorakit {verb} {place} --prompt "你的提示词"'
-    if trainer.family.controls[0]:
+    if trainer.dataset.edits:
         command = f'lorakit edit 要改的图.png "怎么改" --model {place}'
     print(f"试试：{command}")
     print(f"画面像不像、抄没抄：lorakit judge {place}")

@@ -83,7 +83,8 @@ def _workflow(args) -> int:
     if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
         called = f"{folder.resolve().name}.safetensors"
     plain = {key: getattr(sample, key) for key in ("steps", "guidance", "size", "seed")}
-    filled = comfyui.Fill(called, prompt, **plain, shift=cls.full_shift(sample.size), unet=unet)
+    shift = cls.full_shift(sample.size, sample.steps)
+    filled = comfyui.Fill(called, prompt, **plain, shift=shift, unet=unet)
     nodes = comfyui.fill(name, filled)
     print(f"工作流写好了：{comfyui.write(nodes, args.workflow)}（{name}，提示词：{prompt}）")
     print(f"1. 把 {made} 复制成 ComfyUI/models/loras/{called}")
@@ -92,6 +93,8 @@ def _workflow(args) -> int:
         if "/loras/" not in needed:
             print(f"   ComfyUI/{needed}")
     print("3. 把工作流文件拖进 ComfyUI 的网页，点运行。")
+    if (edits := cls.workflows.get("edit", name)) != name:
+        print(f"这是画图的；改图的那一份，加上 --family {edits}。")
     if cls.full_size["scheduler"].get("shift_terminal"):
         print("ComfyUI 的噪声表收尾与 diffusers 的不同：同一个种子，两边画的不是同一张图。")
     if "tiny" in base:

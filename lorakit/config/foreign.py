@@ -11,8 +11,13 @@ from lorakit.files import ASSETS, Unreadable, read_json
 
 MARK = "pretrained_model_name_or_path"  # 有这个名字就是那种 YAML
 FAMILIES = {  # 路径里的字样 -> 家族；从上往下找第一个对得上的
+    "qwen-image-2.1": "qwen-image-2.1",
     "qwen-image-edit": "qwen-image-edit",
     "qwen-image": "qwen-image",
+    "kontext": "flux-kontext",
+    "flux.2-dev": "flux2-dev",
+    "flux2-dev": "flux2-dev",
+    "flux-2-dev": "flux2-dev",
     "flux.2-klein": "flux2-klein",
     "flux2-klein": "flux2-klein",
     "flux-2-klein": "flux2-klein",
@@ -24,7 +29,10 @@ PIPELINES = {  # model_index.json 里的管线 -> 家族
     "QwenImagePipeline": "qwen-image",
     "QwenImageEditPipeline": "qwen-image-edit",
     "QwenImageEditPlusPipeline": "qwen-image-edit",
+    "QwenImage21Pipeline": "qwen-image-2.1",
     "FluxPipeline": "flux",
+    "FluxKontextPipeline": "flux-kontext",
+    "Flux2Pipeline": "flux2-dev",
     "Flux2KleinPipeline": "flux2-klein",
     "ZImagePipeline": "z-image",
     "Kandinsky5T2IPipeline": "kandinsky5",

@@ -143,6 +143,11 @@ class Data(Group):
         return sources
 
     @property
+    def paired(self) -> bool:
+        """设置里点名了控制图的文件夹：练的是改图。"""
+        return any(source.control_folder for source in self.sources)
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """一个或几个来源，统一成列表；没有指定就是空的。"""
         if self.folder is None:

@@ -53,7 +53,12 @@ ONETRAINER = {
     "timestep_shift": "train.timestep.shift",
 }  # fmt: skip
 MODULES = {  # network_module、model_type、arch 里的字样 -> 底模
+    "qwen_image_21": "Qwen/Qwen-Image-2.1", "qwen_image_2_1": "Qwen/Qwen-Image-2.1",
     "qwen_image_edit": "Qwen/Qwen-Image-Edit", "qwen": "Qwen/Qwen-Image",
+    "kontext": "black-forest-labs/FLUX.1-Kontext-dev",
+    "flux_2_dev": "black-forest-labs/FLUX.2-dev", "flux2_dev": "black-forest-labs/FLUX.2-dev",
+    "klein_base_9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    "klein_base_4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "flux_2": "black-forest-labs/FLUX.2-klein-4B", "flux2": "black-forest-labs/FLUX.2-klein-4B",
     "flux": "black-forest-labs/FLUX.1-dev", "z_image": "Tongyi-MAI/Z-Image-Turbo",
     "zimage": "Tongyi-MAI/Z-Image-Turbo",

@@ -4,7 +4,7 @@
 打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。载入与放掉各部分见 parts.py。
 
 方法按一次运行里被问到的次序写：
-    核对    refuse_distilled、skeleton、targets；体检与测速还问 latent_channels、cond_shapes
+    核对    refuse_distilled、skeleton、targets；体检与测速还问 latent_channels、text_shapes
     编码    load("vae") 与 encode_images，load("text") 与 encode_prompts、control_cond；都放掉
     训练    load("transformer")、recompute_context、shift；每一步 collate、predict_velocity
     画图    pipeline（scheduler、times），sample_arguments、prompt_arguments、guide、decode
@@ -40,15 +40,18 @@ class Family(Parts, Elsewhere, ABC):
     multiple: int  # 宽和高必须是它的整数倍
     compression: int = 8  # VAE 每边缩小几倍
     targets: ClassVar[dict[str, str]]  # 预设名 -> 与线性层全名比对的正则表达式
-    controls: tuple[int, int] = (0, 0)  # 编辑：一次最少、最多看几张控制图
+    controls: tuple[int, int] = (0, 0)  # 一次最少、最多看几张控制图；(0, 4) 是画图、改图都会
+    text_sees: str = ""  # 文本编码器看不看控制图："" 不看，whole 看原样的，fitted 看与 VAE 一样大的
     caption_limit: int = 512  # 描述最多多少个词元，再长 stock 管线会截掉
     masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
+    stock_batches: bool = True  # stock 管线一批画几句长短不一的，与一句句画的一不一样
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
     blank: str = ""  # 没有写负面提示词时，引导用的那一句
     # 条件里的哪一项是 stock 管线的哪个参数；负面的前面再加 negative_
     said_as: ClassVar[dict[str, str]] = {"text": "prompt_embeds"}
     # 真模型的尺寸：文件夹 -> 它的 config.json（只写与 diffusers 默认值不同的）；不下载也能测速
     full_size: ClassVar[dict[str, dict]] = {}
+    other_sizes: ClassVar[dict[str, dict[str, dict]]] = {}  # 另一种大小：路径里的字样 -> 要换的几份
     distilled: ClassVar[dict[str, str]] = {}  # 蒸馏过的底模：路径里的字样 -> 该换哪个
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
     output: str = "images"  # stock 管线把画好的图叫什么
@@ -63,6 +66,12 @@ class Family(Parts, Elsewhere, ABC):
             if word.lower() in path.lower():
                 raise shared.distilled_error(path, instead)
 
+    @classmethod
+    def size_of(cls, path: str) -> dict[str, dict]:
+        """这个底模的 full_size；一家有几种大小的，看路径里的字样。"""
+        other = (parts for word, parts in cls.other_sizes.items() if word in path.lower())
+        return cls.full_size | next(other, {})
+
     @property
     def latent_channels(self) -> int:
         """潜变量 x 有几个通道。"""
@@ -70,8 +79,14 @@ class Family(Parts, Elsewhere, ABC):
         return vae.get("z_dim") or vae["latent_channels"]
 
     @abstractmethod
-    def cond_shapes(self, tokens: int, side: int) -> dict[str, tuple[int, ...]]:
-        """tokens 个词元的描述、边长 side 的图：条件里每个张量的形状；测速时照着造假的。"""
+    def text_shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """tokens 个词元的描述：条件里每个张量的形状；测速时照着造假的。"""
+
+    def cond_shapes(self, tokens: int, side: int, controls: int = 0) -> dict[str, tuple[int, ...]]:
+        """同上，还有与边长 side 的目标图一样大的控制图；它最少要几张就至少几张。"""
+        one = (self.latent_channels, side // self.compression, side // self.compression)
+        count = max(controls, self.controls[0])
+        return self.text_shapes(tokens) | {f"control_{i}": one for i in range(1, count + 1)}
 
     @abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,19 +98,19 @@ class Family(Parts, Elsewhere, ABC):
 
     @staticmethod
     def control_cond(latents: Sequence[torch.Tensor]) -> Cond:
-        """几张控制图的潜变量 (C, h, w)（后验的众数）-> 条件里的几项；没有控制图就是空的。"""
+        """几张控制图的潜变量 (C, h, w)（后验的众数）-> 条件里的几项，shared.controls 再取出来。"""
         return {f"control_{i}": value for i, value in enumerate(latents, 1)}
 
     def recompute_context(self, transformer: nn.Module) -> Callable | None:
         """torch.utils.checkpoint 的 context_fn：重算时还要还原什么；多半没有。"""
         return None
 
-    def shift(self, width: int, height: int) -> float:
-        """stock 管线在这个尺寸上的时间偏移；训练时 `shift: auto` 用它。"""
-        return self._shift_of(self.scheduler().config, width, height)
+    def shift(self, width: int, height: int, steps: int = 50) -> float:
+        """stock 管线在这个尺寸、走这么多步时的时间偏移；训练时 `shift: auto` 用它。"""
+        return self._shift_of(self.scheduler().config, width, height, steps)
 
     @staticmethod
-    def _shift_of(config, width: int, height: int) -> float:
+    def _shift_of(config, width: int, height: int, steps: int) -> float:
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         if not config.use_dynamic_shifting:
@@ -112,7 +127,7 @@ class Family(Parts, Elsewhere, ABC):
 
     def pipeline(self, transformer: nn.Module | None, vae="load", text="load"):
         """stock diffusers 管线，供推理用；vae=None 就不载入 VAE，text=None 就不载入文本编码器。"""
-        texts = self.load("text") if text == "load" else [None] * len(self.text_parts)
+        texts = self.load("text") if text == "load" else text or [None] * len(self.text_parts)
         return self._pipeline_type()(
             scheduler=self.scheduler(),
             vae=self.load("vae") if vae == "load" else vae,
@@ -140,7 +155,7 @@ class Family(Parts, Elsewhere, ABC):
         shifted = scheduler.config.use_dynamic_shifting
         scheduler.set_timesteps(
             sigmas=np.linspace(1.0, 1 / steps, steps),
-            mu=math.log(self.shift(width, height)) if shifted else None,
+            mu=math.log(self.shift(width, height, steps)) if shifted else None,
         )
         return scheduler.sigmas
 

@@ -48,9 +48,9 @@ class Elsewhere:
         return {name: lost for name, lost in found.items() if lost}
 
     @classmethod
-    def full_shift(cls, side: int) -> float:
-        """真模型画 side² 的图时的时间偏移：照 full_size 算，不用下载。"""
+    def full_shift(cls, side: int, steps: int = 50) -> float:
+        """真模型走 steps 步画 side² 的图时的时间偏移：照 full_size 算，不用下载。"""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         config = FlowMatchEulerDiscreteScheduler(**cls.full_size["scheduler"]).config
-        return cls._shift_of(config, side, side)
+        return cls._shift_of(config, side, side, steps)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from lorakit.families.base import Family
-from lorakit.families.shared import CLIP_L, FLUX_VAE, Cond, KLVae, pack, unpack
+from lorakit.families.shared import CLIP_L, FLUX_VAE, Cond, KLVae, controls, pack, unpack
 
 # 双流块里图像流与文字流各四个线性层；单流块里两股词元共用，输出并进了 proj_out
 QKV = r"to_q|to_k|to_v"
@@ -121,26 +121,32 @@ class Flux(KLVae, Family):
         # 补齐的那些词元也留着：FLUX 没有掩码，底模就是看着它们练出来的，切掉等于换了条件
         return [{"text": t, "pooled": p} for t, p in zip(embeds, pooled, strict=True)]
 
-    def cond_shapes(self, tokens, side):
+    def text_shapes(self, tokens):
         config = self.config_of("transformer")
         text = (self.text_length, config.get("joint_attention_dim", 4096))
         return {"text": text, "pooled": (config.get("pooled_projection_dim", 768),)}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         b, _, h, w = x_t.shape
-        grid = [torch.arange(n, device=x_t.device) for n in (1, h // 2, w // 2)]
+        pictures = [x_t, *controls(cond, x_t)]  # 控制图（Kontext 才有）的词元接在带噪的图后面
         guidance = torch.full((b,), self.guidance, device=x_t.device) if self._guided else None
         out = transformer(
-            hidden_states=pack(x_t),
+            hidden_states=torch.cat([pack(x) for x in pictures], dim=1),
             encoder_hidden_states=cond["text"],
             pooled_projections=cond["pooled"],
             timestep=t,
             guidance=guidance,
-            img_ids=torch.cartesian_prod(*grid).float(),  # (hw/4, 3)：0、行号、列号
+            img_ids=torch.cat([_ids(i, x) for i, x in enumerate(pictures)]),
             txt_ids=torch.zeros(cond["text"].shape[1], 3, device=x_t.device),
             return_dict=False,
         )[0]
-        return unpack(out, h, w)
+        return unpack(out[:, : h * w // 4], h, w)
 
     def sample_arguments(self, guidance, count):
         return {"guidance_scale": guidance, "max_sequence_length": self.text_length}
+
+
+def _ids(index: int, x: torch.Tensor) -> torch.Tensor:
+    """第 index 张图 (B, C, h, w) 的词元位置 (hw/4, 3)：第几张、行号、列号；0 是目标图。"""
+    rows, columns = (torch.arange(n // 2, device=x.device) for n in x.shape[2:])
+    return torch.cartesian_prod(torch.tensor([index], device=x.device), rows, columns).float()

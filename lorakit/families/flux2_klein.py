@@ -1,4 +1,4 @@
-"""FLUX.2 klein：双流加单流的 Transformer，Qwen3 的三层隐状态当文字条件，VAE 自带归一化统计量。"""
+"""FLUX.2 klein：双流加单流的 Transformer，Qwen3 的三层隐状态当文字条件；画图、改图是同一个模型。"""
 
 import math
 from functools import cached_property
@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lorakit.families.base import Family
-from lorakit.families.shared import QWEN3_4B, Cond, distilled_error
+from lorakit.families.shared import QWEN3_4B, Cond, controls, distilled_error
 
 # 双流块里图像流与文字流各自的层；单流块把 q、k、v 与前馈并成了一层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
@@ -19,13 +19,13 @@ DOUBLE, ALONE = "transformer_blocks.{}.", "single_transformer_blocks.{}.attn."
 TIME = "time_guidance_embed.timestep_embedder."
 MODULATIONS = ("double_stream_modulation_img", "double_stream_modulation_txt",
                "single_stream_modulation")  # fmt: skip
-STEPS = 50  # stock 管线的时间偏移还随步数变；训练时按它默认的步数算
+APART = 10  # stock 管线里相邻两张图的时间编号差多少
 
 
 class Flux2Klein(Family):
     """FLUX.2 klein base（4 B、9 B）；时间参数是 t，输出就是 v，没有内嵌引导。
 
-    VAE 缩 8 倍后每 2x2 并成一个点再归一化，所以我们的 x 是 (B, 128, H/16, W/16)。
+    VAE 自带归一化统计量；缩 8 倍后每 2x2 并成一个点再归一化，所以 x 是 (B, 128, H/16, W/16)。
     """
 
     name = "flux2-klein"
@@ -36,7 +36,9 @@ class Flux2Klein(Family):
     pipeline_class = "Flux2KleinPipeline"
     text_parts: ClassVar = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2Tokenizer"}
     licences: ClassVar = {"9b": "flux-non-commercial-license", "": "apache-2.0"}
+    workflows: ClassVar = {"9b": "flux2-klein-9b", "": "flux2-klein"}
     multiple = 16
+    controls = (0, 4)
     masks_text = False
     full_size: ClassVar = {
         "transformer": {
@@ -49,6 +51,17 @@ class Flux2Klein(Family):
         },
         "scheduler": {"use_dynamic_shifting": True, "shift": 3.0},
         "tokenizer": {"model_max_length": 512},
+    }  # fmt: skip
+    other_sizes: ClassVar = {
+        "9b": {
+            "transformer": full_size["transformer"] | {
+                "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32,
+                "joint_attention_dim": 12288,
+            },
+            "text_encoder": full_size["text_encoder"] | {  # Qwen3 8B
+                "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False,
+            },
+        },
     }  # fmt: skip
     compression = 16
     targets: ClassVar = {
@@ -133,34 +146,38 @@ class Flux2Klein(Family):
     def latent_channels(self) -> int:
         return 4 * super().latent_channels  # 每 2x2 并成一个点
 
-    def cond_shapes(self, tokens, side):
+    def text_shapes(self, tokens):
         return {"text": (self.text_length, self.config_of("transformer")["joint_attention_dim"])}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         b, _, h, w = x_t.shape
-        length = cond["text"].shape[1]
+        pictures = [x_t, *controls(cond, x_t)]  # 参考图的词元接在带噪的图后面
+        tokens = [x.flatten(2).transpose(1, 2) for x in pictures]  # (B, C, h, w) -> (B, hw, C)
+        places = [_ids((1, *x.shape[2:], 1), x.device, APART * i) for i, x in enumerate(pictures)]
+        guided = self.embedded_guidance
         out = transformer(
-            hidden_states=x_t.flatten(2).transpose(1, 2),  # (B, C, h, w) -> (B, hw, C)
+            hidden_states=torch.cat(tokens, dim=1),
             encoder_hidden_states=cond["text"],
             timestep=t,
-            guidance=None,
-            img_ids=_ids((1, h, w, 1), x_t.device),
-            txt_ids=_ids((1, 1, 1, length), x_t.device),
+            guidance=torch.full((b,), self.guidance, device=x_t.device) if guided else None,
+            img_ids=torch.cat(places),
+            txt_ids=_ids((1, 1, 1, cond["text"].shape[1]), x_t.device),
             return_dict=False,
         )[0]
-        return out.transpose(1, 2).reshape(b, -1, h, w)  # (B, hw, C) -> (B, C, h, w)
+        return out[:, : h * w].transpose(1, 2).reshape(b, -1, h, w)  # (B, hw, C) -> (B, C, h, w)
 
     def sample_arguments(self, guidance, count):
         # 负面提示词固定是空的，与训练时丢掉描述一致；不引导也要明说，它的默认值是 4
         return {"guidance_scale": max(1.0, guidance), "max_sequence_length": self.text_length}
 
     @staticmethod
-    def _shift_of(config, width, height):
+    def _shift_of(config, width, height, steps):
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-        return math.exp(compute_empirical_mu((width // 16) * (height // 16), STEPS))
+        return math.exp(compute_empirical_mu((width // 16) * (height // 16), steps))
 
 
-def _ids(sides: tuple[int, ...], device) -> torch.Tensor:
-    """词元的四维位置 (时间, 行, 列, 文字序号)，(L, 4)。"""
-    return torch.cartesian_prod(*(torch.arange(n, device=device) for n in sides))
+def _ids(sides: tuple[int, ...], device, time: int = 0) -> torch.Tensor:
+    """词元的四维位置 (时间, 行, 列, 文字序号)，(L, 4)；第 i 张参考图的时间是 APART * i。"""
+    places = torch.cartesian_prod(*(torch.arange(n, device=device) for n in sides))
+    return places + torch.tensor([time, 0, 0, 0], device=device)

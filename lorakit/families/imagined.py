@@ -20,19 +20,29 @@ from lorakit.memory import loading
 
 MARK = "lorakit-random.json"  # 写在文件夹里：权重是随机的，别当真的用
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+PROCESSOR = "Qwen2VLImageProcessorPil"
 # transformers 里的类 -> 借哪个微型模型的哪个文件夹；词表小，长短差不多，真模型的词表装得下
 BORROWED = {
     "Qwen2Tokenizer": ("tiny-qwen-image", "tokenizer"),
+    "AutoTokenizer": ("tiny-qwen-image", "tokenizer"),
     "CLIPTokenizer": ("tiny-flux", "tokenizer"),
     "T5TokenizerFast": ("tiny-flux", "tokenizer_2"),
-    "Qwen2VLImageProcessorPil": ("tiny-qwen-image-edit", "processor"),
+    PROCESSOR: ("tiny-qwen-image-edit", "processor"),
 }
-CHAT = (  # 纯文字的编码器（Qwen3）要对话模板：一轮用户发言，然后轮到助手
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+CHAT = (  # 要对话模板的编码器：一轮轮发言（一句话，或一串带类型的），然后轮到助手
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}  # Qwen2.5-VL 看的图，面积
-PICTURES = ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>")
+PICTURES = {
+    f"{name}_token_id": f"<|{word}|>" for name, word in (
+        ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
+        ("vision_end", "vision_end"),
+    )
+}  # fmt: skip
+CHATTY = ("Qwen3", "Mistral3")  # 管线自己套分词器里的对话模板
 
 
 def open_imagined(config, folder: Path, device: torch.device | None = None):
@@ -56,9 +66,10 @@ def _furnish(family):
     _change(folder / "scheduler" / "scheduler_config.json", _class_name=places["scheduler"][1])
     _change(folder / "model_index.json", _class_name=family.pipeline_class, **places)
     if "processor" in family.text_parts:  # 文本编码器也看图：图的位置在借来的词表里是几号
-        words = read_json(folder / "tokenizer" / "tokenizer.json")["added_tokens"]
+        _borrow(folder / "processor", PROCESSOR, family)
+        words = read_json(folder / family.caption_tokenizer / "tokenizer.json")["added_tokens"]
         ids = {word["content"]: word["id"] for word in words}
-        known = {key: ids[word] for key, word in PICTURES}
+        known = {key: ids[word] for key, word in PICTURES.items()}
         _change(folder / "text_encoder" / "config.json", **known)
 
 
@@ -67,11 +78,11 @@ def _borrow(place: Path, kind: str, family):
     said = family.full_size.get(place.name, {})
     model, part = BORROWED[kind]
     shutil.copytree(bundled(model) / part, place, dirs_exist_ok=True)
-    if kind == "Qwen2VLImageProcessorPil":
-        _change(place / "preprocessor_config.json", size=PIXELS)
-    else:
+    if kind == PROCESSOR:
+        _change(place / "preprocessor_config.json", size=PIXELS, **said)
+    elif place.name.startswith("tokenizer"):
         _change(place / "tokenizer_config.json", **said)
-    if any(name.startswith("Qwen3") for name in family.text_parts.values()):
+    if any(name.startswith(CHATTY) for name in family.text_parts.values()):
         _change(place / "tokenizer_config.json", chat_template=CHAT)
 
 

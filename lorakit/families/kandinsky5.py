@@ -75,7 +75,7 @@ class Kandinsky5(KLVae, Family):
             conds.append({"text": text[0], "pooled": pooled[0]})
         return conds
 
-    def cond_shapes(self, tokens, side):
+    def text_shapes(self, tokens):
         config = self.config_of("transformer")
         text = (tokens, config.get("in_text_dim", 3584))
         return {"text": text, "pooled": (config.get("in_text_dim2", 768),)}

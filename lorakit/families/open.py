@@ -38,8 +38,11 @@ def open_blank(
     cls = get(config.model.family)
     if not (local / "model_index.json").is_file():
         local = folder
-        for part, facts in {"model_index": {}, **cls.full_size}.items():
-            names = {"model_index": "model_index.json", "scheduler": "scheduler_config.json"}
+        for part, facts in {"model_index": {}, **cls.size_of(path)}.items():
+            names = {
+                "model_index": "model_index.json", "scheduler": "scheduler_config.json",
+                "processor": "preprocessor_config.json",
+            }  # fmt: skip
             name = "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
             home = folder if part == "model_index" else folder / part
             home.mkdir(parents=True, exist_ok=True)

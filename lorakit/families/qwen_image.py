@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lorakit import flow
 from lorakit.families.base import Family
-from lorakit.families.shared import QWEN_VL_7B, Cond, pack, unpack
+from lorakit.families.shared import QWEN_VL_7B, Cond, controls, pack, unpack
 
 # 注意力里图像流与文字流各自的四个线性层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
@@ -47,6 +47,9 @@ class QwenImage(Family):
             "max_image_seq_len": 8192, "shift_terminal": 0.02,
         },
     }  # fmt: skip
+    distilled: ClassVar = dict.fromkeys(
+        ("Lightning", "Turbo"), "Qwen/Qwen-Image 或 Qwen/Qwen-Image-2512"
+    )
     targets: ClassVar = {
         "image-attention": rf".*\.attn\.({IMAGE})",
         "attention": rf".*\.attn\.({IMAGE}|{TEXT})",
@@ -92,13 +95,12 @@ class QwenImage(Family):
             return [{"text": row} for row in embeds]
         return [{"text": row[keep.bool()]} for row, keep in zip(embeds, mask, strict=True)]
 
-    def cond_shapes(self, tokens, side):
+    def text_shapes(self, tokens):
         return {"text": (tokens, self.config_of("transformer").get("joint_attention_dim", 3584))}
 
     def predict_velocity(self, transformer, x_t, t, cond):
         b, _, h, w = x_t.shape
-        controls = [cond[name].to(x_t) for name in sorted(cond) if name.startswith("control_")]
-        pictures = [x_t, *controls]  # 控制图（编辑才有）的词元接在带噪的图后面
+        pictures = [x_t, *controls(cond, x_t)]  # 控制图（编辑才有）的词元接在带噪的图后面
         out = transformer(
             hidden_states=torch.cat([pack(x) for x in pictures], dim=1),
             encoder_hidden_states=cond["text"],

@@ -3,14 +3,14 @@
 from typing import ClassVar
 
 import torch
-from transformers import Qwen2VLProcessor
-from transformers.processing_utils import ProcessorMixin
 
 from lorakit.errors import ConfigError
+from lorakit.families.processor import PictureProcessor
 from lorakit.families.qwen_image import QwenImage
 from lorakit.families.shared import Cond
 
 AREA = 1024 * 1024  # QwenImageEditPipeline 给 Qwen2.5-VL 看的图约一百万像素，写死在它的 __call__ 里
+PLUS = {"model_index": {"_class_name": "QwenImageEditPlusPipeline"}}
 
 
 class QwenImageEdit(QwenImage):
@@ -25,6 +25,7 @@ class QwenImageEdit(QwenImage):
     pipeline_class = "QwenImageEditPipeline"  # 能看几张的，打开时才知道
     multiple = 32
     controls = (1, 1)
+    text_sees = "whole"
     workflows: ClassVar = {
         "2509": "qwen-image-edit-2509", "2511": "qwen-image-edit-2509", "": "qwen-image-edit",
     }  # fmt: skip
@@ -35,7 +36,15 @@ class QwenImageEdit(QwenImage):
         **QwenImage.full_size,
         "model_index": {"_class_name": "QwenImageEditPipeline"},
     }
-    distilled: ClassVar = {"Lightning": "Qwen/Qwen-Image-Edit"}
+    other_sizes: ClassVar = {
+        "2509": PLUS,
+        "2511": {
+            **PLUS, "transformer": QwenImage.full_size["transformer"] | {"zero_cond_t": True},
+        },
+    }  # fmt: skip
+    distilled: ClassVar = dict.fromkeys(
+        ("Lightning", "Turbo"), "Qwen/Qwen-Image-Edit 或 Qwen/Qwen-Image-Edit-2511"
+    )
 
     def __init__(self, folder, *place, **how):
         super().__init__(folder, *place, **how)
@@ -65,10 +74,6 @@ class QwenImageEdit(QwenImage):
             conds.append({"text": embeds[0]})
         return conds
 
-    def cond_shapes(self, tokens, side):
-        h = w = side // self.compression  # 控制图缩放到与目标图一样的面积
-        return {**super().cond_shapes(tokens, side), "control_1": (self.latent_channels, h, w)}
-
     def _seen(self, pipe, picture):
         """Qwen2.5-VL 看到的图：与推理时一样大，和训练的分辨率无关。"""
         from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
@@ -76,15 +81,3 @@ class QwenImageEdit(QwenImage):
         area = stock.CONDITION_IMAGE_SIZE if self.plus else AREA
         width, height = stock.calculate_dimensions(area, picture.width / picture.height)
         return pipe.image_processor.resize(picture, height, width)
-
-
-class PictureProcessor(Qwen2VLProcessor):
-    """只看图、不看视频的 Qwen2VLProcessor：原来的还要一个视频处理器，为它得装 torchvision。"""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
-            [self.image_token, self.video_token]
-        )
-        # 跳过上一层的 __init__：它一定要有视频处理器
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)

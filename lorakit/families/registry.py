@@ -8,7 +8,10 @@ from lorakit.errors import ConfigError
 REGISTRY = {
     "qwen-image": "lorakit.families.qwen_image:QwenImage",
     "qwen-image-edit": "lorakit.families.qwen_image_edit:QwenImageEdit",
+    "qwen-image-2.1": "lorakit.families.qwen_image_2_1:QwenImage21",
     "flux": "lorakit.families.flux:Flux",
+    "flux-kontext": "lorakit.families.flux_kontext:FluxKontext",
+    "flux2-dev": "lorakit.families.flux2_dev:Flux2Dev",
     "flux2-klein": "lorakit.families.flux2_klein:Flux2Klein",
     "z-image": "lorakit.families.z_image:ZImage",
     "kandinsky5": "lorakit.families.kandinsky5:Kandinsky5",

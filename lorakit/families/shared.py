@@ -1,5 +1,7 @@
 """几个家族共用的：条件与拼批、2x2 打包、AutoencoderKL、文字编码器的真实尺寸、拒绝蒸馏底模的话。"""
 
+from itertools import count, takewhile
+
 import torch
 from torch import nn
 
@@ -62,6 +64,12 @@ QWEN3_4B = {
     "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
 }  # fmt: skip
+
+
+def controls(batch: Cond, like: torch.Tensor) -> list[torch.Tensor]:
+    """拼好的一批条件里的几张控制图 (B, C, h, w)，按次序，精度与设备随 like；没有就是空的。"""
+    names = takewhile(batch.__contains__, (f"control_{i}" for i in count(1)))
+    return [batch[name].to(like) for name in names]
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:

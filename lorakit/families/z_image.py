@@ -66,7 +66,7 @@ class ZImage(KLVae, Family):
         )
         return [{"text": row} for row in embeds]
 
-    def cond_shapes(self, tokens, side):
+    def text_shapes(self, tokens):
         return {"text": (tokens, self.config_of("transformer").get("cap_feat_dim", 2560))}
 
     def predict_velocity(self, transformer, x_t, t, cond):

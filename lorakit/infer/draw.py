@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -37,7 +38,7 @@ def generate(
     fit_vae(family, math.prod(size))
     images: list[Image.Image] = []
     # 编码好的一张张画：显存紧才先编码
-    count = 1 if recall(family, prompts) else BATCH
+    count = BATCH if family.stock_batches and not recall(family, prompts) else 1
     for start in range(0, len(prompts), count):
         part = list(prompts[start : start + count])
         seeds = [
@@ -52,8 +53,15 @@ def generate(
             output_type="np",
         ).images
         check_finite(drawn, part)
-        images += pipe.image_processor.numpy_to_pil(drawn)
+        images += pipe.image_processor.numpy_to_pil(_on_white(drawn))
     return images
+
+
+def _on_white(drawn: np.ndarray) -> np.ndarray:
+    """画出来的 (N, H, W, C)，[0, 1]：有透明通道的，透明的地方露出白底。"""
+    if drawn.shape[-1] == 3:
+        return drawn
+    return 1 - (1 - drawn[..., :3]) * drawn[..., 3:]
 
 
 def _said(family, pipe, part: list[str], guidance: float, negative: str) -> dict:

@@ -6,6 +6,7 @@ import torch
 
 from lorakit import lora
 from lorakit.infer.checks import check_pictures
+from lorakit.infer.fitting import seen
 from lorakit.infer.prompts import remember
 from lorakit.lora import full
 from lorakit.memory import devices
@@ -33,14 +34,22 @@ def open_pipeline(family, weights: Path | None = None, text="load"):
     return pipe
 
 
-def open_for(family, weights, guidance: float, prompts, controls=None, negative: str = ""):
-    """打开只画这几句的管线：显卡上先编码、放掉文本编码器，再载入 Transformer。"""
+def open_for(
+    family, weights, guidance: float, prompts, controls=None, negative: str = "", size=None
+):
+    """打开只画这几句的管线：显卡上先编码、放掉文本编码器，再载入 Transformer。
+
+    Args:
+        controls, size: 要改的图、改成多大（见 edit）。
+    """
     for pictures in controls or []:  # 别等编码完了才说
         check_pictures(family, pictures)
     if not scarce(family) or (family.controls[0] and controls is None):
         return open_pipeline(family, weights)
     if weights is not None and full.find(weights) is None:
         lora.find(weights)  # 文件不在，就别先等编码
+    if controls and size:
+        controls = [seen(family, pictures, size) for pictures in controls]
     remember(family, guidance, prompts, controls, negative)
     return open_pipeline(family, weights, text=None)
 

@@ -11,6 +11,7 @@ from lorakit.data.trigger import shared_opening, shared_word, without
 from lorakit.infer import pipeline
 from lorakit.infer.draw import generate
 from lorakit.infer.edit import edit
+from lorakit.infer.fitting import seen
 from lorakit.infer.prompts import remember
 
 
@@ -21,9 +22,10 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
     # 全量微调时 Transformer 是 fp32，别的部分是 bf16：和训练时一样，交给 autocast
     mixed = family.dtype != torch.float32
     with torch.autocast(family.device.type, family.dtype, enabled=mixed):
-        if not family.controls[1]:
+        controls = _controls(config, dataset)
+        if controls is None:
             return generate(family, pipe, prompts, config.sample, (side, side))
-        return edit(family, pipe, prompts, _controls(config, dataset), config.sample, side)
+        return edit(family, pipe, prompts, controls, config.sample, side)
 
 
 def with_own_prompts(config: Config, dataset) -> Config:
@@ -72,12 +74,16 @@ def remember_preview(family, config: Config, dataset) -> bool:
     """显卡上，载入 Transformer 之前先编码好 `preview` 要用的；返回编码了没有。"""
     needed = pipeline.scarce(family) and bool(config.sample.prompts)
     if needed:
-        controls = _controls(config, dataset) if family.controls[1] else None
+        size, controls = config.sample.size or config.data.resolution, _controls(config, dataset)
+        controls = controls and [seen(family, pictures, size) for pictures in controls]
         remember(family, config.sample.guidance, config.sample.prompts, controls)
     return needed
 
 
-def _controls(config: Config, dataset) -> list[list[Image.Image]]:
-    items = dataset.held or dataset.train
+def _controls(config: Config, dataset) -> list[list[Image.Image]] | None:
+    if not dataset.edits:
+        return None
+    paired = [[i for i in some if i.record.controls] for some in (dataset.held, dataset.train)]
+    items = paired[0] or paired[1]
     records = [items[i % len(items)].record for i in range(len(config.sample.prompts))]
     return [[read_image(path) for path in record.controls] for record in records]

@@ -41,7 +41,10 @@ def sample(
         return family.collate([{**a, **b} for a, b in zip(conds, control, strict=True)])
 
     asked = condition(prompts)
-    empty = condition([family.blank] * len(prompts)) if guidance > 1 else None
+    if family.embedded_guidance:  # 引导是模型的一个输入，不用再看一遍空描述
+        family, empty = family.again(guidance=guidance), None
+    else:
+        empty = condition([family.blank] * len(prompts)) if guidance > 1 else None
     h, w = size[1] // family.compression, size[0] // family.compression
     shape = (control[0]["control_1"].shape[0], h, w)
     noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]

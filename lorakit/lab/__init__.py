@@ -22,6 +22,7 @@ _PUBLIC = {
     "check": "exercises",
     "choice": "explorer",
     "claim": "evidence",
+    "each": "bar",
     "explore": "explorer",
     "form": "forms",
     "fresh": "notes",
@@ -43,8 +44,10 @@ _PUBLIC = {
     "to_image": "picture",
     "to_tensor": "picture",
     "upload": "mine",
+    "waiting": "bar",
     "wall": "picture",
     "work": "works.work",
+    "workplace": "notes",
 }
 __all__ = list(_PUBLIC)
 

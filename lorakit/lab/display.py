@@ -153,6 +153,6 @@ def source(thing):
     path = Path(file)
     where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     code = textwrap.dedent(code).rstrip()
-    look = "font-family:monospace;background:#f6f6f4;padding:6px 10px"
+    look = "font-family:monospace;background:#f6f6f4;color:#222222;padding:6px 10px"
     page = f'<p><code>{where}</code></p><pre style="{look}">{escape(code)}</pre>'
     publish({"text/html": page, "text/plain": f"# {where}\n{code}"})

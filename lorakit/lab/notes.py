@@ -13,12 +13,20 @@ from lorakit.files import cache_root
 from lorakit.results import lock
 
 JOBS: dict[Path, Future] = {}  # 结果文件夹 -> 在后台练它的活（runner.py 记）
+_places: dict[str, tempfile.TemporaryDirectory] = {}  # 哪一本 -> 它的临时文件夹
 HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得见
 
 
 def notes() -> Path:
     """记着你的图、前后测和练习的文件夹。"""
     return Path(os.environ.get(HOME) or cache_root())
+
+
+def workplace(book: str) -> Path:
+    """一本练习册的临时文件夹：关掉内核就自动删掉；再运行一次还是它，练过的都在。"""
+    if book not in _places:
+        _places[book] = tempfile.TemporaryDirectory(prefix=f"lorakit-{book}-")
+    return Path(_places[book].name).resolve()
 
 
 def fresh(folder: str | Path) -> Path:

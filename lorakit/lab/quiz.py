@@ -1,111 +1,191 @@
-"""先猜后看：`predict` 记下你的猜测，`reveal` 揭晓；前测与后测只存在你自己的电脑上。"""
+"""先猜后看：`predict` 出题，`reveal` 在看过结果的地方再摆出同一道题；选了（或跳过）才揭晓。
 
+答案和解释在 lorakit/lab/questions 里，练习册的代码和存下来的输出里都没有。
+前测与后测只存在你自己的电脑上。
+"""
+
+import difflib
 import json
-from dataclasses import dataclass
+import random
+import secrets
+from collections.abc import Callable
 from html import escape
+from pathlib import Path
 
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
-from lorakit.lab.display import both, publish, widgets
+from lorakit.lab.display import both, headless, widgets
 from lorakit.lab.notes import notes
+from lorakit.lab.questions import Question, bank, exam
 
-_asked: dict[str, "Question"] = {}
-
-
-@dataclass
-class Question:
-    """一个选择题；choice 是猜的下标，没猜是 None。"""
-
-    text: str
-    options: tuple[str, ...]
-    choice: int | None = None
+_asked: dict[str, "Guess"] = {}
+BOX = "border-left:4px solid #3c8c5a;padding:2px 12px;margin:4px 0"
+LATER = "〔揭晓“{}”：在 Jupyter 里运行这一格，选好再按“揭晓”〕"
 
 
-def _page(question: Question) -> dict:
-    lines = [f"{chr(65 + i)}. {option}" for i, option in enumerate(question.options)]
+def _order(question: Question) -> list[int]:
+    """选项怎么排：每个读者一种，记住不变；没人看时照题库里的次序。"""
+    order = list(range(len(question.options)))
+    if not headless():
+        random.Random(f"{_reader()} {question.name}").shuffle(order)
+    return order
+
+
+def _reader() -> str:
+    place = notes() / "reader.txt"
+    if not place.is_file():
+        write_text(place, secrets.token_hex(8))
+    return place.read_text("utf-8")
+
+
+def _page(title: str, question: Question) -> dict:
+    """没有内核时看到的：题目与选项，没有答案。"""
+    lines = [f"{chr(65 + k)}. {question.options[i][0]}" for k, i in enumerate(_order(question))]
     items = "<br>".join(map(escape, lines))
-    page = f"<p><b>你先猜：</b>{escape(question.text)}<br>{items}</p>"
-    return {"text/html": page, "text/plain": "\n".join([f"你先猜：{question.text}", *lines])}
+    page = f"<p><b>{title}</b>{escape(question.text)}<br>{items}</p>"
+    return {"text/html": page, "text/plain": "\n".join([title + question.text, *lines])}
 
 
-def _radio(question: Question, remember):
-    w = widgets()
-    options = [(f"{chr(65 + i)}. {text}", i) for i, text in enumerate(question.options)]
-    radio = w.RadioButtons(options=options, layout={"width": "max-content"})
-    radio.index = None
-    radio.observe(lambda change: remember(change["new"]), names="index")
-    return w.VBox([w.HTML(f"<b>你先猜：</b>{escape(question.text)}"), radio])
+class Ask:
+    """一道题的单选框；choice 是选了第几项（照题库的次序），没选是 None。"""
+
+    def __init__(self, title: str, question: Question, chosen: Callable[[int], None]):
+        w, order = widgets(), _order(question)
+        self.question = question
+        options = [(f"{chr(65 + k)}. {question.options[i][0]}", i) for k, i in enumerate(order)]
+        self.radio = w.RadioButtons(options=options, layout={"width": "max-content"})
+        self.radio.index = None
+        self.radio.observe(lambda change: chosen(change["new"]), names="value")
+        self.page = w.HTML()
+        self.parts = [w.HTML(f"<b>{title}</b>{escape(question.text)}"), self.radio]
+
+    @property
+    def choice(self) -> int | None:
+        return self.radio.value
+
+    def tell(self):
+        """说对错：选错的先说错在哪，再说答案和为什么；以后不能再改。"""
+        question, pick = self.question, self.choice
+        right = escape(question.options[question.right][0])
+        said = ""
+        if pick is not None and pick != question.right:
+            option, reply = map(escape, question.options[pick])
+            said = f"<p>✗ 你选的是“{option}”。{reply}</p>"
+        mark = "✓ 你选对了：" if pick == question.right else "答案："
+        said += f"<p><b>{mark}{right}。</b>{escape(question.why)}</p>"
+        self.page.value = f'<div style="{BOX}">{said}</div>'
+        self.radio.disabled = True
 
 
-def predict(name: str, text: str, *options: str):
+class Guess:
+    """一道先猜后看的题：选一个再揭晓，或者跳过。"""
+
+    def __init__(self, question: Question):
+        w = widgets()
+        self.ask = Ask("你先猜：", question, lambda pick: self._chosen())
+        self.reveal = w.Button(description="揭晓", icon="eye", disabled=True)
+        self.skip = w.Button(description="跳过，直接看", icon="forward")
+        self.note = w.HTML("<small>先选一个，再揭晓；不想猜就跳过。</small>")
+        self.reveal.on_click(lambda button: self.open())
+        self.skip.on_click(lambda button: self.open())
+        self.buttons = w.HBox([self.reveal, self.skip, self.note])
+        self.box = w.VBox([*self.ask.parts, self.buttons, self.ask.page])
+
+    def _chosen(self):
+        self.reveal.disabled = False
+        self.note.value = "<small>记下了。先往下跑，看过结果再揭晓。</small>"
+
+    def open(self):
+        """揭晓。"""
+        self.ask.tell()
+        self.buttons.layout.display = "none"
+
+
+def _find(name: str) -> Question:
+    known = bank()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        tail = f"是不是想写“{near[0]}”？" if near else f"有的是：{'、'.join(known)}。"
+        raise LorakitError(f"没有叫“{name}”的题。{tail}")
+    return known[name]
+
+
+def predict(name: str):
     """出一道题，先猜再往下看；猜错没有关系，猜过的记得更牢。"""
-    if len(options) < 2:
-        raise LorakitError(f"predict“{name}”至少要两个选项，得到 {len(options)} 个。")
-    question = _asked[name] = Question(text, options)
-
-    def remember(index: int | None):
-        question.choice = index
-
-    both(_radio(question, remember), _page(question))
+    question = _find(name)
+    guess = _asked[name] = Guess(question)
+    both(guess.box, _page("你先猜：", question))
 
 
-def reveal(name: str, answer: str, why: str):
-    """揭晓：answer 是 A、B、C……，why 说为什么；提到你刚才的猜测。"""
-    if name not in _asked:
-        raise LorakitError(f"还没有出过“{name}”这道题：请先运行上面带 predict 的格子。")
-    question, right = _asked[name], ord(answer) - 65
-    if not 0 <= right < len(question.options):
-        raise LorakitError(f"“{name}”没有选项 {answer}，只有 {len(question.options)} 个。")
-    guess = question.choice
-    said = "猜对了！" if guess == right else "没猜中，正好记住它。"
-    said = "" if guess is None else f"你猜 {chr(65 + guess)}，{said}"
-    text = f"{said}答案是 {answer}：{question.options[right]}。{why}"
-    page = (
-        '<div style="border-left:4px solid #3c8c5a;padding:2px 12px">'
-        f"<b>{escape(said)}答案是 {answer}：{escape(question.options[right])}。</b>"
-        f"{escape(why)}</div>"
-    )
-    publish({"text/html": page, "text/plain": text})
+def reveal(name: str):
+    """看过结果了，再摆出同一道题：选过的还在，按“揭晓”看答案。"""
+    question = _find(name)
+    guess = _asked.setdefault(name, Guess(question))
+    text = LATER.format(question.text)
+    both(guess.box, {"text/html": f"<p><small>{escape(text)}</small></p>", "text/plain": text})
 
 
-PRETEST = (  # 题目、选项（第几个对）
-    ("训练图像模型时，网络每一步学的是什么？",
-     ("记住每一张训练图", "从加了噪声的图指出该往哪个方向走", "判断图好不好看"), 1),
-    ("训练损失上下乱跳，多半是因为什么？",
-     ("每步抽到的噪声多少不一样", "电脑坏了", "学不会"), 0),
-    ("LoRA 文件为什么比底模小得多？",
-     ("图存得少", "用了压缩软件", "只存两个瘦长矩阵的改动"), 2),
-    ("学习率太大会怎样？", ("学得更快更好", "损失停在高处，画面花掉", "显存不够"), 1),
-    ("怎么知道模型学到了画风，而不是背下了训练图？",
-     ("看训练损失", "看训练图画得像不像", "让它画训练图里没有的东西"), 2),
-)  # fmt: skip
+def _place(moment: str) -> Path:
+    return notes() / f"quiz_{moment}.json"
+
+
+def picks(moment: str) -> list[int | None]:
+    """前测（pre）或后测（post）每一题选了第几项，没答的是 None。"""
+    place, blank = _place(moment), [None] * len(exam())
+    kept = json.loads(place.read_text("utf-8")) if place.is_file() else blank
+    return kept if len(kept) == len(blank) else blank
+
+
+class Test:
+    """前测或后测：答过的还在，每选一题就记下；后测答完可以看对错。"""
+
+    def __init__(self, moment: str):
+        w = widgets()
+        self.moment, self.picks, self.said = moment, picks(moment), w.HTML()
+        self.asks = [
+            Ask(f"第 {k + 1} 题：", question, lambda pick, k=k: self._keep(k, pick))
+            for k, question in enumerate(exam())
+        ]
+        self.show = w.Button(description="看对错", icon="check")
+        self.show.on_click(lambda button: self.tell())
+        for ask, pick in zip(self.asks, self.picks, strict=True):
+            ask.radio.value = pick
+        rows = [part for ask in self.asks for part in (*ask.parts, ask.page)]
+        self.box = w.VBox([*rows, self.said, self.show])
+        self._count()
+
+    def _keep(self, number: int, pick: int | None):
+        if self.picks[number] != pick:
+            self.picks[number] = pick
+            write_text(_place(self.moment), json.dumps(self.picks))
+        self._count()
+
+    def _count(self):
+        done, total = sum(pick is not None for pick in self.picks), len(self.picks)
+        tail = "，都答完了；只存在你自己的电脑上。" if done == total else "，不会的可以空着。"
+        self.said.value = f"<b>已记下 {done} / {total}</b>{tail}"
+        ready = self.moment == "post" and done == total
+        self.show.layout.display = "" if ready else "none"
+
+    def tell(self):
+        """每一题的对错和为什么。"""
+        for ask in self.asks:
+            ask.tell()
 
 
 def pretest(moment: str = "pre"):
-    """五道题，学之前和学之后各答一次，答案只存在本机的缓存文件夹里。"""
-    place, picks = notes() / f"quiz_{moment}.json", [None] * len(PRETEST)
-
-    def remember(number: int):
-        def keep(index: int | None):
-            picks[number] = index
-            write_text(place, json.dumps(picks))
-
-        return keep
-
-    questions = [Question(text, options) for text, options, _ in PRETEST]
-    parts = [_radio(question, remember(i)) for i, question in enumerate(questions)]
-    pages = [_page(question) for question in questions]
-    static = {key: "\n".join(page[key] for page in pages) for key in pages[0]}
-    both(widgets().VBox(parts), static)
+    """五道题，学之前和学之后各答一次，答案只存在本机的缓存文件夹里；再运行一遍，答过的还在。"""
+    test = Test(moment)
+    pages = [_page(f"第 {k + 1} 题：", question) for k, question in enumerate(exam())]
+    both(test.box, {key: "\n".join(page[key] for page in pages) for key in pages[0]})
 
 
 def score(moment: str) -> float | None:
     """答对的比例；没答过是 None。"""
-    place = notes() / f"quiz_{moment}.json"
-    if not place.is_file():
+    if not _place(moment).is_file():
         return None
-    picks = json.loads(place.read_text("utf-8"))
-    return sum(p == right for p, (_, _, right) in zip(picks, PRETEST, strict=True)) / len(PRETEST)
+    marks = [pick == one.right for pick, one in zip(picks(moment), exam(), strict=True)]
+    return sum(marks) / len(marks)
 
 
 def gain() -> float | None:

@@ -14,12 +14,14 @@ from pathlib import Path
 from lorakit.errors import LorakitError
 
 WANTED = re.compile(r"([\w.-]+)>=([\w.]+)(?:; extra == \"(\w+)\")?$")
-FRONT = {"jupyterlab"}  # 练习册已经打开了，前端就不用再装（Colab、VS Code 有自己的）
+# 练习册已经打开了，前端和它的中文就不用再装（Colab、VS Code 有自己的）
+FRONT = {"jupyterlab", "jupyterlab-language-pack-zh-cn"}
+HEAVY = "lorakit.train", "lorakit.lab.models", "lorakit.lab.display"  # 后面都要用，一起载入
 RESTART = "Colab 选“代码执行程序 > 重启会话”，JupyterLab 选 Kernel > Restart，VS Code 点“重启”"
 
 
 def ready(extra: str = "notebook"):
-    """练习册要的包都在就什么也不做；缺的装上（已有的不换版本）。
+    """练习册要的包都在就载入它们，说一声好了；缺的装上（已有的不换版本）。
 
     Raises:
         LorakitError: 有的包太旧，或装不上；会说运行哪一行、怎么重启。
@@ -36,7 +38,15 @@ def ready(extra: str = "notebook"):
         print(f"正在安装还缺的：{'、'.join(name for name, _ in missing)}……")
         install([f"{name}>={least}" for name, least in missing])
         importlib.invalidate_caches()
-        print("装好了，往下走；不用重启。")
+        print("装好了，不用重启。")
+    from lorakit.lab.bar import waiting
+    from lorakit.lab.lost import say_where
+
+    with waiting("正在载入要用的工具，第一次要十几秒"):
+        for name in HEAVY:
+            importlib.import_module(name)
+    say_where()
+    print("好了，可以往下走：点下一格，按 Shift+Enter。")
 
 
 def installed() -> dict[str, str]:
@@ -52,7 +62,7 @@ def lacking(wanted: list[str], have: dict[str, str], extra: str = ""):
     missing, old = [], []
     for line in wanted:
         name, least, group = WANTED.match(line).groups()
-        if group not in (None, extra) or name in FRONT:
+        if group not in (None, extra) or _plain(name) in FRONT:
             continue
         has = have.get(_plain(name))
         if has is None:

@@ -14,6 +14,7 @@ from lorakit.files import ASSETS, write_text
 
 FOLDER = ASSETS / "comfyui"
 API = ".api.json"
+EMPTY = ("EmptySD3LatentImage", "EmptyFlux2LatentImage")  # 定图有多大的节点
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "FILE"}  # 其余的类型都是连线
 
 
@@ -59,7 +60,7 @@ def defaults(name: str) -> dict[str, float]:
     """这个工作流自带的步数、引导、边长与种子。"""
     nodes = {node["class_type"]: node["inputs"] for node in template(name).values()}
     sampler, guided = nodes["KSampler"], nodes.get("FluxGuidance")
-    side = nodes.get("EmptySD3LatentImage", {"width": 1024})["width"]
+    side = next((nodes[kind]["width"] for kind in EMPTY if kind in nodes), 1024)
     guidance = guided["guidance"] if guided else sampler["cfg"]
     keys = {"steps": sampler["steps"], "seed": sampler["seed"]}
     return {**keys, "guidance": guidance, "size": side}
@@ -75,9 +76,9 @@ def fill(name: str, values: Fill) -> dict[str, dict]:
         "LoraLoaderModelOnly": {"lora_name": values.lora},
         "KSampler": sampler if guided else {**sampler, "cfg": values.guidance},
         "FluxGuidance": {"guidance": values.guidance},
-        "EmptySD3LatentImage": square,
-        "ModelSamplingFlux": square,
-        "ModelSamplingAuraFlow": {"shift": round(values.shift, 2)},
+        **dict.fromkeys((*EMPTY, "ModelSamplingFlux"), square),
+        "TextEncodeQwenImage21": {"resolution": round(values.size / 32) * 32},
+        "ModelSamplingAuraFlow": {"shift": min(round(values.shift, 2), 100)},  # 它最多收 100
         "ImageScaleToTotalPixels": {"megapixels": round((values.size / 1024) ** 2, 2)},
     }
     if values.unet:

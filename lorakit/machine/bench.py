@@ -280,7 +280,7 @@ def made_up(family, config: Config) -> Dataset:
     for _ in range(config.train.batch_size):
         cond = {
             name: torch.randn(shape, generator=rng).to(family.dtype)
-            for name, shape in family.cond_shapes(TOKENS, side).items()
+            for name, shape in family.cond_shapes(TOKENS, side, config.data.paired).items()
         }
         mean = torch.randn(family.latent_channels, small, small, generator=rng)
         record = Record(Path("随机.png"), "", (side, side), "")

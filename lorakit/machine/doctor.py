@@ -42,7 +42,7 @@ SECONDS = 3  # 连一个网站最多等几秒
 SPEED = 20  # MB/s；估计下载时间用
 HOST = 2.0  # Python、PyTorch 与显卡的驱动，GiB
 HOST_CPU = 1.0  # 没有显卡时，GiB
-# 以下几个数由 tests/measured.json 定出；换了做法，用 tests/measure_cards.py 重新量，测试会核对
+# 以下几个数由 assets/bench/measured.json 定出；换了做法，用 tests/measure_cards.py 重新量
 # 编译、录成 CUDA 图之后，占理论下限（含重算）的几成；H100 上实测
 SHARE = {"none": 0.6, "int8": 0.56, "fp8": 0.56, "nf4": 0.58, "fp8-matmul": 0.73}
 EAGER = 0.65  # 不编译，再打个折

@@ -139,7 +139,8 @@ class _Question:
     @classmethod
     def of(cls, family, config) -> "_Question":
         side = config.data.resolution
-        shapes = (family.latent_channels, family.compression, family.cond_shapes(TOKENS, side))
+        conds = family.cond_shapes(TOKENS, side, config.data.paired)
+        shapes = (family.latent_channels, family.compression, conds)
         how = (side, config.lora, config.memory.compile, config.bf16_weights)
         facts = (type(family), family.config_of("transformer"), shapes, how)
         return cls(repr(facts), family.again(), config)  # 记着的这一份不占权重
@@ -208,7 +209,7 @@ def _walk(shell: nn.Module, family, config) -> tuple[int, int, int, int]:
     plain, model = copy.deepcopy(shell), copy.deepcopy(shell)
     learned = _attach(model, family, config.lora)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
-        given = _inputs(family, config.data.resolution)
+        given = _inputs(family, config.data)
         x, t, cond = given
         still = {name: value.detach() for name, value in cond.items()}
         with flops, torch.no_grad():
@@ -245,12 +246,13 @@ def _filled(model: nn.Module, learned=(), exact: torch.dtype = torch.float32) ->
     return model
 
 
-def _inputs(family, side: int):
+def _inputs(family, data):
     """一张图的假输入；LoRA 让每一块的词元都带梯度，而整句话的那一个向量 (D,) 不带。"""
+    side = data.resolution
     shape = (1, family.latent_channels, side // family.compression, side // family.compression)
     cond = {
         name: torch.randn(1, *size, dtype=torch.bfloat16, requires_grad=len(size) > 1)
-        for name, size in family.cond_shapes(TOKENS, side).items()
+        for name, size in family.cond_shapes(TOKENS, side, data.paired).items()
     }
     return torch.randn(shape, requires_grad=True), torch.rand(1), cond
 

@@ -24,6 +24,10 @@ TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，�
     "mit": "MIT：可以商用、可以修改，要保留版权与许可声明。",
     "flux-1-dev-non-commercial-license": "FLUX.1 [dev] 非商用许可：底模和在它上面练的 LoRA "
     "都不能商用，发布时要带上这份许可。",
+    "flux-dev-non-commercial-license": "FLUX.2 [dev] 非商用许可：底模和在它上面练的 LoRA "
+    "都不能商用，发布时要带上这份许可。",
+    "qwen-research": "Qwen 研究许可：只能用于非商用的研究与评测，底模和在它上面练的 LoRA "
+    "要商用得另外取得许可，发布时要带上这份许可。",
     "flux-non-commercial-license": "FLUX 非商用许可：底模和在它上面练的 LoRA "
     "都不能商用，发布时要带上这份许可。",
 }
@@ -48,7 +52,7 @@ def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = 
     """
     facts = read_json(run / "run.json", RUN)
     captions = "\n".join(f"- {plain(item.record.caption)}" for item in dataset.train[:3])
-    edits = bool(family.controls[0])
+    edits = dataset.edits
     first = dataset.train[0].record.caption
     prompts = config.sample.prompts
     paired = len(prompts) == len(pictures)
@@ -59,7 +63,7 @@ def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = 
         command = f"lorakit edit 要改的图.png {said} --model {place}"
     whole = config.lora.kind == "full"
     text = f"""---
-{front(config, family, named, first).strip()}
+{front(config, family, named, first, edits).strip()}
 ---
 
 # {plain(run.name)}
@@ -82,7 +86,7 @@ def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = 
 diffusers（不用装 lorakit{"，除了载入随包的微型模型那一行" if in_package(config) else ""}）：
 
 ```python
-{snippet(run, config, family, first)}
+{snippet(run, config, family, first, edits)}
 ```
 
 {elsewhere(whole, in_package(config), config.lora.variant == "dora")}
@@ -118,10 +122,10 @@ def public(path: str) -> bool:
     return bool(REPO.fullmatch(path)) and not Path(path).expanduser().is_dir()
 
 
-def front(config: Config, family, named, first: str) -> str:
+def front(config: Config, family, named, first: str, edits: bool) -> str:
     """YAML 头：两个站用来分类、显示触发词和样张。"""
     path, code = config.model.path, licence(family, config.model.path)
-    edits, whole = bool(family.controls[0]), config.lora.kind == "full"
+    whole = config.lora.kind == "full"
     task = "image-to-image" if edits else "text-to-image"
     head = {"license": code if code in KNOWN else "other"}
     if code not in KNOWN:
@@ -176,23 +180,23 @@ def terms(family, path: str) -> str:
     return said + ("（这是它这一家通常的许可，以你手里那份为准。）" if local else "")
 
 
-def snippet(run: Path, config: Config, family, prompt: str) -> str:
+def snippet(run: Path, config: Config, family, prompt: str, edits: bool) -> str:
     """载入并画一张的代码：只用 diffusers；有测试真的运行它。"""
     side = config.sample.size or config.data.resolution
     extra = family.sample_arguments(config.sample.guidance, 1)
     given = {"prompt": prompt, "num_inference_steps": config.sample.steps}
-    if not family.controls[0]:
+    if not edits:
         given |= {"width": side, "height": side}
     given |= {k: v[0] if isinstance(v, list) else v for k, v in extra.items()}
     rows = [f"    {name}={json.dumps(v, ensure_ascii=False)}," for name, v in given.items()]
-    if family.controls[0]:
+    if edits:
         rows.insert(0, '    image=Image.open("要改的图.png").convert("RGB"),')
     whole, lokr = config.lora.kind == "full", config.lora.variant == "lokr"
     tiny = in_package(config)
     base = f'str(locate("{config.model.path}"))' if tiny else json.dumps(config.model.path)
     imports = ["import torch", f"from diffusers import {'AutoModel, ' * whole}DiffusionPipeline"]
     imports += ["from lorakit.hub import locate"] * tiny
-    imports += ["from PIL import Image"] * bool(family.controls[0])
+    imports += ["from PIL import Image"] * edits
     lines = [
         *imports,
         "",

@@ -1,15 +1,21 @@
 """01 的练习：压缩率、加噪、速度、一步采样、LoRA 的参数量。"""
 
+import random
+
 import torch
 
+from lorakit.lab.exercises.answers import is_number, same
 from lorakit.lab.exercises.judge import Exercise
 
 X0 = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
 NOISE = torch.tensor([[0.5, -1.0], [2.0, 0.0]])
 
 
-def _same(value, expected) -> bool:
-    return torch.allclose(torch.as_tensor(value, dtype=torch.float32), expected, atol=1e-4)
+def _grid(chance: random.Random, count: int) -> list[torch.Tensor]:
+    """几块一样大的随机数，大小也随机。"""
+    shape = chance.randint(1, 4), chance.randint(2, 5)
+    return [torch.tensor([[chance.gauss(0, 2) for _ in range(shape[1])] for _ in range(shape[0])])
+            for _ in range(count)]  # fmt: skip
 
 
 def _mix(t: float) -> torch.Tensor:
@@ -18,9 +24,8 @@ def _mix(t: float) -> torch.Tensor:
 
 COMPRESSION = Exercise(
     "compression",
-    lambda n: n,
     (
-        (lambda n: isinstance(n, (int, float)), "答案是一个数，例如 48 / 16。"),
+        (is_number, "答案是一个数，例如 48 / 16，不加引号。"),
         (lambda n: n != 64, "64 倍只算了长和宽（8×8）；别忘了 3 个颜色变成了 16 个通道。"),
         (lambda n: n != 8, "8 倍只是一条边；图有长、宽两条边，还有通道。"),
         (lambda n: n != 4, "4 是把 64 除以 16 了；进去的时候已经有 3 个颜色，别漏掉。"),
@@ -38,17 +43,16 @@ COMPRESSION = Exercise(
 
 ADD_NOISE = Exercise(
     "add_noise",
-    lambda f: f(X0, NOISE, 0.25),
     (
         (lambda f: torch.is_tensor(f(X0, NOISE, 0.25)), "要返回一个和 x0 一样大的张量。"),
-        (lambda f: not _same(f(X0, NOISE, 0.0), NOISE), "方向反了：t = 0 应该是原图，不是噪声。"),
-        (lambda f: _same(f(X0, NOISE, 0.0), X0), "t = 0 时应该一点噪声也没有，正好是 x0。"),
-        (lambda f: _same(f(X0, NOISE, 1.0), NOISE), "t = 1 时应该一点图也不剩，正好是噪声。"),
+        (lambda f: not same(f(X0, NOISE, 0.0), NOISE), "方向反了：t = 0 应该是原图，不是噪声。"),
+        (lambda f: same(f(X0, NOISE, 0.0), X0), "t = 0 时应该一点噪声也没有，正好是 x0。"),
+        (lambda f: same(f(X0, NOISE, 1.0), NOISE), "t = 1 时应该一点图也不剩，正好是噪声。"),
         (
-            lambda f: _same(f(X0, NOISE, 0.5), _mix(0.5)),
+            lambda f: same(f(X0, NOISE, 0.5), _mix(0.5)),
             "两头对了，中间不对：沿直线走，两个分量加起来总是 1（这里不用平方根）。",
         ),
-        (lambda f: _same(f(X0, NOISE, 0.3), _mix(0.3)), "t = 0.3 时应该是七成图、三成噪声。"),
+        (lambda f: same(f(X0, NOISE, 0.3), _mix(0.3)), "t = 0.3 时应该是七成图、三成噪声。"),
     ),
     "这就是 flow.add_noise 的全部：一条从图到噪声的直线。",
     (
@@ -57,56 +61,72 @@ ADD_NOISE = Exercise(
         "(1 - t) * x0 + t * noise",
     ),
     "def answer(x0, noise, t):\n    return (1 - t) * x0 + t * noise",
+    lambda chance: (*_grid(chance, 2), chance.random()),
 )
 
 VELOCITY = Exercise(
     "velocity",
-    lambda f: f(X0, NOISE),
     (
         (lambda f: torch.is_tensor(f(X0, NOISE)), "要返回一个张量。"),
         (
-            lambda f: not _same(f(X0, NOISE), X0 - NOISE),
+            lambda f: not same(f(X0, NOISE), X0 - NOISE),
             "正负号反了：速度从图指向噪声（t 变大的方向），是“终点减起点”。",
         ),
         (
-            lambda f: not _same(f(X0, NOISE), NOISE),
+            lambda f: not same(f(X0, NOISE), NOISE),
             "你给的是噪声本身；速度是从图走到噪声要走的路，还要减去图。",
         ),
         (
-            lambda f: _same(X0 + f(X0, NOISE), NOISE),
+            lambda f: same(X0 + f(X0, NOISE), NOISE),
             "从 x0 出发走满一个速度（t 从 0 到 1），应该正好到噪声。",
         ),
         (
-            lambda f: _same(_mix(0.7) - 0.7 * f(X0, NOISE), X0),
+            lambda f: same(_mix(0.7) - 0.7 * f(X0, NOISE), X0),
             "从 x_t 往回走 t 倍的速度，应该正好回到原图。",
         ),
     ),
     "速度处处一样，所以知道了它，一步就能跳回原图。",
     ("一秒钟从 x0 走到 noise，速度是多少？", "速度 = 终点 - 起点。", "noise - x0"),
     "def answer(x0, noise):\n    return noise - x0",
+    lambda chance: tuple(_grid(chance, 2)),
 )
 
 
-def _euler_probe(f):
+def _step(f):
     return f(_mix(0.8), NOISE - X0, 0.8, 0.6)
 
 
 EULER = Exercise(
     "euler",
-    _euler_probe,
     (
-        (lambda f: torch.is_tensor(_euler_probe(f)), "要返回一个张量：走完一步之后的 x。"),
+        (lambda f: torch.is_tensor(_step(f)), "要返回一个张量：走完一步之后的 x。"),
         (
-            lambda f: not _same(_euler_probe(f), _mix(1.0)),
+            lambda f: not same(_step(f), _mix(1.0)),
             "走反了，噪声更多了：这一步的时间是 t_next - t，它是负数，别取绝对值。",
         ),
         (
-            lambda f: not _same(_euler_probe(f), _mix(0.8) - (NOISE - X0)),
+            lambda f: not same(_step(f), _mix(0.8) - (NOISE - X0)),
             "一步走完了整条路：速度还要乘上这一步走了多少时间。",
         ),
-        (lambda f: _same(_euler_probe(f), _mix(0.6)), "从 t=0.8 走到 0.6，应该落在 x_0.6 上。"),
         (
-            lambda f: _same(f(NOISE, NOISE - X0, 1.0, 0.0), X0),
+            lambda f: not same(_step(f), _mix(0.8) + (NOISE - X0)),
+            "速度没有乘时间，还走反了：这一步的时间是 t_next - t，很短，而且是负的。",
+        ),
+        (
+            lambda f: not same(_step(f), (0.6 - 0.8) * (NOISE - X0)),
+            "这是这一步走的路程，忘了从哪里出发：还要加上 x。",
+        ),
+        (
+            lambda f: not same(_step(f), _mix(0.8) + 0.6 * (NOISE - X0)),
+            "时间用成了 t_next：它是到站的时刻；走了多久，是 t_next 减去 t。",
+        ),
+        (
+            lambda f: not same(_step(f), _mix(0.8) - 0.8 * (NOISE - X0)),
+            "时间用成了 t，一步走到了头：走了多久，是 t_next 减去 t。",
+        ),
+        (lambda f: same(_step(f), _mix(0.6)), "从 t=0.8 走到 0.6，应该落在 x_0.6 上。"),
+        (
+            lambda f: same(f(NOISE, NOISE - X0, 1.0, 0.0), X0),
             "速度处处一样时，一步从 t=1 走到 0，应该正好是原图。",
         ),
     ),
@@ -117,13 +137,14 @@ EULER = Exercise(
         "x + (t_next - t) * v",
     ),
     "def answer(x, v, t, t_next):\n    return x + (t_next - t) * v",
+    lambda chance: (*_grid(chance, 2), chance.uniform(0.5, 1), chance.uniform(0, 0.5)),
 )
 
 LORA_SIZE = Exercise(
     "lora_size",
-    lambda f: f(160, 160, 16),
     (
-        (lambda f: float(f(160, 160, 16)) == int(f(160, 160, 16)), "参数的个数是整数。"),
+        (lambda f: is_number(f(160, 160, 16)), "要返回一个数：A 和 B 一共有几个数。"),
+        (lambda f: f(160, 160, 16) % 1 == 0, "参数的个数是整数。"),
         (
             lambda f: f(160, 160, 16) != 160 * 160 * 16,
             "你把三个数乘在一起了：那比原来的矩阵还大。A 是 秩×输入，B 是 输出×秩，两个相加。",
@@ -143,6 +164,7 @@ LORA_SIZE = Exercise(
         "rank * (d_in + d_out)",
     ),
     "def answer(d_in, d_out, rank):\n    return rank * (d_in + d_out)",
+    lambda chance: tuple(chance.randint(1, 4096) for _ in range(3)),
 )
 
 EXERCISES = (COMPRESSION, ADD_NOISE, VELOCITY, EULER, LORA_SIZE)

@@ -2,13 +2,13 @@
 
 import math
 
+from lorakit.lab.exercises.answers import is_number
 from lorakit.lab.exercises.judge import Exercise, picked
 
 TOKENS = Exercise(
     "tokens",
-    lambda f: f(1024),
     (
-        (lambda f: isinstance(f(1024), (int, float)), "要返回一个数：词元的个数。"),
+        (lambda f: is_number(f(1024)), "要返回一个数：词元的个数。"),
         (lambda f: f(1024) != 1024 * 1024, "这是像素的个数：先要被 VAE 缩小，再并成词元。"),
         (lambda f: f(1024) != (1024 / 8) ** 2, "这是潜变量的格数：还要每 2x2 格并成一个词元。"),
         (lambda f: f(1024) > 1024, "你只算了一条边：图是正方形，两条边都要算。"),
@@ -22,13 +22,13 @@ TOKENS = Exercise(
         "(side // 16) ** 2",
     ),
     "def answer(side):\n    return (side // 16) ** 2",
+    lambda chance: (16 * chance.randint(2, 128),),
 )
 
 LORA_TOTAL = Exercise(
     "lora_total",
-    lambda f: f(480, 3072, 16),
     (
-        (lambda f: isinstance(f(480, 3072, 16), (int, float)), "要返回一个数：参数的个数。"),
+        (lambda f: is_number(f(480, 3072, 16)), "要返回一个数：参数的个数。"),
         (
             lambda f: f(480, 3072, 16) != 480 * 3072 * 3072,
             "这是原来那些大矩阵的大小：LoRA 只有两个瘦长的小矩阵。",
@@ -45,13 +45,13 @@ LORA_TOTAL = Exercise(
         "layers * rank * (d + d)",
     ),
     "def answer(layers, d, rank):\n    return layers * rank * (d + d)",
+    lambda chance: (chance.randint(1, 600), chance.randint(8, 4096), chance.randint(1, 128)),
 )
 
 WARMUP = Exercise(
     "warmup",
-    lambda f: f(0, 1.0, 10),
     (
-        (lambda f: isinstance(f(0, 1.0, 10), (int, float)), "要返回一个数：这一步的学习率。"),
+        (lambda f: is_number(f(0, 1.0, 10)), "要返回一个数：这一步的学习率。"),
         (
             lambda f: f(0, 1.0, 10) > 0,
             "第一步的学习率是 0，这一步就白练了：step 从 0 数起，要加 1。",
@@ -76,12 +76,12 @@ WARMUP = Exercise(
         "lr * min(1, (step + 1) / warmup)",
     ),
     "def answer(step, lr, warmup):\n    return lr * min(1, (step + 1) / warmup)",
+    lambda chance: (chance.randint(0, 40), chance.uniform(1e-5, 1e-2), chance.randint(1, 30)),
 )
 
 RESCUE = Exercise(
-    "rescue",
-    lambda chosen: chosen if chosen else None,
-    picked(
+    name="rescue",
+    **picked(
         wrong={
             "B": "学习率只是一个乘数：每一步改得多少，和占多少显存没有关系。",
             "D": "步数只管练多久：每一步用完的显存都会还回来，练 10 步和 1000 步占的一样多。",
@@ -91,20 +91,19 @@ RESCUE = Exercise(
             "C": "批大小减半，中间结果就减半；累积加倍，一步看的图还是一样多。",
         },
     ),
-    "两招都只省中间结果，学到的东西不变。",
-    (
+    praise="两招都只省中间结果，学到的东西不变。",
+    hints=(
         "问自己：这个设置变了，显存里的哪一样东西变小了？",
         "显存里有权重、中间结果、要学的参数、优化器的状态。",
         "A 和 C。",
     ),
-    'answer = {"A", "C"}',
+    solution='answer = {"A", "C"}',
 )
 
 GLOBAL_BATCH = Exercise(
     "global_batch",
-    lambda f: f(2, 3, 5),
     (
-        (lambda f: isinstance(f(2, 3, 5), (int, float)), "要返回一个数：一步看几张图。"),
+        (lambda f: is_number(f(2, 3, 5)), "要返回一个数：一步看几张图。"),
         (lambda f: f(2, 3, 10) != f(2, 3, 5), "显卡没有用上：每块卡看的是不同的图，要乘上去。"),
         (
             lambda f: f(2, 6, 5) != f(2, 3, 5),
@@ -123,6 +122,7 @@ GLOBAL_BATCH = Exercise(
         "batch * accum * cards",
     ),
     "def answer(batch, accum, cards):\n    return batch * accum * cards",
+    lambda chance: tuple(chance.randint(1, 16) for _ in range(3)),
 )
 
 EXERCISES = (TOKENS, LORA_TOTAL, WARMUP, RESCUE, GLOBAL_BATCH)

@@ -1,10 +1,12 @@
 """04 的练习：打包、位置编号、时间偏移、两个引导值、从九宫格里挑一个。"""
 
 import math
+import random
 
 import torch
 
 from lorakit import flow
+from lorakit.lab.exercises.answers import is_number, pair
 from lorakit.lab.exercises.judge import Exercise
 
 
@@ -26,7 +28,6 @@ B, C, H, W = X.shape
 
 PACK = Exercise(
     "pack",
-    lambda f: f(X),
     (
         (lambda f: torch.is_tensor(f(X)), "要返回一个张量：一批图的词元。"),
         (lambda f: f(X).numel() == X.numel(), "数的个数变了：打包只是换个摆法，一个数也不丢。"),
@@ -55,13 +56,17 @@ PACK = Exercise(
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(b, h * w // 4, 4 * c)""",
+    lambda chance: (
+        _numbered(
+            *(chance.randint(1, 4) for _ in range(2)), *(2 * chance.randint(1, 6) for _ in range(2))
+        ),
+    ),
 )
 
 IDS_WANT = torch.cartesian_prod(torch.arange(1), torch.arange(2), torch.arange(3)).float()
 
 POSITIONS = Exercise(
     "positions",
-    lambda f: f(2, 3),
     (
         (lambda f: torch.as_tensor(f(2, 3)).dim() == 2, "要一张表：一个词元一行，每行三个数。"),
         (lambda f: len(f(2, 3)) == 6, "行数不对：rows 行、cols 列的图，有 rows * cols 个词元。"),
@@ -89,6 +94,8 @@ POSITIONS = Exercise(
         "[[0, r, c] for r in range(rows) for c in range(cols)]",
     ),
     "def answer(rows, cols):\n    return [[0, r, c] for r in range(rows) for c in range(cols)]",
+    lambda chance: (chance.randint(1, 9), chance.randint(1, 9)),
+    lambda made, want: _same(torch.as_tensor(made), torch.as_tensor(want).float()),
 )
 
 
@@ -98,12 +105,8 @@ def _near(a: float, b: float) -> bool:
 
 SHIFT = Exercise(
     "shift",
-    lambda f: f(0.5, 3.0),
     (
-        (
-            lambda f: isinstance(f(0.5, 3.0), (int, float)) or torch.is_tensor(f(0.5, 3.0)),
-            "要返回一个数：推过以后的 t。",
-        ),
+        (lambda f: is_number(f(0.5, 3.0)), "要返回一个数：推过以后的 t。"),
         (lambda f: _near(f(0.3, 1.0), 0.3), "shift 是 1 时不推，t 应该不变。"),
         (
             lambda f: f(0.5, 3.0) <= 1 and f(0.9, 3.0) <= 1,
@@ -127,26 +130,20 @@ SHIFT = Exercise(
         "shift * t / (1 + (shift - 1) * t)",
     ),
     "def answer(t, shift):\n    return shift * t / (1 + (shift - 1) * t)",
+    lambda chance: (chance.random(), chance.uniform(0.2, 8)),
 )
 
 TWO_GUIDANCES = Exercise(
     "two_guidances",
-    lambda pair: pair if pair else None,
     (
+        (pair, "要写两个数：(训练时的, 画图时的)，用圆括号，不加引号。"),
+        (lambda two: pair(two) != (3.5, 1), "写反了：训练喂 1，画图才要加强。"),
         (
-            lambda pair: isinstance(pair, (tuple, list)) and len(pair) == 2,
-            "要写两个数：(训练时的, 画图时的)。",
-        ),
-        (
-            lambda pair: tuple(pair) != (3.5, 1.0) and tuple(pair) != (3.5, 1),
-            "写反了：训练喂 1，画图才要加强。",
-        ),
-        (
-            lambda pair: pair[0] == 1,
+            lambda two: pair(two)[0] == 1,
             "训练时不是 1：训练图是真实的图，不是“加强过”的图；只有喂 1，题目和答案才对得上。",
         ),
-        (lambda pair: pair[1] > 1, "画图时也用 1：这样没有加强，画面发灰、不听话。"),
-        (lambda pair: 2 <= pair[1] <= 5, "画图时太小或太大：FLUX 常用 2 到 5。"),
+        (lambda two: pair(two)[1] > 1, "画图时也用 1：这样没有加强，画面发灰、不听话。"),
+        (lambda two: 2 <= pair(two)[1] <= 5, "画图时太小或太大：FLUX 常用 2 到 5。"),
     ),
     "lorakit 的默认就是这样，两个设置是 train.guidance 和 sample.guidance。",
     (
@@ -161,20 +158,34 @@ NAN = float("nan")
 TABLE = {(4, 1e-4): 0.33, (4, 1e-3): 0.25, (16, 1e-3): 0.24, (16, 1e-2): NAN, (64, 1e-3): 0.26}
 BROKEN_FIRST = {(64, 1e-2): NAN, (4, 1e-3): 0.25, (16, 1e-3): 0.27}
 
+
+def _cells(chance: random.Random) -> tuple[dict]:
+    """一张随机的表，有几格练坏了，第一格常常就是坏的。"""
+    ranks, rates = chance.sample(range(1, 129), 3), chance.sample((1e-5, 1e-4, 1e-3, 1e-2), 3)
+    cells = [(rank, rate) for rank in ranks for rate in rates]
+    table = {cell: chance.uniform(0.1, 0.9) for cell in cells}
+    return (table | dict.fromkeys(chance.sample(cells, 3), NAN),)
+
+
 BEST_CELL = Exercise(
     "best_cell",
-    lambda f: f(TABLE),
     (
         (
-            lambda f: not isinstance(f(TABLE), float),
+            lambda f: not is_number(f(TABLE)),
             "这是损失：要返回的是哪一格，也就是 (秩, 学习率)。",
         ),
-        (lambda f: f(TABLE) in TABLE, "要返回表里的一格：(秩, 学习率) 这样的一对。"),
-        (lambda f: not math.isnan(TABLE[f(TABLE)]), "挑中了练坏的那一格（nan）：它要先排除。"),
-        (lambda f: TABLE[f(TABLE)] != 0.33, "挑的是留出集损失最大的：越小越好。"),
-        (lambda f: f(TABLE) == (16, 1e-3), "要挑留出集损失最小的那一格，不一定是秩最大的。"),
         (
-            lambda f: f(BROKEN_FIRST) == (4, 1e-3),
+            lambda f: pair(f(TABLE)) in TABLE,
+            "要返回表里的一格：(秩, 学习率) 这样的一对。",
+        ),
+        (
+            lambda f: not math.isnan(TABLE[pair(f(TABLE))]),
+            "挑中了练坏的那一格（nan）：它要先排除。",
+        ),
+        (lambda f: TABLE[pair(f(TABLE))] != 0.33, "挑的是留出集损失最大的：越小越好。"),
+        (lambda f: pair(f(TABLE)) == (16, 1e-3), "要挑留出集损失最小的那一格，不一定是秩最大的。"),
+        (
+            lambda f: pair(f(BROKEN_FIRST)) == (4, 1e-3),
             "表的第一格是 nan 时挑错了：和 nan 比大小永远是假，min 会停在它上面，要先排除。",
         ),
     ),
@@ -187,6 +198,8 @@ BEST_CELL = Exercise(
     "def answer(table):\n"
     "    good = {cell: loss for cell, loss in table.items() if loss == loss}\n"
     "    return min(good, key=good.get)",
+    _cells,
+    lambda made, want: pair(made) == want,
 )
 
 EXERCISES = (PACK, POSITIONS, SHIFT, TWO_GUIDANCES, BEST_CELL)

@@ -1,17 +1,33 @@
 """05 的练习：核对钥匙、强度的算式、合适的尺寸、拼两个 LoRA、挑检查点。"""
 
+import random
+
 import torch
 
+from lorakit.lab.exercises.answers import is_number, pair, same
 from lorakit.lab.exercises.judge import Exercise
 
 LAYERS = ("blocks.0.to_q", "blocks.1.to_q")
-NAMES = tuple(f"transformer.{layer}.lora_{side}.weight" for layer in LAYERS for side in "AB")
+
+
+def _file(chance: random.Random) -> tuple[tuple, tuple]:
+    """随机的一份名单：有的层在底模里，有的不在。"""
+    parts = ("blocks", "single_blocks", "refiner"), ("to_q", "to_k", "ff.net.0.proj")
+    every = [f"{a}.{chance.randint(0, 12)}.{b}" for a in parts[0] for b in parts[1]]
+    known = chance.sample(every, 5)
+    return _named(every), tuple(known)
+
+
+def _named(layers) -> tuple[str, ...]:
+    return tuple(f"transformer.{layer}.lora_{side}.weight" for layer in layers for side in "AB")
+
+
+NAMES = _named(LAYERS)
 ALIKE = ("transformer.single_blocks.0.to_q.lora_A.weight",)
 LOST = tuple(name.replace("blocks.1", "block.1") for name in NAMES)
 
 UNKNOWN = Exercise(
     "unknown",
-    lambda f: f(LOST, LAYERS),
     (
         (
             lambda f: isinstance(f(LOST, LAYERS), (list, tuple, set)),
@@ -23,7 +39,7 @@ UNKNOWN = Exercise(
         ),
         (lambda f: len(f(LOST, LAYERS)) > 0, "改了名的也放过去了：每一个名字都要到底模里找。"),
         (
-            lambda f: set(f(LOST, LAYERS)) == set(LOST[2:]),
+            lambda f: sorted(f(LOST, LAYERS)) == sorted(LOST[2:]),
             "返回的要正好是放不上的那两个张量名（A 和 B 各一个），名字要完整。",
         ),
         (lambda f: len(f(NAMES, ())) == 4, "底模里一层也没有时，四个都放不上。"),
@@ -42,6 +58,8 @@ UNKNOWN = Exercise(
     "def answer(names, layers):\n"
     '    layer = lambda name: name.removeprefix("transformer.").split(".lora_")[0]\n'
     "    return [name for name in names if layer(name) not in layers]",
+    _file,
+    lambda made, want: sorted(made) == sorted(want),
 )
 
 
@@ -53,12 +71,20 @@ def _matrices():
 
 def _weighs(f, strength: float, want) -> bool:
     w, a, b = _matrices()
-    return torch.allclose(f(w, a, b, strength), want(w, a, b), atol=1e-5)
+    return same(f(w, a, b, strength), want(w, a, b))
+
+
+def _layer(chance: random.Random, given: tuple[int, int] | None = None) -> list[torch.Tensor]:
+    """随机大小的 W、A、B。"""
+    out, into = given or (chance.randint(2, 6), chance.randint(2, 6))
+    rank, drawn = chance.randint(1, 4), torch.Generator().manual_seed(chance.randrange(10**6))
+    return [
+        torch.randn(shape, generator=drawn) for shape in ((out, into), (rank, into), (out, rank))
+    ]
 
 
 STRENGTH = Exercise(
     "strength",
-    lambda f: f(*_matrices(), 1.0),
     (
         (
             lambda f: getattr(f(*_matrices(), 1.0), "shape", None) == (3, 4),
@@ -82,27 +108,36 @@ STRENGTH = Exercise(
         "W + strength * (B @ A)",
     ),
     "def answer(W, A, B, strength):\n    return W + strength * (B @ A)",
+    lambda chance: (*_layer(chance), chance.uniform(-1, 2)),
 )
+
+
+def _sides(chance: random.Random) -> tuple[int, int, int]:
+    """随机的宽、高和单位；正好在两个倍数中间的不考，往哪边取都说得过去。"""
+    unit = chance.choice((8, 16, 32, 64))
+    return *(
+        unit * chance.randint(0, 90) + chance.choice((1, 3, -2, -3)) + unit for _ in "宽高"
+    ), unit
+
 
 SIZE = Exercise(
     "size",
-    lambda f: f(1000, 740, 16),
     (
+        (lambda f: pair(f(1000, 740, 16)), "答案是一对数 (宽, 高)，都不加引号。"),
         (
-            lambda f: isinstance(f(1000, 740, 16), (tuple, list)) and len(f(1000, 740, 16)) == 2,
-            "答案是一对数 (宽, 高)。",
+            lambda f: all(side % 16 == 0 for side in f(1001, 740, 16)),
+            "宽和高都要是 unit 的倍数。",
         ),
-        (lambda f: all(side % 16 == 0 for side in f(1001, 740, 16)), "宽和高都要是 unit 的倍数。"),
         (
-            lambda f: tuple(f(1024, 768, 16)) == (1024, 768),
+            lambda f: pair(f(1024, 768, 16)) == (1024, 768),
             "本来就合适的不要改；也别把宽和高写反。",
         ),
         (
-            lambda f: tuple(f(1007, 735, 16)) == (1008, 736),
+            lambda f: pair(f(1007, 735, 16)) == (1008, 736),
             "不是最近的：1007 离 1008 只差 1。整除会一律往小里取，要四舍五入。",
         ),
         (
-            lambda f: tuple(f(994, 741, 16)) == (992, 736),
+            lambda f: pair(f(994, 741, 16)) == (992, 736),
             "不是最近的：994 离 992 只差 2。一律往大里取也不行，要四舍五入。",
         ),
         (lambda f: min(f(3, 100, 16)) == 16, "太小的变成了 0：至少要一个 unit。"),
@@ -115,6 +150,7 @@ SIZE = Exercise(
     ),
     "def answer(width, height, unit):\n"
     "    return tuple(max(unit, round(side / unit) * unit) for side in (width, height))",
+    _sides,
 )
 
 
@@ -127,7 +163,15 @@ def _two() -> list[torch.Tensor]:
 def _adds_up(f, w1: float, w2: float) -> bool:
     a1, b1, a2, b2 = _two()
     a, b = f(a1, b1, a2, b2, w1, w2)
-    return torch.allclose(b @ a, w1 * b1 @ a1 + w2 * b2 @ a2, atol=1e-5)
+    return same(b @ a, w1 * b1 @ a1 + w2 * b2 @ a2)
+
+
+def _four(chance: random.Random) -> tuple:
+    """同一层的两个 LoRA，秩随机，份量也随机。"""
+    size = chance.randint(2, 6), chance.randint(2, 6)
+    _, a1, b1 = _layer(chance, size)
+    _, a2, b2 = _layer(chance, size)
+    return a1, b1, a2, b2, chance.uniform(-1, 2), chance.uniform(-1, 2)
 
 
 def _same_rank(f):
@@ -137,7 +181,6 @@ def _same_rank(f):
 
 COMBINE = Exercise(
     "combine",
-    _same_rank,
     (
         (lambda f: len(_same_rank(f)) == 2, "要返回一对 (A, B)。"),
         (
@@ -160,6 +203,8 @@ COMBINE = Exercise(
     ),
     "import torch\n\n\ndef answer(A1, B1, A2, B2, w1, w2):\n"
     "    return torch.cat([A1, A2]), torch.cat([w1 * B1, w2 * B2], dim=1)",
+    _four,
+    lambda made, want: same(made[1] @ made[0], want[1] @ want[0]),
 )
 
 
@@ -173,11 +218,21 @@ def _log(held: dict[int, float | None]) -> list[dict]:
 
 BEND = _log({0: 3.0, 40: 0.8, 60: None, 80: 0.55, 120: 0.6, 160: 0.7})
 
+
+def _held(chance: random.Random) -> dict[int, float | None]:
+    """一次随机的记录：哪一步最低不一定，有几步没有检验。"""
+    steps = sorted(chance.sample(range(0, 400, 10), 7))
+    held: dict[int, float | None] = {step: chance.uniform(0.2, 3) for step in steps}
+    return held | dict.fromkeys(chance.sample(steps, 2))
+
+
 PICK = Exercise(
     "pick",
-    lambda f: f(BEND),
     (
-        (lambda f: isinstance(f(BEND), int), "要返回步数，是一个整数（记录里的 step）。"),
+        (
+            lambda f: is_number(f(BEND)) and f(BEND) % 1 == 0,
+            "要返回步数，是一个整数（记录里的 step）。",
+        ),
         (
             lambda f: f(BEND) != 160,
             "第 160 步的训练损失最低，可是留出集已经升了：它在背图。看 held，不看 loss。",
@@ -196,6 +251,7 @@ PICK = Exercise(
     "def answer(log):\n"
     "    rows = [row for row in log if row['held'] is not None]\n"
     "    return min(rows, key=lambda row: row['held'])['step']",
+    lambda chance: (_log(_held(chance)),),
 )
 
 EXERCISES = (UNKNOWN, STRENGTH, SIZE, COMBINE, PICK)

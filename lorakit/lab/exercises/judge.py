@@ -1,51 +1,63 @@
 """练习：做对了说对在哪，做错了说错在哪一步想岔了，没动就只说未完成。"""
 
 import json
+import random
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
-from lorakit.lab.display import publish
+from lorakit.lab.exercises import trial
+from lorakit.lab.exercises.answers import Blank, Broke, Fresh, Nothing, letters, plain, same
+from lorakit.lab.exercises.mishaps import brief, explain
 from lorakit.lab.notes import notes
 
 BOOKS = tuple(f"book_0{book}" for book in range(1, 6))
-_hands = ThreadPoolExecutor(1, thread_name_prefix="check")
+TRIES = 6  # 函数题最后再用几组随机的输入试
+Verdict = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Exercise:
     """一道练习。
 
-    probe 从答案里取一个样本值（答案是函数就调用它），用来认出还没动过的空白；
-    properties 是一条条 (成立吗, 不成立时说什么)，按从粗到细排，只说第一条不成立的。
+    properties 是一条条 (成立吗, 不成立时说什么)，按从粗到细排，只说第一条不成立的；
+    第一条说的是答案该是什么样的东西。答案是函数的，每次调用都拿到新抄的输入，
+    最后再照 draw 抽几组随机的输入，和标准答案比，免得把见过的几个结果写死。
     """
 
     name: str
-    probe: Callable[[Any], Any]
     properties: tuple[tuple[Callable[[Any], Any], str], ...]
     praise: str
     hints: tuple[str, str, str]
     solution: str  # 一段代码，运行后 answer 就是答案
+    draw: Callable[[random.Random], tuple] | None = None  # 函数题：抽一组输入
+    alike: Callable[[Any, Any], bool] = same  # (读者的, 标准的) 算不算一样
+    read: Callable[[Any], Any] = plain  # 不是函数的题：先把答案整理成一种写法
+
+    @property
+    def official(self):
+        """标准答案。"""
+        scope: dict[str, Any] = {}
+        exec(self.solution, scope)
+        return scope["answer"]
 
 
-def picked(wrong: dict[str, str], right: dict[str, str]) -> tuple:
-    """多选题的 properties：先说错选的，再说漏选的；答案是一组字母，{字母: 选错或漏选时说什么}。"""
-    return (
-        (
-            lambda chosen: isinstance(chosen, (set, list, tuple)),
-            '答案是一组字母，例如 {"A", "B"}。',
-        ),
+def picked(wrong: dict[str, str], right: dict[str, str]) -> dict:
+    """多选题：先说错选的，再说漏选的；{字母: 错选、漏选时说什么} -> properties 与 read。"""
+    known = "、".join(sorted({*wrong, *right}))
+    properties = (
+        (lambda chosen: isinstance(chosen, set), '答案是一组字母，例如 {"A", "B"}。'),
+        (lambda chosen: chosen <= {*wrong, *right}, f"只有 {known} 可以选，写字母就行。"),
         *((partial(_without, letter), why) for letter, why in wrong.items()),
         *((partial(_with, letter), why) for letter, why in right.items()),
-        (lambda chosen: set(chosen) == set(right), f"正好是 {len(right)} 项。"),
+        (lambda chosen: chosen == set(right), f"正好是 {len(right)} 项。"),
     )
+    return {"properties": properties, "read": letters}
 
 
 def _with(letter: str, chosen) -> bool:
@@ -62,56 +74,79 @@ def all_exercises() -> dict[str, Exercise]:
     return {exercise.name: exercise for book in books for exercise in book}
 
 
-def _find(name: str) -> Exercise:
+def find(name: str) -> Exercise:
+    """按名字找一道题。"""
     known = all_exercises()
     if name not in known:
         raise LorakitError(f"没有叫“{name}”的练习。有的是：{'、'.join(known)}。")
     return known[name]
 
 
-def judge(name: str, answer: Any) -> tuple[str, str]:
-    """判一道题 -> (passed、blank 或 wrong, 说的话)。"""
-    exercise = _find(name)
-    if answer is None or answer is ...:
-        return "blank", _unfinished(name)
-    # 读者的函数什么错都可能出：放到线程里跑，错误就是一个普通的值
-    sample = _hands.submit(exercise.probe, answer)
-    if sample.exception():
-        return "wrong", _broke(sample.exception())
-    if sample.result() is None or sample.result() is ...:
-        return "blank", _unfinished(name)
+UNFINISHED = "未完成：把 ... 换成你的答案再运行。卡住了，就按下面的“提示”。"
+
+
+def judge(name: str, answer: Any) -> Verdict:
+    """判一道题 -> (passed、blank 或 wrong, 说的话)；最多跑几秒，答案停不下来也会被停掉。"""
+    exercise = find(name)
+    if _blank(answer):
+        return "blank", UNFINISHED
+    if exercise.draw is None:
+        if callable(answer):
+            return "wrong", "这一题要的是一个值，你给的是函数：直接写等号右边的值就行。"
+        return _look(exercise, exercise.read(answer))
+    if not callable(answer):
+        said = f"要交的是函数本身，你给的是 {brief(answer)}：check 里写函数的名字，后面不加括号。"
+        return "wrong", said
+    try:
+        return trial.run(partial(_call, exercise, answer))
+    except KeyboardInterrupt:
+        return "wrong", "照你说的停下了，这一次没有判完。"
+
+
+def _blank(answer) -> bool:
+    return answer is None or answer is ... or (hasattr(answer, "__len__") and _empty(answer))
+
+
+def _empty(answer) -> bool:
+    return isinstance(answer, (str, set, dict, list, tuple)) and not answer
+
+
+def _call(exercise: Exercise, answer) -> Verdict:
+    """判一道函数题；读者的函数在这里面跑。"""
+    try:
+        verdict = _look(exercise, Fresh(answer))
+        return _once_more(exercise, Fresh(answer)) if verdict[0] == "passed" else verdict
+    except Blank:
+        return "blank", UNFINISHED
+    except Nothing as nothing:
+        return "wrong", str(nothing)
+    except Broke as broke:
+        return "wrong", f"{explain(broke.__cause__, answer)}。先让它能跑起来，再看对不对。"
+
+
+def _look(exercise: Exercise, answer) -> Verdict:
+    """一条条地看；判题的代码用不了交回来的东西，就是样子不对：说第一条。"""
     for holds, said in exercise.properties:
-        job = _hands.submit(holds, answer)
-        if job.exception():
-            return "wrong", _broke(job.exception())
-        if not job.result():
+        try:
+            good = holds(answer)
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, ArithmeticError):
+            return "wrong", f"还差一点：{exercise.properties[0][1]}现在给的用不了。"
+        if not good:
             return "wrong", f"还差一点：{said}"
     return "passed", f"✓ 通过。{exercise.praise}"
 
 
-def _unfinished(name: str) -> str:
-    return f'未完成：把 ... 换成你的答案再运行。卡住了就运行 lab.hint("{name}")。'
-
-
-def _broke(error: BaseException) -> str:
-    return f"运行你的答案时出错了（{type(error).__name__}）：{error}。先让它能跑起来，再看对不对。"
-
-
-class _Check:
-    """check.练习名(答案)：判一道题，把结果印出来。"""
-
-    def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        _find(name)
-        return partial(self._say, name)
-
-    @staticmethod
-    def _say(name: str, answer: Any):
-        verdict, said = judge(name, answer)
-        print(said)
-        if verdict == "passed" and name not in passed():
-            write_text(_record(), json.dumps([*passed(), name]))
+def _once_more(exercise: Exercise, answer: Fresh) -> Verdict:
+    """见过的都对了，再用随机的输入比一比。"""
+    chance, official = random.Random(), Fresh(exercise.official)
+    for _ in range(TRIES):
+        given = exercise.draw(chance)
+        made, want = answer(*given), official(*given)
+        if not exercise.alike(made, want):
+            asked = "，".join(map(brief, given))
+            said = f"换一组输入（{asked}），应为 {brief(want)}，你的是 {brief(made)}。"
+            return "wrong", f"还差一点：{said}要对随便什么输入都成立，别把见过的几个结果写死。"
+    return "passed", f"✓ 通过。{exercise.praise}"
 
 
 def _record() -> Path:
@@ -124,23 +159,7 @@ def passed() -> list[str]:
     return json.loads(place.read_text("utf-8")) if place.is_file() else []
 
 
-check = _Check()
-_given: dict[str, int] = {}
-
-
-def hint(name: str):
-    """一次比一次多的提示：前三次各给一条，第四次是折起来的答案。"""
-    exercise = _find(name)
-    level = _given[name] = _given.get(name, 0) + 1
-    shown = exercise.hints[:level]
-    lines = [f"提示 {i}：{text}" for i, text in enumerate(shown, 1)]
-    page = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    if level > len(exercise.hints):
-        code = escape(exercise.solution)
-        folded = f'<pre style="font-family:monospace">{code}</pre>'
-        page += f"<details><summary>答案（先自己再想一分钟）</summary>{folded}</details>"
-        lines.append(f"答案：\n{exercise.solution}")
-    else:
-        lines.append("再运行一次这一格，会有更多提示。")
-        page += f"<p><small>{lines[-1]}</small></p>"
-    publish({"text/html": page, "text/plain": "\n".join(lines)})
+def remember(name: str):
+    """记下通过了的一道题。"""
+    if name not in passed():
+        write_text(_record(), json.dumps([*passed(), name]))
