@@ -104,8 +104,7 @@ def read_other(path: Path) -> dict | None:
     if _concepts(tree):  # OneTrainer 的 concepts.json 单独一份
         return {"concepts": tree, "training_method": None}
     if isinstance(tree, dict) and isinstance(name := tree.get("concept_file_name"), str):
-        tree.setdefault("concepts", None)
-        tree["concepts"] = tree["concepts"] or _beside(path, name)
+        tree["concepts"] = tree.get("concepts") or _beside(path, name)
     if not isinstance(tree, dict):
         raise ConfigError(f"设置文件 {path} 的内容不对：最外层要是“名字: 值”的样子。")
     return tree

@@ -4,21 +4,19 @@ metadata 的写法和 Hugging Face 的 imagefolder 一样：file_name 相对于�
 教程：notebooks/02_dataset.ipynb
 """
 
-import csv
-import io
 import json
 import os
 import re
 import shlex
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lorakit.data.read import EXAMPLE, INVISIBLE, PICTURE, one_line, read_caption, start_of
 from lorakit.data.report import Fault, Problem, names
-from lorakit.files import Unreadable, parse_json
+from lorakit.data.rows import csv_rows, json_value, jsonl
 
 SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份时，先信前面的
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -209,7 +207,7 @@ def read_tables(
 def _read_table(
     path: Path, known: Mapping[str, Path], folder: Path
 ) -> tuple[dict[Path, Said], list[Problem]]:
-    rows = _csv if path.suffix.lower() == ".csv" else _jsonl
+    rows = csv_rows if path.suffix.lower() == ".csv" else jsonl
     found, lines, problems = {}, {}, []
     for number, row, mend in rows(whole_text(path)):
         line = f"第 {number} 行"
@@ -286,53 +284,3 @@ def whole_text(path: Path) -> str:
     """一个文件的全文；读不出、不是 UTF-8、空的都由 read_caption 说清楚。"""
     read_caption(path)
     return path.read_bytes().decode("utf-8-sig")
-
-
-def json_value(text: str) -> str | list:
-    """解开一段 JSON：[值]；解不开就返回原因。"""
-    try:
-        return [parse_json(text, (object, bool), finite=False)]
-    except Unreadable as error:
-        return str(error)
-
-
-def _jsonl(text: str) -> Iterator[tuple[int, dict | str, str]]:
-    """逐行 (行号, 内容或哪里不对, 改法)；空行跳过。"""
-    mend = '一行写一个 {"file_name": "01.png", "text": "一只猫"}，引号用英文的，行尾不加逗号'
-    # 不用 splitlines：它会在描述里的 \u2028 处也断开
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        value = json_value(line)
-        if isinstance(value, str):
-            yield number, f"不是合格的 JSON（{value}）", mend
-        elif not isinstance(value[0], dict):
-            yield number, "不是用 {} 括起来的一项", mend
-        else:
-            yield number, value[0], ""
-
-
-def _csv(text: str) -> Iterator[tuple[int, dict | str, str]]:
-    """逐行 (行号, 内容或哪里不对, 改法)；第一行是列名，行号是这一项结束的那一行。"""
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header: list[str] = []
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            reason = f"读不懂（{error}）"
-            yield reader.line_num, reason, "多半是少了一个双引号，用表格软件打开另存一次"
-            return
-        if cells is None:
-            return
-        if not header:
-            header = [cell.strip() for cell in cells]
-            if "file_name" not in header:
-                reason = f"是列名，里面没有 file_name（得到：{'、'.join(header)}）"
-                yield 1, reason, "第一行写 file_name,text，用英文逗号隔开"
-                return
-        elif len(cells) > len(header):
-            reason = f"有 {len(cells)} 格，比列名多（列名有 {len(header)} 个）"
-            yield reader.line_num, reason, "描述里有英文逗号，就用英文双引号把整句括起来"
-        elif any(cells):
-            yield reader.line_num, dict(zip(header, cells, strict=False)), ""

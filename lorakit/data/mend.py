@@ -12,11 +12,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorakit.data.captions import CAPTION_KEYS, json_value
+from lorakit.data.captions import CAPTION_KEYS
 from lorakit.data.folder import Found, key_of
 from lorakit.data.limits import MIN_SIDE
 from lorakit.data.read import CJK, FORMATS, decode, guess_gbk, one_line, read_bytes
 from lorakit.data.report import Fault
+from lorakit.data.rows import json_value
 from lorakit.data.trigger import apply_trigger, has_trigger, looks_like
 
 PLAIN = ("RGB", "L", "1")  # 这几种颜色模式各处读出来都一样，不用换

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lorakit.config.explain import inline
-from lorakit.data.captions import CAPTION_KEYS, Said, json_value, nfc, stay_inside, whole_text
+from lorakit.data.captions import CAPTION_KEYS, Said, nfc, stay_inside, whole_text
 from lorakit.data.read import IMAGE_SUFFIXES, INVISIBLE, one_line
 from lorakit.data.report import Fault, Problem
+from lorakit.data.rows import json_value
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 BINARY = (".parquet", ".arrow")
