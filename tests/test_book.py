@@ -43,8 +43,10 @@ def server(tmp_path_factory):
     command = [sys.executable, "-m", "lorakit", "book", "1", "--no-browser", f"--port={port}"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            command, env=env, stdout=log, stderr=log, cwd=ROOT, start_new_session=True
-        )
+            command, env=env, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
+            # 在后台跑的测试里 Ctrl-C 是不理的，子进程会跟着不理
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
     for _ in range(240):
         assert process.poll() is None, (folder / "log").read_text()
         try:

@@ -67,7 +67,7 @@ def room(tmp_path_factory):
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.5)
     yield port
-    os.killpg(server.pid, signal.SIGINT)
+    os.killpg(server.pid, signal.SIGTERM)
     server.wait(30)
 
 
