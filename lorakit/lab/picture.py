@@ -88,7 +88,7 @@ def render(picture: Picture) -> Image.Image:
 
 
 def encode(picture: Picture) -> tuple[str, bytes]:
-    """-> (MIME 类型, 字节)：图表存成少色的 PNG，照片样的存成 JPEG，一本练习册才装得进 400 kB。"""
+    """-> (MIME 类型, 字节)：图表存成少色的 PNG，照片样的存成 JPEG，练习册才轻。"""
     image, file = render(picture), io.BytesIO()
     plain = isinstance(picture, Figure) and not any(a.images for a in picture.axes)
     if plain:
