@@ -409,6 +409,13 @@ def test_stop_while_loading_then_continue_keeps_one_first_row(shown, watched, co
     assert [step for step, _ in run.board.by_t] == [0, 4]
 
 
+def test_the_panel_is_drawn_while_a_step_is_half_written_down():
+    """训练在另一个线程：步数记下了，损失还没有，这时再摆一次面板也画得出。"""
+    panel = lab.Board(10)
+    panel.steps, panel.losses = [1, 2, 3], [0.5, 0.4]
+    assert panel.picture().size[0] > 300
+
+
 def test_estimates_settle(shown, monkeypatch):
     from lorakit.lab import board as boards
     from lorakit.train import Step

@@ -147,21 +147,22 @@ class Board(Placed):
     def curves(self):
         """左：损失与留出集；右：按时间步的损失，训练前与现在。"""
         figure, (left, right) = chart(2, height=2.6, gridspec_kw={"width_ratios": (3, 2)})
-        if self.steps:
-            losses = np.array(self.losses)
-            left.plot(self.steps, losses, color=GRAY, lw=0.7, label="每一步的损失（会抖）")
-            left.plot(self.steps, smooth(losses), color=BLUE, label="滑动平均")
+        # 训练在另一个线程里还在往后添：先各抄一份，步数与损失才一样长
+        points = list(zip(self.steps, self.losses, strict=False))
+        held, by_t = list(self.held), list(self.by_t)
+        if points:
+            steps, losses = np.array(points).T
+            left.plot(steps, losses, color=GRAY, lw=0.7, label="每一步的损失（会抖）")
+            left.plot(steps, smooth(losses), color=BLUE, label="滑动平均")
             left.set_ylim(0, float(np.quantile(losses, 0.98)) * 1.4)  # 上面留给图例
-        if self.held:
-            draw_held(left, self.held, 4, "留出集（看这条）")
+        if held:
+            draw_held(left, held, 4, "留出集（看这条）")
         left.set(xlabel="训练步数", ylabel="损失", title="损失降了没有", xlim=(0, self.total))
-        for (step, values), color in zip(
-            self.by_t[:1] + self.by_t[1:][-1:], (GRAY, RED), strict=False
-        ):
+        for (step, values), color in zip(by_t[:1] + by_t[1:][-1:], (GRAY, RED), strict=False):
             name = "训练前" if step == 0 else f"第 {step} 步"
             right.plot(EVAL_T, values, "o-", ms=4, color=color, label=name)
         right.set(xlabel="时间步 t（1 是纯噪声）", title="哪种噪声下学得多", xlim=(0, 1))
-        right.set_ylim(0, 1.4 * max((max(values) for _, values in self.by_t), default=1))
+        right.set_ylim(0, 1.4 * max((max(values) for _, values in by_t), default=1))
         for axes in (left, right):
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper right")

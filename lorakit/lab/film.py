@@ -35,8 +35,8 @@ class Film:
     def add(self, step: int, images: Sequence[Image.Image]):
         """添一行；同一步画了第二次（停下又接着练）就换掉。滑块停在末尾的，跟着走到新的末尾。"""
         follows = not self.rows or self.slider.value == len(self.rows) - 1
-        self.rows = [row for row in self.rows if row[0] != step] + [(step, list(images))]
-        self.rows.sort(key=lambda row: row[0])
+        rows = [row for row in self.rows if row[0] != step] + [(step, list(images))]
+        self.rows = sorted(rows, key=lambda row: row[0])
         self._offer(len(self.rows) - 1 if follows else self.slider.value)
         self.box.layout.display = "" if len(self.rows) > 1 else "none"
 
