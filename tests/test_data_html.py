@@ -118,15 +118,11 @@ def test_problems_are_grouped_and_linked(folder, tmp_path):
 
 
 def test_every_family_takes_the_multiple():
-    for family in map(get, REGISTRY):
-        edits = family.controls[1] > 0
-        assert family.multiple == (limits.PAIRED if edits else limits.MULTIPLE)
-
-
-def test_pairs_take_as_many_controls_as_the_widest_family(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')
-    family = get("qwen-image-edit")(tmp_path, None, None)
-    assert family.controls[1] == limits.CONTROLS
+    families = [get(name) for name in REGISTRY]
+    edits = [family.multiple for family in families if family.controls[1]]
+    assert {family.multiple for family in families} - set(edits) <= {limits.MULTIPLE}
+    assert max(edits) == limits.PAIRED and all(limits.PAIRED % one == 0 for one in edits)
+    assert max(family.controls[1] for family in families) == limits.CONTROLS
 
 
 def test_command_line(folder, tmp_path, capsys):

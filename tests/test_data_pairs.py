@@ -9,6 +9,7 @@ from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.data import html as data_html
 from lorakit.data import inspect, load_records
+from lorakit.data.limits import CONTROLS
 from lorakit.errors import DataError
 from lorakit.tiny import samples
 
@@ -53,13 +54,15 @@ def test_another_control_folder_can_be_named(folder):
     assert [len(r.controls) for r in records] == [1, 1]
 
 
-def test_up_to_three_control_pictures(folder):
+def test_as_many_control_pictures_as_the_widest_family(folder):
     for number in (2, 3):
         draw(folder / "control" / f"dog_{number}.png", "black")
     records, report = inspect(folder)
     assert [c.name for c in records[0].controls] == ["dog.JPG", "dog_2.png", "dog_3.png"]
     assert not report.warnings
-    draw(folder / "control" / "dog_4.png", "black")
+    for number in range(4, CONTROLS + 2):
+        assert codes(folder) == []
+        draw(folder / "control" / f"dog_{number}.png", "black")
     assert codes(folder) == ["control_many"]
 
 

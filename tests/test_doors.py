@@ -381,8 +381,10 @@ def test_the_door_has_limits(tmp_path):
     assert files.read_json(file, {"a": str})["a"][0] == "字"
     with pytest.raises(Unreadable, match="太大"):
         files.read_json(file, limit=20)
-    with pytest.raises(Unreadable, match="没有这个文件"):
+    with pytest.raises(Unreadable, match="不是普通的文件"):
         files.read_json(tmp_path)
+    with pytest.raises(Unreadable, match="没有这个文件"):
+        files.read_json(tmp_path / "none.json")
     with pytest.raises(Unreadable, match="a应是列表"):
         parse_json('{"a": 1}', {"a": [int]})
     with pytest.raises(Unreadable, match="第 2 行第 6 个字附近写错了"):

@@ -10,8 +10,8 @@ MAX_RATIO = 4  # 桶最多到 2:1，比 4:1 还长的图会被裁掉一半以上
 
 # 家族各自的数写在家族里；体检文件夹时还没有选家族（也不等 torch），有测试对着每个家族核对这三个
 MULTIPLE = 16  # 文生图家族的宽高都要是它的倍数
-PAIRED = 32  # 编辑家族的
-CONTROLS = 3  # 最多看几张控制图：Qwen-Image-Edit-2509 / 2511
+PAIRED = 32  # 能改图的家族里最大的
+CONTROLS = 6  # 最多看几张控制图：FLUX.2 dev；别的少些，选好底模再核对
 
 
 def check_size(path: Path, size: tuple[int, int]) -> list[Problem]:

@@ -99,7 +99,7 @@ def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Pr
             problems.append(_missing(path, stem, parent, controls, before.folder))
         elif len(mine) > CONTROLS:
             reason = f"有 {len(mine)} 张以上的控制图，最多 {CONTROLS} 张"
-            mend = f"留下最要紧的 {CONTROLS} 张：{stem}、{stem}_2、{stem}_3"
+            mend = f"留下最要紧的 {CONTROLS} 张：{stem}、{stem}_2 到 {stem}_{CONTROLS}"
             problems.append(Problem.error("control_many", path, reason, mend))
         else:
             matched[path] = [controls[key][0] for key in mine]
