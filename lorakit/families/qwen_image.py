@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lorakit import flow
 from lorakit.families.base import Family
-from lorakit.families.shared import QWEN_VL_7B, Cond, controls, pack, unpack
+from lorakit.families.shared import QWEN_VL_7B, Cond, controls, latent_scales, pack, unpack
 
 # 注意力里图像流与文字流各自的四个线性层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
@@ -64,24 +64,18 @@ class QwenImage(Family):
         keep_mask()
         return super()._load_transformer()
 
-    def _scales(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.load("vae").config
-        mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1)
-        std = torch.tensor(config.latents_std).view(1, -1, 1, 1)
-        return mean.to(like), std.to(like)
-
     @torch.no_grad()
     def encode_images(self, pixels):
         pixels = pixels.to(self.device, self.dtype)
         posterior = self.load("vae").encode(pixels[:, :, None]).latent_dist
-        mean, std = self._scales(posterior.mean)
+        mean, std = latent_scales(self.load("vae"), posterior.mean)
         return (posterior.mean[:, :, 0] - mean) / std, posterior.std[:, :, 0] / std
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
         latents = latents.to(self.device, self.dtype)
-        mean, std = self._scales(latents)
+        mean, std = latent_scales(self.load("vae"), latents)
         return (
             self.load("vae").decode((latents * std + mean)[:, :, None]).sample[:, :, 0].clamp(-1, 1)
         )

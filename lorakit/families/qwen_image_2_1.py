@@ -101,25 +101,19 @@ class QwenImage21(Family):
             transformer, vae, (None, self._processor()) if text is None else text
         )
 
-    def _scales(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.load("vae").config
-        mean, std = (torch.tensor(x).view(1, -1, 1, 1) for x in
-                     (config.latents_mean, config.latents_std))  # fmt: skip
-        return mean.to(like), std.to(like)
-
     @torch.no_grad()
     def encode_images(self, pixels):
         pixels = pixels.to(self.device, self.dtype)
         solid = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)  # 透明通道：都不透明
         posterior = self.load("vae").encode(solid[:, :, None]).latent_dist
-        mean, std = self._scales(posterior.mean)
+        mean, std = shared.latent_scales(self.load("vae"), posterior.mean)
         return (posterior.mean[:, :, 0] - mean) / std, posterior.std[:, :, 0] / std
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]；透明的地方露出白底。"""
         latents = latents.to(self.device, self.dtype)
-        mean, std = self._scales(latents)
+        mean, std = shared.latent_scales(self.load("vae"), latents)
         drawn = self.load("vae").decode((latents * std + mean)[:, :, None]).sample[:, :, 0]
         color, alpha = drawn.clamp(-1, 1).split([3, 1], dim=1)
         return 1 - (1 - color) * (alpha + 1) / 2

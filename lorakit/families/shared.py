@@ -46,6 +46,14 @@ class KLVae:
         return vae.decode(latents.to(self.device, self.dtype) / scale + shift).sample.clamp(-1, 1)
 
 
+def latent_scales(vae, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Qwen 的 VAE 每个通道的均值与标准差，各 (1, C, 1, 1)，精度与设备随 like。"""
+    config = vae.config
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(like) for x in
+                 (config.latents_mean, config.latents_std))  # fmt: skip
+    return mean, std
+
+
 QWEN_VL_7B = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
     "model_type": "qwen2_5_vl",
