@@ -123,9 +123,10 @@ def test_sharded_bf16_weights_learn_the_same(config, tmp_path):
     list(Trainer(plain))
 
     def alike(step: int):
-        files = [r.run.output / f"checkpoint-{step}/state" for r in (shard, plain)]
+        homes = [r.run.output / f"checkpoint-{step}" for r in (shard, plain)]
         (ours, theirs), moments = (
-            [checkpoint._read(file, name) for file in files] for name in ("weights", "optimizer")
+            [checkpoint._read(h / "state", name, checkpoint.facts_of(h)) for h in homes]
+            for name in ("weights", "optimizer")
         )
         moved = [torch.cat([(w[n] - base[n]).float().flatten() for n in base])
                  for w in (ours, theirs)]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from notebook_tools import BOOKS, code_cells, read
 
 from lorakit import flow, lab
-from lorakit.lab import exercises, explorer, questions, quiz
+from lorakit.lab import exercises, explorer, lights, questions, quiz
 
 LIGHT, DARK = "#ffffff", "#111111"  # JupyterLab 两个主题里输出区的底色
 ENOUGH, BARELY = 4.5, 3.0  # WCAG：自带底色的正文；跟着主题走的重点字
@@ -103,6 +103,11 @@ def test_everything_the_lab_shows(shown, watched, monkeypatch):
     assert len(pages) > 50 and sum(len(styles(page)) for page in pages) > 20
     for page in pages:
         check(page)
+
+
+@pytest.mark.parametrize("color", lights.COLORS.values())
+def test_every_light_is_seen_in_both_themes(color):
+    check(f'<span style="color:{color}">●</span>')
 
 
 def flow_picture():

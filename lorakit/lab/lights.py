@@ -6,10 +6,11 @@ from pathlib import Path
 
 from lorakit.judge import Judge, eye_for, open_run
 from lorakit.lab.display import publish, table
-from lorakit.lab.picture import GRAY, GREEN, ORANGE, RED
+from lorakit.lab.picture import GREEN, RED
 from lorakit.results.verdict import Judgement
 
-COLORS = {"绿": GREEN, "黄": ORANGE, "红": RED, "灭": GRAY}
+# 黄与灰比图里的深些：在浅色、深色界面上都要看得清
+COLORS = {"绿": GREEN, "黄": "#c27a1a", "红": RED, "灭": "#7f8997"}
 
 
 def judge(
