@@ -14,11 +14,12 @@ from PIL import Image
 from lorakit import cache, flow, infer
 from lorakit.config import load_config
 from lorakit.config.groups import Sample
-from lorakit.errors import DataError
+from lorakit.errors import ConfigError, DataError
 from lorakit.families import get
 from lorakit.families.pixels import to_pixels
 from lorakit.families.shared import pack
 from lorakit.infer.fitting import near_shape
+from lorakit.judge.drawing import Question, Studio
 from lorakit.tiny import samples
 from lorakit.tiny.world import random_scene, render
 from lorakit.train import Trainer
@@ -176,3 +177,11 @@ def test_one_model_trains_both_uses(family, tmp_path, paired):
     pipe.set_progress_bar_config(disable=True)
     (drawn,) = infer.preview(trainer.family, pipe, config, trainer.dataset)
     assert drawn.size == (64, 64)
+    looks = tuple(pictures(1)) if paired else ()
+    studio = Studio(config, trainer.family, {"asked": [Question(SAID, (64, 64), looks)]})
+    assert studio.draw(2, "asked", 0)[0].size == (64, 64)  # 判断也按练的是画还是改来画
+
+
+def test_an_edit_needs_a_picture(family, pipe):
+    with pytest.raises(ConfigError, match="得到 0 张"):
+        infer.edit(family, pipe, [SAID], [[]], Sample(steps=2), (SIDE, SIDE))

@@ -63,6 +63,12 @@ def test_her_own_pictures_and_an_editing_model(tmp_path, papercut):
     assert report.fits and all("+" in shape for shape in report.shapes)
 
 
+def test_a_family_that_only_edits_gets_controls(tmp_path):
+    folder = TINY["flux-kontext"].build(tmp_path / "model")
+    kontext = small("tiny-flux", "model.family=flux-kontext", f"model.path={folder}")
+    assert rehearse.run(kontext, mix=True).fits
+
+
 def test_what_does_not_fit_is_said_and_the_rest_goes_on(monkeypatch, tmp_path):
     real, times = Objective.losses, []
 

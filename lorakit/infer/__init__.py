@@ -4,6 +4,7 @@ from lorakit.infer.checks import check_size
 from lorakit.infer.compare import compare, set_strength, without_lora
 from lorakit.infer.draw import generate
 from lorakit.infer.edit import edit
+from lorakit.infer.fitting import seen
 from lorakit.infer.pipeline import open_for, open_pipeline
 from lorakit.infer.preview import cost, preview, remember_preview, with_own_prompts
 
@@ -17,6 +18,7 @@ __all__ = [
     "open_pipeline",
     "preview",
     "remember_preview",
+    "seen",
     "set_strength",
     "with_own_prompts",
     "without_lora",

@@ -44,6 +44,7 @@ def check_controls(family, count: int):
             f"{family.name} 不能改图，它只会从文字画起。要改图请用编辑模型，"
             "例如 --set model.family=qwen-image-edit --set model.path=Qwen/Qwen-Image-Edit。"
         )
+    least = max(1, least)  # 画图、改图都会的，要改总得有一张
     if not least <= count <= most:
         wanted = f"{least} 张" if least == most else f"{least} 到 {most} 张"
         more = "" if most > 1 else "要一次看几张，请换 Qwen/Qwen-Image-Edit-2509。"

@@ -33,6 +33,11 @@ class Question:
     wanted: Mapping[str, str] = field(default_factory=dict)  # 考官要看到的，如 object: cat
     answer: Image.Image | None = None  # 改对了应是这样
 
+    @property
+    def kind(self) -> tuple:
+        """能一起画的：一样大，都是画的或都是改的。"""
+        return self.size, bool(self.controls)
+
 
 class Studio:
     """画室：`draw(第几步, 题的名字, 第几轮种子)` -> 一串图。"""
@@ -66,7 +71,7 @@ class Studio:
                 return [read_image(file) for file in files]
         pipe, images = self._open(step), []
         seed = self.config.sample.seed + APART * (turn + 1)
-        for _, group in groupby(enumerate(questions), key=lambda one: one[1].size):
+        for _, group in groupby(enumerate(questions), key=lambda one: one[1].kind):
             part = list(group)
             settings = self.config.sample.model_copy(update={"seed": seed + part[0][0]})
             images += self._few(pipe, [question for _, question in part], settings)
@@ -78,8 +83,8 @@ class Studio:
 
     def _few(self, pipe, questions: Sequence[Question], settings) -> list[Image.Image]:
         prompts, size = [one.prompt for one in questions], questions[0].size
-        if self.family.controls[1]:
-            controls = [one.controls for one in questions]
+        controls = [one.controls for one in questions]
+        if questions[0].controls:
             return infer.edit(self.family, pipe, prompts, controls, settings, size)
         return infer.generate(self.family, pipe, prompts, settings, size)
 
@@ -109,7 +114,8 @@ class Studio:
         whole = folder is not None and full.find(folder) is not None
         if self._pipe is None or self.config.lora.kind == "full":
             asked = [one for questions in self.paper.values() for one in questions]
-            controls = [one.controls for one in asked] if self.family.controls[1] else None
+            looks = [infer.seen(self.family, one.controls, one.size) for one in asked]
+            controls = looks if all(looks) else None  # 不全是改图的，要看图的那几句画时再编码
             prompts = [one.prompt for one in asked]
             weights = folder if whole else None
             self._pipe = infer.open_for(

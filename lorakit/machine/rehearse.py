@@ -21,7 +21,7 @@ from lorakit.config import Config, load_config
 from lorakit.data.read import read_image
 from lorakit.data.select import select
 from lorakit.errors import InspectionWarning, LorakitError
-from lorakit.families import open_family
+from lorakit.families import get, open_family
 from lorakit.families.imagined import open_imagined, write
 from lorakit.families.open import device_for
 from lorakit.lora import convert
@@ -121,7 +121,7 @@ class _Rehearsal:
         config, sets, notes = self.asked, [], self.report.notes
         if mix or not config.data.sources:
             each = max(3, config.train.batch_size + 1)
-            edits = config.model.family.endswith("edit")
+            edits = bool(get(config.model.family).controls[0])  # 只会改图的才非要控制图不可
             home = mixed.write(self.place / "data", config.data.resolution, each, edits)
             sets = [f"data.folder={home}", "data.control_folder=null", "data.mask=none"]
             what = "、".join(f"{a}:{b}" for a, b in mixed.RATIOS)
@@ -174,10 +174,9 @@ class _Rehearsal:
     def _say_kinds(self, count: int):
         how, most = self.real.memory.compile, graphs.MOST
         if how == "graphs" and self.real.train.batch_size == 1 and count > most:
-            said = (
-                f"图的形状与描述的长短有 {count} 种，CUDA 图最多录 {most} 种：真练时会改成只编译。"
-            )
-            self.report.notes.append(said + "把描述写得差不多长，或写 memory.compile=true。")
+            said = f"图的形状与描述的长短有 {count} 种，CUDA 图最多录 {most} 种："
+            mend = "多出来的照常走，慢一些。把描述写得差不多长，种类就少了。"
+            self.report.notes.append(said + mend)
 
     def _encode(self, row: Row):
         times: dict[str, list[float]] = {}
