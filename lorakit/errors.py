@@ -1,9 +1,10 @@
 """给用户看的错误：一句中文，说清楚出了什么事、得到了什么、应该是什么、怎么改。"""
 
 import errno
-import re
 import sys
 import warnings
+
+from lorakit.inert import inert
 
 REASONS = {  # 系统的英文原因 -> 人话
     errno.ENOSPC: "磁盘满了",
@@ -19,16 +20,6 @@ REASONS = {  # 系统的英文原因 -> 人话
     errno.EIO: "磁盘读写出错",
     errno.EFBIG: "系统不让写这么大的文件",
 }
-# 控制符（换行与制表除外）、左右颠倒的、看不见的、半个字：会改写终端，或让人看错
-_ACTIVE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
-
-
-def inert(text: object, line: bool = False) -> str:
-    """别人的文字（文件名、描述、卡片、网站的话）-> 显示出来什么也不会做的；line 是只许占一行。"""
-    shown = _ACTIVE.sub(lambda found: ascii(found[0])[1:-1], str(text))
-    return shown.replace("\n", "\\n").replace("\t", "\\t") if line else shown
 
 
 def plain_reason(error: OSError) -> str:

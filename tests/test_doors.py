@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from lorakit import files
 from lorakit.config import load_config
 from lorakit.data import fix
-from lorakit.errors import ConfigError, LorakitError, LorakitWarning, inert
+from lorakit.errors import ConfigError, LorakitError, LorakitWarning
 from lorakit.files import Unreadable, inside, parse_json
 from lorakit.hub import sites
 from lorakit.hub.find import INDEX, absent
 from lorakit.hub.transfer import Refused, Unreachable
+from lorakit.inert import inert
 from lorakit.memory.loading import WEIGHTS, Shards
 from lorakit.results import checkpoint, folder, lock, verdict
 

@@ -14,7 +14,8 @@ from lorakit.families.registry import REGISTRY, get
 ROOT = Path(__file__).parent.parent / "lorakit"
 # 从下到上；同一层的互不相识，每一层只用得到下面的
 FLOORS = (
-    {"errors", "flow"},
+    {"inert", "flow"},
+    {"errors"},
     {"files"},
     {"config", "memory"},
     {"hub", "lora", "data"},

@@ -9,7 +9,8 @@ from io import TextIOBase, TextIOWrapper
 from lorakit.cli import book, data, draw, judge, machine, start, train, weights
 from lorakit.cli.options import DONE, INTERRUPTED, WRONG_INPUT, parser
 from lorakit.cli.progress import first_speaks
-from lorakit.errors import LorakitError, LorakitWarning, inert, plain_reason
+from lorakit.errors import LorakitError, LorakitWarning, plain_reason
+from lorakit.inert import inert
 
 FULL = (
     "显存不够了；已经存好的检查点都在。别的程序占着显卡就先关掉它；再不够，换小一档的预设"

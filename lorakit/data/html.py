@@ -7,7 +7,6 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from html import escape as escape_html
 from pathlib import Path
 
 from PIL import Image
@@ -20,8 +19,9 @@ from lorakit.data.limits import MULTIPLE, PAIRED
 from lorakit.data.read import in_threads, read_image
 from lorakit.data.record import Record
 from lorakit.data.report import SEVERITIES, Fault, Problem, Report, relative
-from lorakit.errors import DataError, inert
+from lorakit.errors import DataError
 from lorakit.files import user_path, write_whole
+from lorakit.inert import in_html
 
 SIDE = 160  # 缩略图的长边，像素
 SHOWN = 400  # 描述最多写这么多个字：有人会放进一整个日志
@@ -49,11 +49,6 @@ box-shadow:0 0 0 1px #fff8 inset}
 .none{display:inline-block;width:120px;padding:2em 1em;background:#eee;text-align:center}
 figcaption{font-size:.85em}figcaption p{margin:.3em 0}.size{color:#777}
 """
-
-
-def escape(text: object) -> str:
-    """文件名、描述放进网页：标签不起作用，看不见的、颠倒次序的字也现出来。"""
-    return escape_html(inert(text))
 
 
 def write(
@@ -102,14 +97,14 @@ def _page(records: Sequence[Record], report: Report, resolution: int) -> str:
 
     figures = in_threads(figure, paths)
     total, _, _ = report.text(()).partition("\n")
-    title = f"数据体检：{escape(str(report.folder))}"
+    title = f"数据体检：{in_html(str(report.folder))}"
     return f"""<!DOCTYPE html>
 <html lang="zh-CN"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{STYLE}</style></head><body>
 <h1>{title}</h1>
-<p>{escape(total)}</p>
+<p>{in_html(total)}</p>
 {"".join(_group(report, severity, anchors) for severity in SEVERITIES)}
 <h2>图片（{len(paths)}）</h2>
 <p>红框是训练时看得见的部分：按训练分辨率 {resolution} 选最接近的宽高比，从中间裁。</p>
@@ -126,12 +121,12 @@ def _group(report: Report, severity: str, anchors: dict[Path, str]) -> str:
     head = f"{SEVERITIES[severity]}（{len(chosen)}）：{MEANING[severity]}"
     items = []
     for problem in chosen:
-        where = escape(relative(problem.path, report.folder)) if problem.path else ""
+        where = in_html(relative(problem.path, report.folder)) if problem.path else ""
         if problem.path in anchors:
             where = f'<a href="#{anchors[problem.path]}">{where}</a>'
-        colon, mend = "：" if where else "", escape(problem.mend)
+        colon, mend = "：" if where else "", in_html(problem.mend)
         mend = f' <span class="mend">怎么改：{mend}。</span>' if mend else ""
-        items.append(f"<li>{where}{colon}{escape(problem.reason)}。{mend}</li>\n")
+        items.append(f"<li>{where}{colon}{in_html(problem.reason)}。{mend}</li>\n")
     return f'<h2 class="{severity}">{head}</h2>\n<ul>\n{"".join(items)}</ul>\n'
 
 
@@ -144,7 +139,7 @@ def _figure(
     grid: tuple[int, int],
 ) -> str:
     """一张图：缩略图与裁切框、名字、尺寸、描述、它的问题。"""
-    lines = [f"<p><b>{escape(relative(path, folder))}</b></p>"]
+    lines = [f"<p><b>{in_html(relative(path, folder))}</b></p>"]
     try:
         stay_inside(path, folder)
         picture = read_image(path)
@@ -158,11 +153,11 @@ def _figure(
     if record:
         said, count = record.caption[:SHOWN], len(record.caption)
         more = f"……（共 {count} 个字）" if count > SHOWN else ""
-        lines.append(f"<p>{escape(said)}{more}</p>")
+        lines.append(f"<p>{in_html(said)}{more}</p>")
         for control in reversed(record.controls):
             before = read_image(control)
             frame = f"{_thumbnail(before, bucket_for(before.size, *grid))} → {frame}"
-    lines += [f'<p class="{p.severity}">{escape(p.reason)}</p>' for p in problems]
+    lines += [f'<p class="{p.severity}">{in_html(p.reason)}</p>' for p in problems]
     return f'<figure id="{anchor}">{frame}<figcaption>{"".join(lines)}</figcaption></figure>\n'
 
 

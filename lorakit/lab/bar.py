@@ -4,8 +4,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from html import escape
 
+from lorakit.inert import in_html
 from lorakit.lab.display import both, headless, widgets
 
 BEAT = 1.0  # 秒；隔多久更新一次
@@ -28,7 +28,7 @@ class Bar:
         self._over = threading.Event()
         self._say()
         text = f"〔进度条：{what}〕"
-        both(self.box, {"text/html": f"<p><small>{escape(text)}</small></p>", "text/plain": text})
+        both(self.box, {"text/html": f"<p><small>{in_html(text)}</small></p>", "text/plain": text})
         _running.append(self)
         _cells("register", self._left_behind)
         threading.Thread(target=self._beat, daemon=True, name="bar").start()
@@ -49,7 +49,7 @@ class Bar:
         if finished:
             self.bar.value, self.bar.bar_style = self.total or 1, "success"
         end = "做好了" if finished else f"停在第 {self.done + 1} 个" if self.total else "停下了"
-        self.label.value = escape(f"{self.what}：{end}，{took}")
+        self.label.value = in_html(f"{self.what}：{end}，{took}")
 
     def left(self, now: float) -> float | None:
         """大约还要几秒；一个也没做好时不知道。"""
@@ -69,7 +69,7 @@ class Bar:
         tail = "" if not self.total else "，正在估计还要多久"
         if left is not None:
             tail = f"，大约还要 {left:.0f} 秒"
-        self.label.value = escape(f"{self.what}：{where}已经 {now - self.start:.0f} 秒{tail}")
+        self.label.value = in_html(f"{self.what}：{where}已经 {now - self.start:.0f} 秒{tail}")
 
     def _beat(self):
         while not self._over.wait(BEAT):

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from PIL import Image
 
-from lorakit.errors import inert
 from lorakit.flow import EVAL_T
+from lorakit.inert import in_html
 from lorakit.lab.display import Placed, both, frame, headless, pictured, put, reachable, widgets
 from lorakit.lab.film import Film
 from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack
@@ -133,11 +132,11 @@ class Board(Placed):
     def say(self, text: str, bad: bool = False):
         """状态那一行；bad 用红字。几行的报告照原样分行。"""
         look = f"color:{RED if bad else 'inherit'};white-space:pre-wrap;line-height:1.5"
-        self.status.value = f'<div style="{look}">{escape(inert(text))}</div>'
+        self.status.value = f'<div style="{look}">{in_html(text)}</div>'
 
     def remark(self, text: str):
         """状态下面的一行小字；空的就收起来。"""
-        self.note.value = f"<small>{escape(text)}</small>" if text else ""
+        self.note.value = f"<small>{in_html(text)}</small>" if text else ""
 
     def running(self, yes: bool):
         """训练中能停，停了能继续。"""
@@ -171,5 +170,5 @@ class Board(Placed):
 
 def _short(prompt: str, most: int = 5) -> str:
     """样张墙的列名：取最后一段里最后几个字，放得进一格。"""
-    text = prompt.replace("，", " ").replace(",", " ").split()[-1]
+    text = (prompt.replace("，", " ").replace(",", " ").split() or ["…"])[-1]
     return text if len(text) <= most else text[-most:]

@@ -7,13 +7,13 @@ import textwrap
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lorakit.errors import LorakitError
+from lorakit.inert import in_html, inert
 from lorakit.lab.picture import Picture, encode, fingerprint, render
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,8 @@ def publish(bundle: dict, **options):
     """把一份多格式的输出交给前端，由它挑自己会画的；options 见 IPython 的 display。"""
     from IPython.display import display
 
+    if "text/plain" in bundle:  # Jupyter 会照终端的办法画颜色、挪光标
+        bundle = bundle | {"text/plain": inert(bundle["text/plain"])}
     display(bundle, raw=True, **options)
 
 
@@ -115,7 +117,7 @@ def still(static: dict) -> dict:
     """静态的那一份：图或文字，加一句怎么让它再动起来。"""
     images = [f'<img src="data:{kind};base64,{data}" style="max-width:100%"><br>'
               for kind, data in static.items() if kind.startswith("image/")]  # fmt: skip
-    words = f"<pre>{escape(static['text/plain'])}</pre>"
+    words = f"<pre>{in_html(static['text/plain'])}</pre>"
     page = "".join(images) or static.get("text/html", words)
     page = f'{STYLE}<div class="{STILL}">{page}<p><small>{AGAIN}</small></p></div>'
     return {"text/html": page, "text/plain": f"{static['text/plain']}\n{AGAIN}"}
@@ -125,7 +127,7 @@ def still(static: dict) -> dict:
 def waiting(text: str):
     """格子要等一件事：先写出在等什么、怎么停，等完了擦掉；同一格里别的输出不动。"""
     name = uuid.uuid4().hex
-    publish({"text/html": f"<i>{escape(text)}</i>", "text/plain": text}, display_id=name)
+    publish({"text/html": f"<i>{in_html(text)}</i>", "text/plain": text}, display_id=name)
     try:
         yield
     finally:
@@ -154,5 +156,5 @@ def source(thing):
     where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     code = textwrap.dedent(code).rstrip()
     look = "font-family:monospace;background:#f6f6f4;color:#222222;padding:6px 10px"
-    page = f'<p><code>{where}</code></p><pre style="{look}">{escape(code)}</pre>'
+    page = f'<p><code>{where}</code></p><pre style="{look}">{in_html(code)}</pre>'
     publish({"text/html": page, "text/plain": f"# {where}\n{code}"})

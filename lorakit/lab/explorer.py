@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from lorakit.errors import LorakitError
+from lorakit.inert import in_html
 from lorakit.lab.display import Placed, both, frame, headless, pictured, put, widgets
 from lorakit.lab.picture import encode
 
@@ -126,7 +126,7 @@ class Explorer(Placed):
         job = _hands.submit(self._draw)
         error = job.exception()
         said = f"这一组值画不出来：{type(error).__name__}：{error}" if error else ""
-        self.message.value = f'<span style="color:#c4382c">{escape(said)}</span>'
+        self.message.value = f'<span style="color:#c4382c">{in_html(said)}</span>'
 
     def _draw(self):
         self.picture = self.draw(**self.values)

@@ -1,6 +1,5 @@
 """设置变成表单：名字、说明、校验都来自 `config.fields()`，和 YAML、--set 走同一个入口。"""
 
-from html import escape
 from types import UnionType
 from typing import Literal, Union, get_args, get_origin
 
@@ -11,6 +10,7 @@ from lorakit.config.explain import Field
 from lorakit.config.read import syntax
 from lorakit.data.folder import walk
 from lorakit.errors import ConfigError
+from lorakit.inert import in_html
 from lorakit.lab.display import Placed, both, table, widgets
 from lorakit.training import preflight
 
@@ -59,7 +59,7 @@ class Form(Placed):
             accordion.set_title(i, title)
         if not few:
             return accordion
-        heads = [(w.HTML(f"<b>{escape(title)}</b>"), part) for title, part in parts.items()]
+        heads = [(w.HTML(f"<b>{in_html(title)}</b>"), part) for title, part in parts.items()]
         return w.VBox([*(one for pair in heads for one in pair), accordion])
 
     def set(self, name: str, value: str) -> str:
@@ -90,7 +90,7 @@ class Form(Placed):
     def _static(self) -> dict:
         rows = [(f.name, self._text(f.name), f.sentence) for f in self.fields.values()]
         lines = [f"{name} = {value}　{said}" for name, value, said in rows]
-        page = table((f"<code>{n}</code>", escape(v), escape(said)) for n, v, said in rows)
+        page = table((f"<code>{n}</code>", in_html(v), in_html(said)) for n, v, said in rows)
         return {"text/html": page, "text/plain": "\n".join(lines)}
 
     def _names(self) -> list[str]:
@@ -101,7 +101,7 @@ class Form(Placed):
         for name, field in self.fields.items():
             if name.split(".")[0] == group:
                 look = "font-size:smaller;line-height:1.5;margin-bottom:6px"
-                said = f'<div style="{look}">{escape(field.sentence)}</div>'
+                said = f'<div style="{look}">{in_html(field.sentence)}</div>'
                 rows += [self.inputs[name], self.said[name], w.HTML(said)]
         return w.VBox(rows)
 
@@ -133,7 +133,7 @@ class Form(Placed):
             return
         self.config = config
         wrong, found = looked_at(name, config)
-        self.said[name].value = _red(found) if wrong else f"<small>改好了。{escape(found)}</small>"
+        self.said[name].value = _red(found) if wrong else f"<small>改好了。{in_html(found)}</small>"
         self._settle()
 
     def _settle(self):
@@ -161,7 +161,7 @@ def looked_at(name: str, config: Config) -> tuple[bool, str]:
 
 
 def _red(text: str) -> str:
-    return f'<pre style="color:#c4382c;white-space:pre-wrap">{escape(text)}</pre>'
+    return f'<pre style="color:#c4382c;white-space:pre-wrap">{in_html(text)}</pre>'
 
 
 def _input(field: Field, text: str):

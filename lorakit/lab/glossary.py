@@ -1,9 +1,9 @@
 """术语表：全书的词都在这里，一个词一个英文、一句人话；练习册第一次用到时照这里写。"""
 
 import difflib
-from html import escape
 
 from lorakit.errors import LorakitError
+from lorakit.inert import in_html
 from lorakit.lab.display import publish
 
 TERMS = {
@@ -105,7 +105,7 @@ def term(name: str = ""):
     """查一个词；不给词就列出全部。中文、英文都行。"""
     names = [_known(name)] if name else list(TERMS)
     rows = [(n, *TERMS[n]) for n in names]
-    items = "".join(f"<p><b>{escape(n)}</b>（{e}）：{escape(s)}。</p>" for n, e, s in rows)
+    items = "".join(f"<p><b>{in_html(n)}</b>（{e}）：{in_html(s)}。</p>" for n, e, s in rows)
     text = "\n".join(f"{n}（{e}）：{s}。" for n, e, s in rows)
     publish({"text/html": items, "text/plain": text})
 

@@ -1,9 +1,9 @@
 """毕业：把前测、后测、练习和考官的分数放在一张成绩单上，评一个等级。"""
 
 from collections.abc import Mapping
-from html import escape
 from importlib import import_module
 
+from lorakit.inert import in_html
 from lorakit.lab import quiz
 from lorakit.lab.display import publish, table
 from lorakit.lab.exercises.judge import BOOKS, all_exercises, passed
@@ -35,7 +35,7 @@ def report_card(marks: Mapping[str, float]):
     todo = ["后测"] * (after is None) + [f"练习（{_left()}）"] * (done < len(known))
     tail = f"还差：{'、'.join(todo)}。补上再运行这一格。" if todo else "都做完了，祝贺毕业。"
     lines = [f"{name}：{value}" for name, value in rows.items()]
-    marked = table((escape(name), f"<b>{escape(value)}</b>") for name, value in rows.items())
+    marked = table((in_html(name), f"<b>{in_html(value)}</b>") for name, value in rows.items())
     page = f"{marked}<p>{tail}</p>"
     publish({"text/html": page, "text/plain": "\n".join([*lines, tail])})
 

@@ -1,9 +1,9 @@
 """练习册里的三个灯：给一次训练的几个检查点，摆成一张表。"""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from lorakit.inert import in_html
 from lorakit.judge import Judge, eye_for, open_run
 from lorakit.lab.display import publish, table
 from lorakit.lab.picture import GREEN, RED
@@ -28,12 +28,14 @@ def judge(
     found = Judge(eye_for(eye, config), seeds, prompts)(config, steps)
     rows, lines = [], []
     for step, one in found.verdicts.items():
-        dots = (f'<span style="color:{COLORS[i.color]}">●</span> {i.name}' for i in one.lights)
-        said = "<br>".join(escape(light.said) for light in one.lights)
-        rows.append((f"第 {step} 步", f"<b>{escape(one.word)}</b>", "<br>".join(dots), said))
+        dots = (
+            f'<span style="color:{COLORS[i.color]}">●</span> {in_html(i.name)}' for i in one.lights
+        )
+        said = "<br>".join(in_html(light.said) for light in one.lights)
+        rows.append((f"第 {step} 步", f"<b>{in_html(one.word)}</b>", "<br>".join(dots), said))
         lines.append(f"第 {step} 步 {one.text()}")
     taken = "没有" if found.take is None else f"第 {found.take} 步"
     tail = f"该用哪一个：{taken}。{found.why}"
-    page = f"{table(rows)}<p>{escape(tail)}</p>"
+    page = f"{table(rows)}<p>{in_html(tail)}</p>"
     publish({"text/html": page, "text/plain": "\n".join([*lines, tail])})
     return found

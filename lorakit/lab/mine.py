@@ -1,6 +1,5 @@
 """你自己的图：在 01 里设一次，后面每一本都用它。"""
 
-from html import escape
 from pathlib import Path
 
 from PIL import Image
@@ -8,7 +7,8 @@ from PIL import Image
 from lorakit.data.crops import fit
 from lorakit.data.read import read_image
 from lorakit.errors import LorakitError
-from lorakit.files import user_path
+from lorakit.files import user_path, write_whole
+from lorakit.inert import in_html
 from lorakit.lab.display import both, frame, headless, put, widgets
 from lorakit.lab.notes import notes
 from lorakit.results.report import save_image
@@ -56,15 +56,14 @@ def upload():
         if content is None:
             return
         file = _place().with_suffix(".upload")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
         try:
+            write_whole(file, lambda to: to.write_bytes(content))
             picture = my_picture(file)
         except LorakitError as error:
-            said.value = escape(str(error).replace(str(file), "你选的那张图"))
+            said.value = in_html(str(error).replace(str(file), "你选的那张图"))
             return
         finally:
-            file.unlink()
+            file.unlink(missing_ok=True)
         put(shown, picture)
         shown.layout.display = ""
         said.value = "记住了。从 my_picture() 那一格起重新运行，就用你的图。"

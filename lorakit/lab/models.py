@@ -10,6 +10,7 @@ from lorakit.config import Config, load_config, preset_for, presets
 from lorakit.errors import LorakitError
 from lorakit.families import open_blank
 from lorakit.hub.bundled import tiny_models
+from lorakit.inert import inert
 from lorakit.machine import doctor, estimate
 
 TINY = "tiny-"
@@ -35,7 +36,7 @@ def open_model(name: str) -> Config:
         return config
     checks = doctor.examine(config, online=False)
     print(f"{preset}（真模型，还没有下载任何东西）：")
-    print("\n".join(f"  {check.text()}" for check in checks if check.key in SAID))
+    print(inert("\n".join(f"  {check.text()}" for check in checks if check.key in SAID)))
     bad = [check.said for check in checks if check.level == doctor.BAD]
     if not torch.cuda.is_available():
         bad = [f"这台机器没有 NVIDIA 显卡，{preset} 至少要约 {_least(config):.0f} GiB 显存"]

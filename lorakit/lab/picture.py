@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from lorakit.errors import LorakitError
 from lorakit.families import pixels
 from lorakit.results.report import FONT, GAP, chinese, grid
 
@@ -79,7 +80,9 @@ def render(picture: Picture) -> Image.Image:
     """图表、张量或 PIL 图 -> RGB 的 PIL 图。"""
     if isinstance(picture, Figure):
         lost = missing("".join(t.get_text() for t in picture.findobj(Text)))
-        assert not lost, f"图上有字体里没有的字：{''.join(sorted(lost))}"
+        if lost:
+            which = "".join(sorted(lost))
+            raise LorakitError(f"图上有字体里没有的字“{which}”，画出来是空框：换成别的字。")
         file = io.BytesIO()
         picture.savefig(file, format="png")
         return Image.open(file).convert("RGB")

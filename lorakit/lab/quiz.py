@@ -9,11 +9,11 @@ import json
 import random
 import secrets
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
+from lorakit.inert import in_html
 from lorakit.lab.display import both, headless, widgets
 from lorakit.lab.notes import notes
 from lorakit.lab.questions import Question, bank, exam
@@ -41,8 +41,8 @@ def _reader() -> str:
 def _page(title: str, question: Question) -> dict:
     """没有内核时看到的：题目与选项，没有答案。"""
     lines = [f"{chr(65 + k)}. {question.options[i][0]}" for k, i in enumerate(_order(question))]
-    items = "<br>".join(map(escape, lines))
-    page = f"<p><b>{title}</b>{escape(question.text)}<br>{items}</p>"
+    items = "<br>".join(map(in_html, lines))
+    page = f"<p><b>{title}</b>{in_html(question.text)}<br>{items}</p>"
     return {"text/html": page, "text/plain": "\n".join([title + question.text, *lines])}
 
 
@@ -57,7 +57,7 @@ class Ask:
         self.radio.index = None
         self.radio.observe(lambda change: chosen(change["new"]), names="value")
         self.page = w.HTML()
-        self.parts = [w.HTML(f"<b>{title}</b>{escape(question.text)}"), self.radio]
+        self.parts = [w.HTML(f"<b>{title}</b>{in_html(question.text)}"), self.radio]
 
     @property
     def choice(self) -> int | None:
@@ -66,13 +66,13 @@ class Ask:
     def tell(self):
         """说对错：选错的先说错在哪，再说答案和为什么；以后不能再改。"""
         question, pick = self.question, self.choice
-        right = escape(question.options[question.right][0])
+        right = in_html(question.options[question.right][0])
         said = ""
         if pick is not None and pick != question.right:
-            option, reply = map(escape, question.options[pick])
+            option, reply = map(in_html, question.options[pick])
             said = f"<p>✗ 你选的是“{option}”。{reply}</p>"
         mark = "✓ 你选对了：" if pick == question.right else "答案："
-        said += f"<p><b>{mark}{right}。</b>{escape(question.why)}</p>"
+        said += f"<p><b>{mark}{right}。</b>{in_html(question.why)}</p>"
         self.page.value = f'<div style="{BOX}">{said}</div>'
         self.radio.disabled = True
 
@@ -122,7 +122,7 @@ def reveal(name: str):
     question = _find(name)
     guess = _asked.setdefault(name, Guess(question))
     text = LATER.format(question.text)
-    both(guess.box, {"text/html": f"<p><small>{escape(text)}</small></p>", "text/plain": text})
+    both(guess.box, {"text/html": f"<p><small>{in_html(text)}</small></p>", "text/plain": text})
 
 
 def _place(moment: str) -> Path:

@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from lorakit.errors import WeightsError, inert, warn
+from lorakit.errors import WeightsError, warn
 from lorakit.files import Unreadable, parse_json
+from lorakit.inert import inert
 from lorakit.lora import lokr, metadata, names, steps
 from lorakit.lora.attach import ADAPTER, scale
 from lorakit.lora.tensors import write_tensors

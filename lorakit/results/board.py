@@ -9,6 +9,7 @@ from PIL import Image
 
 from lorakit.data.read import read_image
 from lorakit.flow import EVAL_T
+from lorakit.inert import in_figure
 from lorakit.results import folder as run_folder
 from lorakit.results.report import RED, draw_loss, figure_to, grid
 from lorakit.results.verdict import UNSEEN, last
@@ -34,7 +35,7 @@ def plot(run: Path) -> Path:
             bottom = figure.add_subplot(spaces[2, :])
             bottom.imshow(shots)
             bottom.axis("off")
-        figure.suptitle(_headline(run, metrics), fontsize=11, wrap=True)
+        figure.suptitle(in_figure(_headline(run, metrics)), fontsize=11, wrap=True)
     return run / "board.png"
 
 
@@ -88,7 +89,7 @@ def _changes(axes, metrics):
         axes.bar(range(len(blocks)), blocks.values(), color=color, label=f"第 {step} 步")
     blocks = last[1]
     if len(blocks) <= 12:
-        axes.set_xticks(range(len(blocks)), blocks, fontsize=8)
+        axes.set_xticks(range(len(blocks)), map(in_figure, blocks), fontsize=8)
     axes.set_xlabel("第几块（从输入到输出）")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25, axis="y")

@@ -9,10 +9,10 @@ from pathlib import Path
 import yaml
 
 from lorakit.config import Config
-from lorakit.errors import inert
 from lorakit.files import Unreadable, parse_json, read_json, write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
+from lorakit.inert import in_markdown, inert
 from lorakit.lora import FILE, metadata
 from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
@@ -51,13 +51,13 @@ def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = 
         pictures: 样张相对于 run 的路径，与 sample.prompts 一一对应；张数对不上就当总的样张。
     """
     facts = read_json(run / "run.json", RUN)
-    captions = "\n".join(f"- {plain(item.record.caption)}" for item in dataset.train[:3])
+    captions = "\n".join(f"- {in_markdown(item.record.caption)}" for item in dataset.train[:3])
     edits = dataset.edits
     first = dataset.train[0].record.caption
     prompts = config.sample.prompts
     paired = len(prompts) == len(pictures)
     named = list(zip(pictures, prompts if paired else [first] * len(pictures), strict=True))
-    place, said = shlex.quote(str(run)), shlex.quote(inert(first, line=True))
+    place, said = (shlex.quote(inert(one, line=True)) for one in (run, first))
     command = f"lorakit generate {place} --prompt {said}"
     if edits:
         command = f"lorakit edit 要改的图.png {said} --model {place}"
@@ -66,13 +66,13 @@ def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = 
 {front(config, family, named, first, edits).strip()}
 ---
 
-# {plain(run.name)}
+# {in_markdown(run.name)}
 
 用 lorakit 训练（{"全量微调" if whole else f"LoRA，秩 {config.lora.rank}"}）。{learned(run)}
 
 {shots(named)}
 - 底模：{base_link(config.model.path)}（家族 {config.model.family}）
-- 触发词：{plain(config.data.trigger) or "（没有；用训练描述里的说法即可）"}
+- 触发词：{in_markdown(config.data.trigger) or "（没有；用训练描述里的说法即可）"}
 - 底模的许可：{terms(family, config.model.path)}
 
 ## 训练描述的例子
@@ -139,8 +139,8 @@ def front(config: Config, family, named, first: str, edits: bool) -> str:
         "library_name": "diffusers",
         "pipeline_tag": task,
         "tags": [task, "diffusers", *kind, config.model.family, "lorakit"],
-        "instance_prompt": config.data.trigger or None,
-        "widget": [{"text": said, "output": {"url": url}} for url, said in named],
+        "instance_prompt": inert(config.data.trigger) or None,
+        "widget": [{"text": inert(said), "output": {"url": url}} for url, said in named],
         # 这两项是 ModelScope 的
         "frameworks": ["pytorch"],
         "tasks": ["image-to-image-synthesis" if edits else "text-to-image-synthesis"],
@@ -153,24 +153,21 @@ def learned(run: Path) -> str:
     """最后一步的判断：看过的灯各说了什么。"""
     judged = last(run, run_folder.read(run))
     said = (f"{light.name}：{light.said}" for light in judged.lights if light.said != UNSEEN)
-    return f"{judged.word}。{''.join(said)}"
+    return in_markdown(f"{judged.word}。{''.join(said)}")
 
 
 def shots(named) -> str:
     """样张，路径相对于这份卡。"""
-    return "".join(f"![{plain(said)}]({url})\n" for url, said in named)
-
-
-def plain(text: str) -> str:
-    """描述、触发词、文件夹名放进 Markdown：链接、图、HTML、代码都不起作用，只占一行。"""
-    return re.sub(r"([\\`\[\]<>|&])", r"\\\1", inert(text, line=True))
+    return "".join(f"![{in_markdown(said)}]({url})\n" for url, said in named)
 
 
 def base_link(path: str) -> str:
     """底模的名字；站上的带链接，本地的不泄露文件夹。"""
     if public(path):
         return f"[{path}](https://huggingface.co/{path})"
-    return f"{path}（lorakit 随包的微型模型）" if path in tiny_models() else plain(Path(path).name)
+    if path in tiny_models():
+        return f"{path}（lorakit 随包的微型模型）"
+    return in_markdown(Path(path).name)
 
 
 def terms(family, path: str) -> str:
@@ -188,12 +185,12 @@ def snippet(run: Path, config: Config, family, prompt: str, edits: bool) -> str:
     if not edits:
         given |= {"width": side, "height": side}
     given |= {k: v[0] if isinstance(v, list) else v for k, v in extra.items()}
-    rows = [f"    {name}={json.dumps(v, ensure_ascii=False)}," for name, v in given.items()]
+    rows = [f"    {name}={_literal(v)}," for name, v in given.items()]
     if edits:
         rows.insert(0, '    image=Image.open("要改的图.png").convert("RGB"),')
     whole, lokr = config.lora.kind == "full", config.lora.variant == "lokr"
     tiny = in_package(config)
-    base = f'str(locate("{config.model.path}"))' if tiny else json.dumps(config.model.path)
+    base = f'str(locate("{config.model.path}"))' if tiny else _literal(config.model.path)
     imports = ["import torch", f"from diffusers import {'AutoModel, ' * whole}DiffusionPipeline"]
     imports += ["from lorakit.hub import locate"] * tiny
     imports += ["from PIL import Image"] * edits
@@ -201,7 +198,7 @@ def snippet(run: Path, config: Config, family, prompt: str, edits: bool) -> str:
         *imports,
         "",
         f"base = {base}",
-        f"lora = {json.dumps(str(folder_of(run, config.train.steps)))}",
+        f"lora = {_literal(str(folder_of(run, config.train.steps)))}",
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         'dtype = torch.bfloat16 if device == "cuda" else torch.float32',
     ]
@@ -232,6 +229,11 @@ def snippet(run: Path, config: Config, family, prompt: str, edits: bool) -> str:
     )
 
 
+def _literal(value) -> str:
+    """代码里的一个值；左右颠倒、看不见的字写成 \\u202e，读代码的人看到的就是运行的。"""
+    return inert(json.dumps(value, ensure_ascii=False))
+
+
 def elsewhere(whole: bool, tiny: bool, dora: bool = False) -> str:
     """别的软件里怎么用。"""
     if tiny:
@@ -255,15 +257,15 @@ def table(config: Config, facts: dict, dataset) -> str:
     rows = {
         "数据": f"训练 {len(dataset.train)} 张，留出 {len(dataset.held)} 张，"
         f"分辨率 {data.resolution}",
-        "数据指纹": f"`{facts['data'][:16]}`（完整的在 run.json）",
+        "数据指纹": f"{in_markdown(facts['data'][:16])}（完整的在 run.json）",
         "步数": f"{train.steps}，每步 {train.batch_size * train.grad_accum} 张",
         "学习率": f"{train.lr:g}（{train.schedule}，热身 {train.warmup} 步），{train.optimizer}",
         "LoRA": f"秩 {lora.rank}，alpha {lora.alpha or lora.rank:g}，加在 {lora.targets}，"
         f"{lora.variant}",
         "时间步": f"{train.timestep.density}，偏移 {train.timestep.shift}",
         "精度、种子": f"{config.model.precision}，{train.seed}",
-        "设备与用时": f"{facts['device']}，{facts['seconds']:.0f} 秒",
-        "版本": "，".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        "设备与用时": f"{in_markdown(facts['device'])}，{facts['seconds']:.0f} 秒",
+        "版本": "，".join(in_markdown(f"{name} {v}") for name, v in facts["versions"].items()),
     }
     if lora.kind == "full":
         rows.pop("LoRA")

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lorakit.config import Config
 from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, write_text, write_whole
+from lorakit.inert import inert
 from lorakit.results import folder as run_folder
 from lorakit.results.sameness import data_hash, version_of
 from lorakit.results.verdict import held_by_step
@@ -39,6 +40,7 @@ def grid(
     width = left + len(column_names) * (cell + gap)
     image = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
     draw = ImageDraw.Draw(image)
+    row_names, column_names = list(map(inert, row_names)), list(map(inert, column_names))
     for j, name in enumerate(column_names):
         draw.text(
             (left + j * (cell + gap) + cell / 2, top / 2), name, "black", font(17), anchor="mm"

@@ -1,7 +1,6 @@
 """提示：检查下面的按钮，一次给一条，最后才是折起来的答案。"""
 
-from html import escape
-
+from lorakit.inert import in_html
 from lorakit.lab.display import both, widgets
 from lorakit.lab.exercises.judge import Exercise, find
 
@@ -31,9 +30,9 @@ class Hints:
 
     def _draw(self):
         hints, level = self.exercise.hints, self.level
-        lines = [f"<p>提示 {i}：{escape(text)}</p>" for i, text in enumerate(hints[:level], 1)]
+        lines = [f"<p>提示 {i}：{in_html(text)}</p>" for i, text in enumerate(hints[:level], 1)]
         if level > len(hints):
-            code = f'<pre style="font-family:monospace">{escape(self.exercise.solution)}</pre>'
+            code = f'<pre style="font-family:monospace">{in_html(self.exercise.solution)}</pre>'
             lines.append(f"<details open><summary>答案</summary>{code}</details>")
             self.button.layout.display = "none"
         last = level == len(hints)

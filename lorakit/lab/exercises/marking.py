@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from lorakit.inert import inert
 from lorakit.lab.exercises.hints import hint
 from lorakit.lab.exercises.judge import find, judge, remember
 
@@ -17,7 +18,7 @@ class _Check:
     @staticmethod
     def _say(name: str, answer: Any = ...):
         verdict, said = judge(name, answer)
-        print(said)
+        print(inert(said))
         if verdict == "passed":
             remember(name)
         else:

@@ -4,7 +4,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date
-from html import escape
 from pathlib import Path
 
 from matplotlib import font_manager
@@ -14,6 +13,7 @@ from lorakit import cache, lora
 from lorakit.config import load_config
 from lorakit.families import open_family
 from lorakit.files import write_text
+from lorakit.inert import in_html, inert
 from lorakit.lab.display import pictured, publish
 from lorakit.lab.exercises.judge import all_exercises, passed
 from lorakit.lab.graduation import overall, still_open
@@ -70,7 +70,7 @@ def certificate(
     tail = f"分享用的都在 {folder.name} 文件夹里：{inside}。"
     said += [f"{book} 还开着：{'、'.join(names)}" for book, names in still_open().items()]
     text = "\n".join([*said, tail])
-    page = "<br>".join(map(escape, [*said, tail]))
+    page = "<br>".join(map(in_html, [*said, tail]))
     publish({"text/html": f"<p>{page}</p>", "text/plain": text})
     return folder
 
@@ -104,7 +104,7 @@ def lines(work, marks: Mapping[str, float], name: str = "") -> list[str]:
     if left:
         counts = "，".join(f"{book} {len(names)} 道" for book, names in left.items())
         said.append(f"还开着：{counts}")
-    return said
+    return [inert(one, line=True) for one in said]  # 名字里的换行、控制符只显示
 
 
 def cell_for(titles: Sequence[str]) -> int:

@@ -1,10 +1,9 @@
 """照片的体检报告，摆给人看：先说能不能练，再一类一类说，同样的毛病并成一条。"""
 
-from html import escape
-
 from lorakit import data
 from lorakit.data import fix
 from lorakit.data.report import SEVERITIES, Report
+from lorakit.inert import in_html
 from lorakit.lab.display import publish
 
 LOOKS = {"error": "#c4382c", "warning": "#b3730f", "note": "#6b7685"}
@@ -28,18 +27,18 @@ def clean(work, undo: bool = False):
         said = fix.undo(work.photos)
     else:
         said = fix.fix(work.photos)
-    publish({"text/html": f"<pre>{escape(said)}</pre>", "text/plain": said})
+    publish({"text/html": f"<pre>{in_html(said)}</pre>", "text/plain": said})
 
 
 def page(report: Report) -> dict:
     """一份报告 -> 网页与文字两种写法。"""
     head = verdict(report)
-    lines, parts = [head], [f"<p><b>{escape(head)}</b></p>"]
+    lines, parts = [head], [f"<p><b>{in_html(head)}</b></p>"]
     for severity, name in SEVERITIES.items():
         said = report.gathered(report.of(severity))
         if said:
             lines += [f"{name}：", *(f"  · {line}" for line in said)]
-            items = "".join(f"<li>{escape(line)}</li>" for line in said)
+            items = "".join(f"<li>{in_html(line)}</li>" for line in said)
             parts.append(f'<p style="color:{LOOKS[severity]}">{name}</p><ul>{items}</ul>')
     return {"text/html": "".join(parts), "text/plain": "\n".join(lines)}
 

@@ -1,7 +1,6 @@
 """描述编辑器：一张张看照片，边写边看哪里不妥、裁成什么样、VAE 还原得怎样；回车存下，换下一张。"""
 
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -16,6 +15,7 @@ from lorakit.data.read import read_image
 from lorakit.data.trigger import apply_trigger, has_trigger, looks_like
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
+from lorakit.inert import in_html
 from lorakit.lab.display import Placed, both, frame, publish, put, widgets
 from lorakit.lab.picture import to_image, to_tensor
 from lorakit.lab.works import checkup
@@ -35,7 +35,7 @@ def open_editor(work, config: Config | None, family, describe) -> "Editor | None
     if not pictures:
         said = "样例的描述都写好了。" if work.sample else f"还没有照片：放进 {work.photos}。"
         said += "有了自己的照片（01 里的 lab.work()），这里就能一张张写描述。"
-        publish({"text/html": f"<p>{escape(said)}</p>", "text/plain": said})
+        publish({"text/html": f"<p>{in_html(said)}</p>", "text/plain": said})
         return None
     editor = Editor(work, pictures, config, family, describe or installed())
     editor.display()
@@ -116,11 +116,11 @@ class Editor(Placed):
         try:
             write_text(self.path.with_suffix(".txt"), caption + "\n")
         except LorakitError as error:
-            self.saved.value = f'<span style="color:#c4382c">{escape(str(error))}</span>'
+            self.saved.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
             return False
         left = sum(not said_of(path) for path in self.pictures)
         rest = f"还有 {left} 张没有写。" if left else self._ready()
-        self.saved.value = f"<small>存好了 {escape(self.path.stem)}.txt。{rest}</small>"
+        self.saved.value = f"<small>存好了 {in_html(self.path.stem)}.txt。{rest}</small>"
         self._freshen(self._static())
         return True
 
@@ -130,7 +130,7 @@ class Editor(Placed):
         try:
             said = self.describe(read_image(self.path))
         except LorakitError as error:
-            self.saved.value = f'<span style="color:#c4382c">{escape(str(error))}</span>'
+            self.saved.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
             return
         self.text.value = apply_trigger(said, self.work.trigger) if said else self.text.value
         self.saved.value = "<small>模型写的，改好再存：它会看错，也会把固定的长相写进去。</small>"
@@ -140,7 +140,7 @@ class Editor(Placed):
         return said_of(self.path)
 
     def _ready(self) -> str:
-        return escape(checkup.verdict(data.inspect(self.work.photos, self.work.trigger)[1]))
+        return in_html(checkup.verdict(data.inspect(self.work.photos, self.work.trigger)[1]))
 
     def _first_empty(self) -> int:
         return next((i for i, path in enumerate(self.pictures) if not said_of(path)), 0)
@@ -157,7 +157,7 @@ class Editor(Placed):
         if not self._busy:
             words = judged(self.text.value, self.work.trigger, self.path)
             color = "#3c8c5a" if not words else "#c4382c"
-            said = "<br>".join(map(escape, words)) or "写得好。"
+            said = "<br>".join(map(in_html, words)) or "写得好。"
             self.verdict.value = f'<div style="color:{color};line-height:1.5">{said}</div>'
 
     def _show(self):
@@ -165,7 +165,7 @@ class Editor(Placed):
         try:
             picture = read_image(self.path)
         except LorakitError as error:
-            self.saved.value = f'<span style="color:#c4382c">{escape(str(error))}</span>'
+            self.saved.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
             picture = Image.new("RGB", (SMALL, SMALL), "white")
         side = self.config.data.resolution if self.config else 1024
         multiple = self.family.multiple if self.family else 16
@@ -181,7 +181,7 @@ class Editor(Placed):
 
     def _static(self) -> dict:
         lines = [f"{path.name}：{said_of(path) or '（还没有写）'}" for path in self.pictures]
-        page = "<br>".join(map(escape, lines))
+        page = "<br>".join(map(in_html, lines))
         return {"text/html": f"<p>{page}</p>", "text/plain": "\n".join(lines)}
 
 

@@ -1,6 +1,5 @@
 """问一次“你的作品”：名字、触发词、照片；建好以后，它说现在有几张、能不能练。"""
 
-from html import escape
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -11,6 +10,7 @@ from lorakit.data.read import read_image
 from lorakit.data.report import Report
 from lorakit.errors import LorakitError
 from lorakit.files import write_whole
+from lorakit.inert import in_html
 from lorakit.lab.display import Placed, both, frame, put, widgets
 from lorakit.lab.mine import ACCEPT
 from lorakit.lab.picture import wall
@@ -28,7 +28,7 @@ def static(made, report: Report | None = None) -> dict:
     """没有内核时看见的：现在是哪件作品、照片能不能练，怎么换。"""
     lines = [made.text(), *([checkup.verdict(report)] if report else [])]
     lines += ["在 Jupyter 里，这一格能填名字、传照片，换成自己的作品。"]
-    page = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    page = "".join(f"<p>{in_html(line)}</p>" for line in lines)
     return {"text/html": page, "text/plain": "\n".join(lines)}
 
 
@@ -113,7 +113,7 @@ class Panel(Placed):
     def say(self, text: str, bad: bool = False):
         """底下的几行话；bad 用红字。"""
         look = f"white-space:pre-wrap;line-height:1.5;color:{'#c4382c' if bad else 'inherit'}"
-        self.said.value = f'<div style="{look}">{escape(text)}</div>'
+        self.said.value = f'<div style="{look}">{in_html(text)}</div>'
 
 
 def files(value) -> list[tuple[str, bytes]]:

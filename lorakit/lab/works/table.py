@@ -2,13 +2,13 @@
 
 import base64
 import io
-from html import escape
 
 from PIL import Image
 
 from lorakit.config import differences
 from lorakit.config.explain import shown
 from lorakit.errors import LorakitError
+from lorakit.inert import in_html
 from lorakit.lab.display import Placed, both, headless, publish, table, widgets
 from lorakit.lab.runner import Run
 from lorakit.lab.works import tries
@@ -57,10 +57,10 @@ class Table(Placed):
             self.run = Run(tries.again(self.work, self.which.value))
             self.run.start(show=False)
         except LorakitError as error:
-            self.said.value = f'<span style="color:#c4382c">{escape(str(error))}</span>'
+            self.said.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
             return
         folder = self.run.config.run.output.name
-        self.said.value = f"<small>照第 {self.which.value} 次的设置练 {folder}。</small>"
+        self.said.value = f"<small>照第 {self.which.value} 次的设置练 {in_html(folder)}。</small>"
         self.box.children = (*self.box.children[:3], self.run.board.box)
 
 
@@ -71,7 +71,8 @@ def page(done: list[tries.Try]) -> dict:
         said = [f"{one.number}", changed(before, one), losses(one), one.word()]
         lines.append("　".join([f"第 {said[0]} 次", *said[1:]]))
         pictures = "".join(map(_tiny, one.shots()[:4]))
-        rows.append([escape(said[0]), escape(said[1]), escape(said[2]), pictures, escape(said[3])])
+        which, what, held, word = map(in_html, said)
+        rows.append([which, what, held, pictures, word])
     return {"text/html": f"{table(rows)}<p>{TAIL}</p>", "text/plain": "\n".join([*lines, TAIL])}
 
 
