@@ -1,5 +1,6 @@
 """一个文件要么整个在、要么不在；小文件从一扇门读进来；缓存与随包的文件在哪里。只用标准库。"""
 
+import codecs
 import hashlib
 import json
 import math
@@ -179,6 +180,61 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
     if len(raw) > limit:
         raise Unreadable(f"超过 {limit} 字节，太大了")
     return raw
+
+
+def decoded(raw: bytes) -> str:
+    """UTF-8（有没有 BOM 都行）；Windows 的 PowerShell、记事本存成的 UTF-16 与 GBK 也认。
+
+    Raises:
+        UnicodeDecodeError: 都不是。
+    """
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("gb18030")
+    return _as_gbk(raw, text) or text
+
+
+def _as_gbk(raw: bytes, text: str) -> str:
+    """“图片”的 GBK 正好也是合格的 UTF-8，读成“ͼƬ”：没有人这样写，照 GBK 读；不是就空的。"""
+    wide = [char for char in text if ord(char) > 127]
+    odd = [char for char in wide if "\u0180" <= char <= "\u02af" and char not in "ƠơƯư"]
+    if not odd or any(ord(char) > 0x7FF for char in wide):
+        return ""
+    try:
+        found = raw.decode("gb18030")
+        found.encode("gb2312")  # 全是常用字
+    except UnicodeError:
+        return ""
+    return found
+
+
+def read_words(path: Path, limit: int = SMALL) -> str:
+    """读一个小的文字文件，见 decoded。
+
+    Raises:
+        Unreadable: 打不开、太大、认不出编码、里面有零字节；是一句完整的话。
+    """
+    try:
+        text = decoded(read_small(path, limit))
+        if "\0" in text:
+            raise Unreadable("里面有零字节，不是文字")
+        return text
+    except UnicodeDecodeError as error:
+        why = "认不出编码，请用编辑器另存为 UTF-8"
+        raise Unreadable(f"“{path}”读不出来：{why}。") from error
+    except Unreadable as error:
+        raise Unreadable(f"“{path}”读不出来：{error}。") from error
+
+
+def kept(path: Path, shape: Any, blank: Any) -> Any:
+    """我们自己记下的小事（成绩、答过的题）；没有、记坏了，就当还没有记过。"""
+    try:
+        return read_json(path, shape)
+    except Unreadable:
+        return blank
 
 
 def inside(folder: Path, name: str) -> Path | None:

@@ -53,7 +53,6 @@ NASTY = [
     "a # b",
     "[x",
     "“猫”🐱",
-    "两\n行",
     " 空格 ",
     "",
     "2024-01-01",
@@ -65,14 +64,34 @@ def test_round_trip(write, text):
     config = load_config(
         {
             "data": {"trigger": text, "folder": "图 片/a.b"},
-            "sample": {"prompts": [text, "b"], "size": 512},
+            "sample": {"prompts": [text, "两\n行"], "size": 512},
             "train": {"lr": 3.3e-5, "timestep": {"shift": 3}},
             "lora": {"alpha": 7.5, "targets": ["to_q", text]},
         }
     )
     assert load_config(write(config.to_yaml())) == config
     assert load_config(json.loads(json.dumps(config.to_dict()))) == config
-    assert config.data.trigger == text
+    assert config.data.trigger == text.strip() and config.sample.prompts[0] == text
+
+
+UNSEEN = ["两\n行", "a\r", "\x1b[2J", "a\tb", "\u202e猫", "o\u200bhwx", "\u3000", "\u3164"]
+
+
+@pytest.mark.parametrize("name", ["data.trigger", "run.output"])
+@pytest.mark.parametrize(
+    "text",
+    ["两\n行", "a\r", "\x1b[2J", "a\tb", "\u202e猫", "o\u200bhwx", "\u3000", "\u3164", "\u2800"],
+)
+def test_a_trigger_and_a_folder_are_one_visible_line(write, name, text):
+    group, key = name.split(".")
+    for source in ({group: {key: text}}, write(yaml.safe_dump({group: {key: text}}))):
+        with pytest.raises(ConfigError, match=rf"{name}：得到 .*看得见的一行字.*删掉重打"):
+            load_config(source)
+
+
+def test_every_invisible_line_is_named():
+    with pytest.raises(ConfigError, match=r"有 2 处要改(.|\n)*data\.trigger(.|\n)*run\.output"):
+        load_config({"data": {"trigger": "a{b}\n"}, "run": {"output": "x\n"}})
 
 
 def test_plain_yaml_readers_see_the_same():

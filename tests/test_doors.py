@@ -390,3 +390,111 @@ def test_the_door_has_limits(tmp_path):
         parse_json('{"a": 1}', {"a": [int]})
     with pytest.raises(Unreadable, match="第 2 行第 6 个字附近写错了"):
         parse_json('{"a": 1,\n "b" 2}')
+
+
+# ---- 学的人自己的小文件 ----
+
+
+def test_what_a_learner_did(monkeypatch):
+    """通过的练习、答过的题、编号：记坏了就当没有记过，能重新记下。"""
+    from lorakit.lab import exercises, quiz
+    from lorakit.lab.exercises.marking import remember
+    from lorakit.lab.notes import notes
+
+    places = {
+        (notes() / "exercises.json"): ({"0": "compression"}, exercises.passed),
+        quiz._place("pre"): ({"0": 1}, lambda: quiz.picks("pre")),
+        notes() / "reader.json": ({"0": "ab"}, quiz._reader),
+    }
+    notes().mkdir(parents=True, exist_ok=True)
+    count = len(quiz.exam())
+
+    @many
+    @given(raw_of({"0": 1, "1": None}) | st.lists(values | big, max_size=count + 1).map(
+        lambda value: json.dumps(value).encode()
+    ))  # fmt: skip
+    def anything(raw):
+        for place, (_, look) in places.items():
+            place.write_bytes(raw)
+            found = look()
+            assert isinstance(found, list | str)
+        picks = quiz.picks("pre")
+        assert len(picks) == count and all(
+            pick is None or 0 <= pick < len(one.options)
+            for pick, one in zip(picks, quiz.exam(), strict=True)
+        )
+        assert all(isinstance(name, str) for name in exercises.passed())
+        (notes() / "exercises.json").write_bytes(raw)
+        remember("compression")
+        assert "compression" in exercises.passed()
+
+    anything()
+
+
+def test_an_open_book_that_is_damaged(tmp_path):
+    from lorakit.lab.lost import home_of
+
+    book = tmp_path / "x.ipynb"
+    cell = {"cell_type": "code", "source": ["x = 1\n"]}
+
+    @many
+    @given(raw_of({"cells": [cell]}) | near(cell).map(
+        lambda one: json.dumps({"cells": [one]}).encode()
+    ))  # fmt: skip
+    def anything(raw):
+        book.write_bytes(raw)
+        assert home_of("x", str(book)) == ""
+
+    anything()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
+def test_words_of_the_learner_in_any_encoding(tmp_path, encoding):
+    """记事本、PowerShell 存的提示词，别的训练器的 TOML、JSON：同样的字。"""
+    from lorakit.cli.judge import _prompts
+
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("一只猫\r\n\r\n剪纸风格，一条船\r\n".encode(encoding))
+    assert _prompts([str(file)]) == ["一只猫", "剪纸风格，一条船"]
+    from lorakit.config.others import read_other
+
+    for name, text in (("a.toml", 'folder = "图片"'), ("a.json", '{"folder": "图片"}')):
+        other = tmp_path / name
+        other.write_bytes(text.encode(encoding))
+        assert read_other(other) == {"folder": "图片"}
+
+
+def test_odd_prompt_files_are_one_sentence(tmp_path):
+    from lorakit.cli.judge import _prompts
+
+    file = tmp_path / "prompts.txt"
+
+    @many
+    @given(st.binary(max_size=40))
+    def anything(raw):
+        file.write_bytes(raw)
+        said = only_a_sentence(lambda: _prompts([str(file)]))
+        assert said is None or all(said)
+
+    anything()
+    with pytest.raises(LorakitError, match="没有这个文件"):
+        _prompts(["none.txt"])
+
+
+SHIPPED = {  # 读随包的、我们自己造模型时的文件：不是别人写的，坏了就是我们的错
+    "config/load.py", "hub/bundled.py", "lab/questions/bank.py", "lora/comfyui.py",
+    "tiny/examiner.py", "lab/exercises/trial.py",
+}  # fmt: skip
+PARSERS = ("json.loads(", "json.load(", "yaml.safe_load(", "yaml.load(")
+
+
+def test_there_is_one_door():
+    """别处不自己解开 JSON 与 YAML。"""
+    home = Path(files.__file__).parent
+    found = set()
+    for path in home.rglob("*.py"):
+        inside_name = path.relative_to(home).as_posix()
+        text = path.read_text(encoding="utf-8")
+        if not inside_name.startswith("tiny/pretrain/") and any(one in text for one in PARSERS):
+            found.add(inside_name)
+    assert found == SHIPPED | {"files.py"}

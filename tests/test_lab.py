@@ -186,7 +186,7 @@ def test_options_are_shuffled_for_each_reader_and_stay(shown, own_cache, monkeyp
     monkeypatch.setattr(quiz, "headless", lambda: False)
     one = orders()
     assert one == orders() and len(set(one)) == 6
-    (own_cache / "reader.txt").unlink()
+    (own_cache / "reader.json").unlink()
     assert one != orders()
 
 

@@ -10,7 +10,7 @@ from lorakit.cache.store import FORMAT
 from lorakit.data.crops import View, bucket_for
 from lorakit.data.record import Record
 from lorakit.families.base import Family
-from lorakit.files import cache_root, write_text
+from lorakit.files import cache_root, read_words, write_text
 from lorakit.hub import absent
 
 PLAIN = View()
@@ -46,7 +46,7 @@ def identity(family: Family, part: str) -> str:
     note = cache_root() / "encoders" / f"{mark}.txt"
     if mark and absent(family.folder, [part]):
         if note.is_file():
-            return note.read_text("utf-8")
+            return read_words(note)
         family.model.fetch(part)
     found = fingerprint(family.folder / part)
     if mark and not note.is_file():

@@ -30,7 +30,8 @@ def _chosen(args):
     elif args.set:
         raise LorakitError("--set 是改设置的，要和 YAML 文件（或 --config）一起用。")
     data = config.data if config else Data()
-    told = {"trigger": args.trigger, "control_folder": args.control, "resolution": args.resolution}
+    trigger = args.trigger and load_config({"data": {"trigger": args.trigger}}).data.trigger
+    told = {"trigger": trigger, "control_folder": args.control, "resolution": args.resolution}
     told = {key: value for key, value in told.items() if value is not None}
     if not is_file:
         several = isinstance(data.folder, list)  # 那时控制图写在每一个里，这个文件夹用不上

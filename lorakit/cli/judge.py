@@ -7,6 +7,7 @@ from pathlib import Path
 from lorakit.cli.options import DONE, SET, command, option
 from lorakit.cli.progress import encoding
 from lorakit.errors import LorakitError
+from lorakit.files import Unreadable, read_words, user_path
 
 
 @command(
@@ -64,9 +65,10 @@ def _prompts(given: list[str]) -> list[str]:
     said = []
     for one in given:
         if one.endswith(".txt"):
-            if not Path(one).is_file():
-                raise LorakitError(f"--prompts：没有“{one}”这个文件。")
-            text = Path(one).read_text(encoding="utf-8-sig")
+            try:
+                text = read_words(user_path(one, "--prompts"))
+            except Unreadable as error:
+                raise LorakitError(f"--prompts：{error}") from error
             said += [line.strip() for line in text.splitlines() if line.strip()]
         elif one.strip():
             said.append(one.strip())

@@ -88,7 +88,7 @@ def explain(error: ValidationError, known: dict[str, Any]) -> list[str]:
         if kind in ("extra_forbidden", "invalid_key"):
             lines[full[-1]] = unknown(full[-1], known, got)
         elif kind == "combination":
-            lines[kind] = item["msg"]
+            lines[item["msg"]] = item["msg"]
         elif not name or is_group(known[name].type):
             mend = "要在下面缩进写“名字: 值”（英文冒号，后面空一格）"
             lines[name] = (

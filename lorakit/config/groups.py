@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from lorakit.config.explain import is_group, kinds_of, quoted
 from lorakit.errors import ConfigError
 from lorakit.files import user_path
+from lorakit.inert import inert, visible_line
 
 OWN = 3  # 没有写样张的提示词，从描述里挑几句
 LARGEST = 10**9 * 5  # 种子可以到 2³²
@@ -62,6 +63,16 @@ def _written(value: str, name: str, is_path: bool) -> str | Path:
             raise PydanticCustomError("not_path", "{said}", {"said": str(error)}) from None
         return value
     return path if is_path and name != "path" else value
+
+
+def _one_line(value: str, what: str) -> str:
+    """要看得见的一行字：它会写进描述、模型卡、命令和文件名，藏着换行就会断成两句。"""
+    if not visible_line(value):
+        blank = inert(value, line=True) == value
+        shown = f"{value!a}，全是看不见的字" if blank else f"{value!r}，里面有换行或看不见的字"
+        said = f"{what}：得到 {shown}，应为：看得见的一行字。请删掉重打。"
+        raise PydanticCustomError("combination", "{said}", {"said": said})
+    return value
 
 
 class Model(Group):
@@ -122,6 +133,11 @@ class Data(Group):
     """左右翻转：每张图另编码一份镜像，训练时随机取一份。画里有文字、描述里写了左右就不要开。"""
     crops: int = setting(1, ge=1, le=16)
     """每张图编码几种裁切：1 只从中间裁；多出来的裁在随机的位置、边长 0.8 到 1 倍，训练时随机取。"""
+
+    @field_validator("trigger")
+    @classmethod
+    def _visible(cls, value: str) -> str:
+        return value and _one_line(value, "data.trigger").strip()
 
     @field_validator("folder", mode="before")
     @classmethod
@@ -301,3 +317,10 @@ class Run(Group):
     """auto：结果文件夹里有检查点就接着练；never：有检查点就停下来问你，免得混在一起。"""
     tracker: Literal["none", "tensorboard", "wandb", "swanlab"] = "none"
     """另外记到哪里：none 只记在结果文件夹里（够用）；后三个要先装；密钥只从环境变量里取。"""
+
+    @field_validator("output")
+    @classmethod
+    def _visible(cls, value: Path) -> Path:
+        for part in value.parts:
+            _one_line(part, "run.output")
+        return value

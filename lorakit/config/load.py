@@ -12,9 +12,9 @@ from lorakit.config.explain import Field, close_to, explain, inline, is_group, k
 from lorakit.config.foreign import MARK, family_of, translate
 from lorakit.config.groups import Data, Eval, Group, Lora, Memory, Model, Run, Sample, Train
 from lorakit.config.others import incomplete, read_other, recognise
-from lorakit.config.read import decoded, override, parse_file
+from lorakit.config.read import override, parse_file
 from lorakit.errors import ConfigError
-from lorakit.files import ASSETS, user_path
+from lorakit.files import ASSETS, decoded, user_path
 
 PRESETS = ASSETS / "presets"
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lorakit.config.foreign import COMMON, MARK
 from lorakit.errors import ConfigError
-from lorakit.files import Unreadable, parse_json, read_small
+from lorakit.files import Unreadable, decoded, parse_json, read_small
 
 AI_TOOLKIT = {  # config.process 的第一项里的名字 -> 这里的
     "training_folder": "run.output", "trigger_word": "data.trigger",
@@ -93,11 +93,11 @@ def read_other(path: Path) -> dict | None:
     if suffix not in (".toml", ".json"):
         return None
     try:
-        raw = read_small(path)
+        text = decoded(read_small(path))
         if suffix == ".json":
-            tree = parse_json(raw, (dict, list), finite=False)
+            tree = parse_json(text, (dict, list), finite=False)
         else:
-            tree = tomllib.loads(raw.decode("utf-8-sig"))
+            tree = tomllib.loads(text)
     except (Unreadable, ValueError, RecursionError) as error:
         why = str(error).splitlines()[0]
         raise ConfigError(f"设置文件 {path} 不是合格的 {suffix[1:].upper()}：{why}。") from None
@@ -119,8 +119,8 @@ def _beside(path: Path, name: str) -> list | None:
     """设置里提到的 concepts.json：从它旁边、或从当前文件夹找；找不到就是 None。"""
     for place in (path.parent / name, Path(name)):
         try:
-            tree = parse_json(read_small(place), list)
-        except Unreadable:
+            tree = parse_json(decoded(read_small(place)), list)
+        except (Unreadable, UnicodeDecodeError):
             continue
         if _concepts(tree):
             return tree

@@ -1,6 +1,5 @@
 """读设置的文字：YAML（认得出常见的写错）与 `--set a.b=c`。"""
 
-import codecs
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import BaseModel
 
 from lorakit.config.explain import is_group, kinds_of, names_inside, quoted, unknown
 from lorakit.errors import ConfigError
-from lorakit.files import Unreadable, read_small
+from lorakit.files import Unreadable, decoded, read_small
 
 LARGEST = 1 << 20  # 设置文件最多这么多字
 DEEPEST, MOST = 50, 20_000  # 最多套几层、展开以后最多几项
@@ -104,16 +103,6 @@ def _refuse_bomb(top: Any):
             return
         level = below
     raise yaml.YAMLError("too deep")
-
-
-def decoded(raw: bytes) -> str:
-    """UTF-8；Windows 上 `lorakit init 预设 > my.yaml` 存成的 UTF-16 与 GBK 也认。"""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return raw.decode("utf-16")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("gb18030")
 
 
 def wide_colons(text: str, known: Iterable[str] = ()) -> list[str]:

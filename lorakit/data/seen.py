@@ -16,7 +16,7 @@ import pillow_heif
 
 from lorakit.data.lookalike import look
 from lorakit.data.read import decode, read_bytes
-from lorakit.files import cache_root
+from lorakit.files import cache_root, parse_json
 
 FILE = "seen.tsv"
 VERSION = (
@@ -65,7 +65,7 @@ class Album:
         key = f"{VERSION} {digest}"
         facts = self._lines.get(key, "").partition("\t")[2].partition("\t")[0]
         if facts and self._lines[key] == _line(key, facts):  # 坏了一个字节也重新看
-            size, seen, did, blank = json.loads(facts)
+            size, seen, did, blank = parse_json(facts, list)
             which = _which(digest, did)
             return Seen(tuple(size), which, base64.b64decode(seen), frozenset(did), blank)
         picture, did = decode(path, data)

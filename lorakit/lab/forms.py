@@ -7,7 +7,7 @@ import yaml
 
 from lorakit.config import Config, fields, load_config
 from lorakit.config.explain import Field
-from lorakit.config.read import syntax
+from lorakit.config.read import bounded, syntax
 from lorakit.data.folder import walk
 from lorakit.errors import ConfigError
 from lorakit.inert import in_html
@@ -70,7 +70,7 @@ class Form(Placed):
     def read_yaml(self, text: str):
         """从 YAML 文本读入整份设置；有错就说哪里错，什么也不改。"""
         try:
-            tree = yaml.safe_load(text)
+            tree = bounded(text)
             config = load_config(tree if isinstance(tree, dict) else {"YAML": tree})
         except ConfigError as error:
             self._say(str(error))

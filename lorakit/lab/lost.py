@@ -1,13 +1,13 @@
 """跳着运行、重启过内核：没有的名字，用一句中文说在哪一节、怎么接上，不给一长串英文。"""
 
 import ast
-import json
 import linecache
 import os
 import re
 from pathlib import Path
 from traceback import walk_tb
 
+from lorakit.files import kept
 from lorakit.lab.exercises.mishaps import unknown
 
 ABOVE = (
@@ -15,6 +15,15 @@ ABOVE = (
     "Run All Above Selected Cell（中文界面：运行 → 运行选中单元格上方的所有单元格），"
     "跑完再运行这一格。前面的都跑过了，就是名字写错了。"
 )
+
+
+def _source(value) -> bool:
+    """一格的内容：一段文字，或一行行的。"""
+    lines = value if isinstance(value, list) else [value]
+    return all(isinstance(line, str) for line in lines)
+
+
+BOOK = {"cells": [{"cell_type": str, "source": _source}]}
 SESSION = "JPY_SESSION_NAME"  # JupyterLab 在这里告诉内核，打开的是哪一本
 
 
@@ -44,10 +53,8 @@ def sentence(error: NameError, trace) -> str:
 
 def home_of(name: str, book: str) -> str:
     """一个名字最先在打开的这一本的哪一节里有；找不到是空的。"""
-    if not Path(book).is_file() or Path(book).suffix != ".ipynb":
-        return ""
-    heading = ""
-    for cell in json.loads(Path(book).read_text(encoding="utf-8"))["cells"]:
+    heading, blank = "", {"cells": []}
+    for cell in kept(Path(book), BOOK, blank)["cells"] if book.endswith(".ipynb") else ():
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             heading = (re.findall(r"^#+ (.+)$", text, re.M) or [heading])[-1]

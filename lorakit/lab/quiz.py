@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorakit.errors import LorakitError
-from lorakit.files import write_text
+from lorakit.files import kept, write_text
 from lorakit.inert import in_html
 from lorakit.lab.display import both, headless, widgets
 from lorakit.lab.notes import notes
@@ -32,10 +32,11 @@ def _order(question: Question) -> list[int]:
 
 
 def _reader() -> str:
-    place = notes() / "reader.txt"
-    if not place.is_file():
-        write_text(place, secrets.token_hex(8))
-    return place.read_text("utf-8")
+    place = notes() / "reader.json"
+    if not (reader := kept(place, str, "")):
+        reader = secrets.token_hex(8)
+        write_text(place, json.dumps(reader))
+    return reader
 
 
 def _page(title: str, question: Question) -> dict:
@@ -131,9 +132,18 @@ def _place(moment: str) -> Path:
 
 def picks(moment: str) -> list[int | None]:
     """前测（pre）或后测（post）每一题选了第几项，没答的是 None。"""
-    place, blank = _place(moment), [None] * len(exam())
-    kept = json.loads(place.read_text("utf-8")) if place.is_file() else blank
-    return kept if len(kept) == len(blank) else blank
+    blank = [None] * len(exam())
+    found = kept(_place(moment), [_pick], blank)
+    most = [len(question.options) for question in exam()]
+    fits = len(found) == len(blank) and all(
+        pick is None or pick < count for pick, count in zip(found, most, strict=True)
+    )
+    return found if fits else blank
+
+
+def _pick(value) -> bool:
+    """一题的答案：没答，或第几项。"""
+    return value is None or (type(value) is int and value >= 0)
 
 
 class Test:

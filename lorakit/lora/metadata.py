@@ -129,7 +129,7 @@ def clean(file: Path) -> bytes | None:
         return None
     whole = file.read_bytes()
     size = int.from_bytes(whole[:8], "little")
-    head = json.loads(whole[8 : 8 + size])
+    head = parse_json(whole[8 : 8 + size])
     head["__metadata__"] = after
     packed = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
     packed += b" " * (-len(packed) % 8)  # 张量要对齐到 8 字节

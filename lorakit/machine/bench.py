@@ -25,6 +25,7 @@ from lorakit.config import Config, load_config
 from lorakit.data.record import Record
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.families import open_blank
+from lorakit.files import write_text
 from lorakit.machine import estimate
 from lorakit.machine.estimate import GIB, TOKENS
 from lorakit.machine.trace import Trace, record
@@ -98,8 +99,7 @@ class Report:
 
     def save(self, path: Path) -> Path:
         """写成 JSON。"""
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1), encoding="utf-8")
-        return path
+        return write_text(path, json.dumps(asdict(self), ensure_ascii=False, indent=1))
 
 
 def run(

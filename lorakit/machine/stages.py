@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lorakit.errors import LorakitError
+from lorakit.files import write_text
 from lorakit.machine.estimate import GIB
 from lorakit.machine.whole import Whole, spoken
 
@@ -181,9 +182,7 @@ class Report:
     def save(self, path: Path) -> Path:
         """写成 JSON。"""
         found = asdict(self) | {"fits": self.fits, "margin": self.margin}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
-        return path
+        return write_text(path, json.dumps(found, ensure_ascii=False, indent=1))
 
     def text(self) -> str:
         """一张中文表，和几句话。"""

@@ -7,7 +7,7 @@ from pathlib import Path
 from lorakit import infer
 from lorakit.config import Config, load_config
 from lorakit.errors import LorakitError
-from lorakit.files import write_text
+from lorakit.files import read_words, write_text
 from lorakit.results import card, report, verdict
 from lorakit.results import folder as run_folder
 from lorakit.results.evidence import Share
@@ -49,7 +49,7 @@ def _claim(out: Path, name: str):
         LorakitError: 里面已经有另一课的图和结果，接着练就张冠李戴了。
     """
     mark = out / "lesson.txt"
-    was = mark.read_text("utf-8").strip() if mark.is_file() else ""
+    was = read_words(mark).strip() if mark.is_file() else ""
     if was != name and (out / "data").exists():
         held = f"“{was}”那一课" if was else "别的东西"
         raise LorakitError(

@@ -50,6 +50,8 @@ def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
         else:
             _write_edits(name.removeprefix("edit-"), folder, count, seed)
     except OSError as error:
+        for file in [*folder.glob("*"), *folder.glob("*/*")]:  # 本来是空的：写了一半的不留下
+            file.unlink() if file.is_file() else None
         raise LorakitError(
             f"写不进“{folder}”：{plain_reason(error)}。请换一个能写的文件夹。"
         ) from error

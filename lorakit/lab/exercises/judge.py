@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import LorakitError
-from lorakit.files import write_text
+from lorakit.files import kept, write_text
 from lorakit.lab.exercises import trial
 from lorakit.lab.exercises.answers import Blank, Broke, Fresh, Nothing, letters, plain, same
 from lorakit.lab.exercises.mishaps import brief, explain
@@ -155,8 +155,7 @@ def _record() -> Path:
 
 def passed() -> list[str]:
     """通过过的练习，按先后；只存在本机的缓存文件夹里。"""
-    place = _record()
-    return json.loads(place.read_text("utf-8")) if place.is_file() else []
+    return kept(_record(), [str], [])
 
 
 def remember(name: str):

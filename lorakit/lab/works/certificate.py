@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lorakit import cache, lora
 from lorakit.config import load_config
 from lorakit.families import open_family
-from lorakit.files import write_text
+from lorakit.files import read_words, write_text, write_whole
 from lorakit.inert import in_html, inert
 from lorakit.lab.display import pictured, publish
 from lorakit.lab.exercises.judge import all_exercises, passed
@@ -62,8 +62,8 @@ def certificate(
     page = drawn(said, wall([before, after], ["训练前", "训练后"], titles, cell_for(titles)))
     save_image(page, folder / "证书.jpg")
     weights = lora.find(run)
-    shutil.copyfile(weights, folder / weights.name)
-    told = card_of(Path(run)).read_text(encoding="utf-8")
+    write_whole(folder / weights.name, lambda to: shutil.copyfile(weights, to))
+    told = read_words(card_of(Path(run)))
     write_text(folder / "README.md", told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1))
     publish(pictured(page.resize((PAGE[0] // 2, PAGE[1] // 2))))
     inside = "、".join(sorted(file.name for file in folder.iterdir()))

@@ -10,6 +10,7 @@ from lorakit.config import Config
 from lorakit.data.folder import walk
 from lorakit.errors import LorakitError
 from lorakit.files import read_json, user_path, write_text
+from lorakit.inert import visible_line
 from lorakit.lab.display import Placed
 from lorakit.lab.notes import fresh, notes
 from lorakit.lab.works import words
@@ -155,7 +156,10 @@ def keep(name: str, photos: str | Path | None = None, trigger: str = "") -> Work
         )
     place.mkdir(parents=True, exist_ok=True)
     row = {"name": name, "home": str(home), "photos": str(place)}
-    row["trigger"] = trigger.strip() or old.get("trigger", "")
+    trigger = trigger.strip()
+    if trigger and not visible_line(trigger):
+        raise LorakitError(f"触发词要是看得见的一行字，得到 {trigger!r}：删掉重打，例如 ohwx。")
+    row["trigger"] = trigger or old.get("trigger", "")
     rest = [one for one in known["works"] if one["name"] != name]
     _write({"now": name, "works": [*rest, row]})
     return _made(row)
@@ -184,7 +188,8 @@ def _made(row: dict) -> Work:
 
 def _fit(name: str) -> str:
     name = str(name).strip()
-    if not name or name == SAMPLE or UNFIT.search(name) or name[0] == "." or len(name) > LONGEST:
+    odd = not visible_line(name) or UNFIT.search(name) or name.startswith(".")
+    if odd or name == SAMPLE or len(name) > LONGEST:
         raise LorakitError(
             f"“{name}”当不了作品的名字：要有字，不超过 {LONGEST} 个，"
             f'不用 \\ / : * ? " < > | 和开头的点，也不叫“{SAMPLE}”。例如 lab.work("小橘")。'
