@@ -10,9 +10,11 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from lorakit import cache, lora
@@ -171,6 +173,7 @@ def test_a_screen_that_is_full(papercut):
 NO_THREADS = """
 import sys, threading
 import torch
+from PIL import Image
 threading.stack_size(1 << 46)  # 哪个系统也给不了这么大的栈：真的开不出线程
 from lorakit.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -188,3 +191,85 @@ def test_no_threads_allowed_is_one_sentence(config, papercut, tmp_path, command)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "系统不让再开线程了" in done.stderr
     assert not (config().run.output / ".running").exists()
+
+
+SMALL_WORK = """
+import resource, sys
+from pathlib import Path
+from PIL import Image
+from lorakit.errors import LorakitError
+import lorakit.results.report as report, lorakit.files as files
+from lorakit.lab.works import editor, panel, shelf
+what, limit = sys.argv[1], int(sys.argv[2])
+work = shelf.keep("小橘", trigger="ohwx")
+photo = work.photos / "a.png"
+if what == "shelf":
+    act = lambda: shelf.keep("大橘")
+elif what == "photo":
+    act = lambda: panel.store(work.photos, "b.png", photo.read_bytes())
+elif what == "caption":
+    made = editor.Editor(work, [photo], None, None, None)
+    made.text.value = "一只ohwx 猫在左边，很长的一句话" * 9
+    act = lambda: made.save() or print(made.saved.value, file=sys.stderr)
+elif what == "judge":
+    act = lambda: report.save_image(Image.open(photo), Path("judge/01.png"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    act()
+except LorakitError as error:
+    print(error, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("what", ["shelf", "photo", "caption", "judge"])
+def test_the_small_things_on_a_full_disk(tmp_path, monkeypatch, what):
+    """作品、收下的照片、写的描述、判断画的图：说一句，原来的都还在，不留半个文件。"""
+    from lorakit.lab.works import shelf
+    from lorakit.tiny import samples
+
+    monkeypatch.chdir(tmp_path)
+    work = shelf.keep("小橘", trigger="ohwx")
+    source = samples.write("ohwx-cat", tmp_path / "source", count=1)
+    (work.photos / "a.png").write_bytes(next(source.glob("*.png")).read_bytes())
+    (work.photos / "a.txt").write_text("一只ohwx 猫\n", encoding="utf-8")
+    places = [tmp_path, Path(os.environ["LORAKIT_CACHE"])]
+    before = _everything(places)
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_WORK, what, "100"], capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"写不进.*系统不让写这么大的文件", done.stderr), done.stderr
+    assert _everything(places) == before
+
+
+@pytest.mark.parametrize("limit", [60, 3000])
+def test_mending_captions_on_a_full_disk(tmp_path, limit):
+    """check --fix：备份写不下就一个字也不改；腾出空间再修，能还原。"""
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (80, 80), "red").save(data / "a.png")
+    (data / "a.txt").write_bytes(("一只橘猫坐在窗边，看着外面的雨" * 99).encode("gbk"))
+    before = _everything([data])
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(limit), "check", str(data), "--fix"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "系统不让写这么大的文件" in done.stderr and _everything([data]) == before
+    assert main(["check", str(data), "--fix"]) == 0
+    assert (data / "a.txt").read_text("utf-8").startswith("一只橘猫")
+
+
+def test_samples_on_a_full_disk_leave_nothing(tmp_path):
+    place = tmp_path / "cut"
+    command = ["sample-data", "papercut", str(place)]
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, "500", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "系统不让写这么大的文件" in done.stderr and not list(place.glob("*"))
+
+
+def _everything(places) -> dict:
+    files = (p for place in places for p in place.rglob("*") if p.is_file())
+    return {p: p.read_bytes() for p in files if p.name != "seen.tsv"}
