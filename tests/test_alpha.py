@@ -1,4 +1,4 @@
-"""data.alpha：透明通道从读图、裁切、缓存、训练到画出来的图，与 stock 的 Qwen-Image 2.1 管线对照。"""
+"""data.alpha：透明通道从读图、裁切、缓存、训练到画出来的图，与 stock 管线对照。"""
 
 import numpy as np
 import pytest
