@@ -111,7 +111,7 @@ def test_a_short_run_makes_a_whole_pipeline(tmp_path):
     again = base.train_base(tmp_path, CPU, 1, 5, 1, size=8, batch=4, start=tmp_path)
     assert again["steps"] == 1
     sheet = tmp_path / "samples.png"
-    report = base.measure(tmp_path, CPU, count=1, sheet=sheet)
+    report = base.measure(tmp_path, CPU, count=1, sheet=sheet, steps=2)
     assert {"draw", CLEAR, "cutout", *edits.EDITS} == set(report)
     assert Image.open(sheet).size == (12 * 128, 9 * 128)
 

@@ -225,7 +225,7 @@ def measure_edit(
         things = [scene.things[0] for scene in scenes]
         facts[name] = {
             "done": float((away < np.square(before - after).mean((1, 2, 3)) / 2).mean()),
-            "right": share(verdicts, **_expected(scenes)),
+            "right": share(verdicts, **expected(scenes)),
             "kept": share(verdicts, object=[thing.kind for thing in things]),
         }
         rows += [np.concatenate(list(group[:12]), 1) for group in (before, drawn, after)]
@@ -234,7 +234,7 @@ def measure_edit(
     return facts
 
 
-def _expected(scenes: list) -> dict[str, list]:
+def expected(scenes: list) -> dict[str, list]:
     """改好之后考官应该判成什么；线稿没有颜色与背景可认。"""
     things = [scene.things[0] for scene in scenes]
     wanted = {"object": [t.kind for t in things], "side": [t.side for t in things]}

@@ -18,7 +18,7 @@ from lorakit.files import ASSETS, write_whole
 from lorakit.infer.sampler import sample
 from lorakit.tiny.edits import EDITS, PHRASES, cutout, random_edit
 from lorakit.tiny.pretrain import corpus, shapes
-from lorakit.tiny.pretrain.base_edit import _expected, patches
+from lorakit.tiny.pretrain.base_edit import expected, patches
 from lorakit.tiny.pretrain.base_qwen import tokenize
 from lorakit.tiny.pretrain.block_causal import SIDE, FastQwenImage21, Rows
 from lorakit.tiny.pretrain.clock import Clock, to_device
@@ -313,7 +313,9 @@ def train_base(
     return clock.facts(batch=batch, pictures=size, loss=loss)
 
 
-def measure(folder: Path, device, count: int = 200, sheet: Path | None = None) -> dict:
+def measure(
+    folder: Path, device, count: int = 200, sheet: Path | None = None, steps: int = 20
+) -> dict:
     """成绩：照描述画、每种改法、透明底与抠图各答对多少，由考官判（透明的放在灰底上看）。
 
     clear 是画面四边都透明、东西又不透明的比例；solid 是不该透明的处处不透明的比例。
@@ -330,14 +332,14 @@ def measure(folder: Path, device, count: int = 200, sheet: Path | None = None) -
             looks = [[one] for one in pictures[part]] if pictures else [[]] * len(prompts[part])
             seeds = range(start, start + len(looks))
             how = (family, family.load("transformer").eval(), prompts[part], looks, looks)
-            images += sample(*how, seeds, size, 20, 3.0)
+            images += sample(*how, seeds, size, steps, 3.0)
         rows.append(images[:12])
         return images
 
     def judged(images, scenes, **more) -> dict:
         plain = Image.new("RGBA", (SIZE, SIZE), (206, 206, 210, 255))
         shown = [Image.alpha_composite(plain, one.convert("RGBA")) for one in images]
-        verdicts, wanted = examine(shown), _expected(scenes)
+        verdicts, wanted = examine(shown), expected(scenes)
         return {name: share(verdicts, **{name: said}) for name, said in wanted.items()} | more
 
     scenes = [random_scene(rng, two=0.0) for _ in range(count)]
