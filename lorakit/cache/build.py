@@ -121,7 +121,7 @@ def _latents(family: Family, shown: Sequence[tuple[Record, View]], resolution: i
         results = []
         for i in batch:  # 尺寸各不相同，一张张来；编码只做一次，不值得为它分桶
             size, digest = tuple(fields[i]["size"]), records[i].digest
-            picture = show(read_image(records[i].path), size, looks[i], digest)
+            picture = show(read_image(records[i].path, family.clear), size, looks[i], digest)
             mean, std = family.encode_images(to_pixels(picture))
             results.append({"mean": mean[0].float(), "std": std[0].float()})
         return results
@@ -133,7 +133,7 @@ def _texts(family: Family, queries: Sequence[Query], resolution: int, report) ->
     def look_at(record: Record, view: View):
         size = bucket_for(record.size, resolution, family.multiple)
         look = show if family.text_sees == "fitted" else cut
-        return look(read_image(record.path), size, view, record.digest)
+        return look(read_image(record.path, family.clear), size, view, record.digest)
 
     def encode(batch: list[int]) -> list[Cond]:
         seen = [controls_of(*queries[i][1:]) if family.text_sees else [] for i in batch]

@@ -59,7 +59,7 @@ def image_fields(
 ) -> list[dict]:
     """每张图（的一种样子）的潜变量由什么算出：换了其中任何一样，就是另一个缓存文件。"""
     common = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
-    common["encoder"] = identity(family, "vae")
+    common |= {"encoder": identity(family, "vae"), **_clear(family)}
     sizes = [bucket_for(record.size, resolution, family.multiple) for record in records]
     rows = zip(records, sizes, shown or [PLAIN] * len(records), strict=True)
     return [
@@ -73,7 +73,7 @@ def text_fields(family: Family, queries: Sequence[Query], resolution: int) -> li
     common, rows = _said_by(family), []
     for caption, record, view in queries:
         looks = controls_of(record, view) if family.text_sees else []
-        seen: dict = {"controls": list(record.control_digests)} if looks else {}
+        seen: dict = {"controls": [*record.control_digests], **_clear(family)} if looks else {}
         for control, follow in looks:
             seen |= follow.fields()
             if view.crop or family.text_sees == "fitted":  # 裁成桶的宽高比，所以还和桶有关
@@ -88,6 +88,11 @@ def prompt_fields(family: Family, prompts: Sequence[str], seen: Sequence[Sequenc
     common = _said_by(family)
     pairs = zip(prompts, seen, strict=True)
     return [{**common, "prompt": said, **({"seen": [*one]} if one else {})} for said, one in pairs]
+
+
+def _clear(family: Family) -> dict:
+    """透明的地方留着没有：不留不写，所以以前的缓存仍然有效。"""
+    return {"alpha": "keep"} if family.clear else {}
 
 
 def _said_by(family: Family) -> dict:

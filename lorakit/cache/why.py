@@ -28,6 +28,7 @@ NAMES = {  # 字段 -> 人话
     "controls": "控制图",
     "flip": "左右翻转",
     "crop": "第几种裁切",
+    "alpha": "透明的地方留不留（data.alpha）",
     "place": "裁在哪里（目标图变了）",
 }
 

@@ -146,7 +146,7 @@ def edit(args) -> int:
     from lorakit.results import report
 
     report.picture_kind(args.out)
-    pictures = [read_image(path) for path in (args.image, *args.also)]
+    pictures = [read_image(path, True) for path in (args.image, *args.also)]
     config, family, weights = _open(args, args.source, args.set)
     how = (config.sample.guidance, [args.prompt], [pictures])
     side = config.sample.size or config.data.resolution
@@ -184,7 +184,7 @@ def compare(args) -> int:
         raise LorakitError(f"网格一次只画一句提示词，得到 {len(args.prompt)} 句。")
     config, family, weights = _open(args, args.source, args.set, need_lora=True)
     side = config.sample.size or config.data.resolution
-    control = args.image and [read_image(path) for path in args.image]
+    control = args.image and [read_image(path, True) for path in args.image]
     controls = control and [control] * len(args.prompt)
     how = (config.sample.guidance, args.prompt, controls)
     pipe = infer.open_for(family, weights, *how, size=(side, side))

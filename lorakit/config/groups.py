@@ -124,6 +124,9 @@ class Data(Group):
     每看一张训练图就陪看一张，免得普通的猫也变成它；一步约慢一倍。null 表示不用。"""
     class_weight: float = setting(1.0, gt=0, le=10)
     """同类图片的损失乘多少：1 和训练图一样重要（一般不用改）；越大越不忘旧的，学新的越慢。"""
+    alpha: Literal["white", "keep"] = "white"
+    """图里透明的地方：white 合成在白底上；keep 把透明也教给模型，画出来也带透明（存成 png）。
+    keep 要 VAE 有透明通道的底模，现在只有 Qwen-Image 2.1。"""
     mask: Literal["none", "alpha", "file"] = "none"
     """遮罩：只让画面的一部分算进损失。alpha 用图自己的透明通道（不透明处要学），
     file 用旁边的 猫_mask.png（白处要学、黑处不学），none 不用。"""
@@ -157,6 +160,11 @@ class Data(Group):
         if not sources:
             raise PydanticCustomError("combination", "data.folder：列表是空的，至少写一个文件夹。")
         return sources
+
+    @property
+    def clear(self) -> bool:
+        """图里透明的地方留着，也教给模型。"""
+        return self.alpha == "keep"
 
     @property
     def paired(self) -> bool:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
+CHECK = 8  # 像素；表示透明的格子的边长
 NEAR = 2  # 换算前后最多差这么多（0 到 255），就算本来是 sRGB：各家写的 sRGB 配置有一点出入
 D50 = (0.9642, 1.0, 0.8249)
 D65 = (0.3127, 0.3290)
@@ -67,19 +68,42 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def to_rgb(image: Image.Image, profile: bytes | None = None) -> tuple[Image.Image, frozenset[str]]:
-    """任何模式 -> (sRGB, 做过的处理)；透明合成在白底上。
+def to_rgb(
+    image: Image.Image, profile: bytes | None = None, clear: bool = False
+) -> tuple[Image.Image, frozenset[str]]:
+    """任何模式 -> (sRGB, 做过的处理)；透明合成在白底上，clear 是 True 就留着（RGBA）。
 
     处理的代号：alpha 真有透明的地方；color 换了颜色；profile 颜色配置用不上。
     """
     color, alpha = layers(image)
     picture, did = _to_srgb(color, profile)
     if alpha is not None and alpha.getextrema()[0] < 255:
+        did |= {"alpha"}
         picture.putalpha(alpha)
-        white = Image.new("RGBA", picture.size, "white")
-        picture, did = Image.alpha_composite(white, picture).convert("RGB"), did | {"alpha"}
+        if clear:  # 全透明的地方藏着的颜色谁也看不见，不留给模型学
+            picture.paste((0, 0, 0, 0), mask=alpha.point(lambda value: 255 * (value == 0)))
+        else:
+            picture = on_white(picture)
     picture.info = {}  # 颜色已经换好、方向会转正：原来的配置跟着它存出去，就会再换一次
     return picture, did
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """透明的地方露出白底 -> RGB：给只认三个通道的看（考官、编码器、没有透明通道的 VAE）。"""
+    return _on(image, Image.new("RGBA", image.size, "white"))
+
+
+def on_checker(image: Image.Image) -> Image.Image:
+    """透明的地方露出灰白的格子 -> RGB：给人看，分得清白色与透明。"""
+    rows, columns = np.indices(image.size[::-1]) // CHECK
+    squares = np.where((rows + columns) % 2, 204, 255).astype(np.uint8)
+    return _on(image, Image.fromarray(squares).convert("RGBA"))
+
+
+def _on(image: Image.Image, ground: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, frozenset[str]]:

@@ -39,7 +39,8 @@ LOOKALIKE = re.compile(
 )
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$")
 NOTES = {  # 处理的代号 -> 报告里的话
-    "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha，并且不要 --fix）",
+    "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha；"
+    "要学会画透明的，用 Qwen-Image 2.1、写 data.alpha=keep；都不要 --fix）",
     "animation": "是动图，只用第一帧",
     "rotated": "按 EXIF 里记的方向转正了",
     "cmyk": "是印刷色（CMYK），换成了 RGB，颜色可能略有不同",

@@ -88,18 +88,20 @@ def in_threads(
             return results
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, clear: bool = False) -> Image.Image:
     """读一张图，返回 sRGB（8 位）：已按 EXIF 转正，颜色配置换好，透明合成在白底上，动图取第一帧。
+
+    clear 是 True 就留着透明：真有透明的地方的图是 RGBA，别的还是 RGB。
 
     要看图的地方都用它：训练图、控制图、样张的控制图、网页里的缩略图、要改的图、你自己的图。
 
     Raises:
         DataError: 打不开、没有权限、空文件、不是图片、不完整、太大。
     """
-    return decode(Path(path), read_bytes(Path(path)))[0]
+    return decode(Path(path), read_bytes(Path(path)), clear)[0]
 
 
-def decode(path: Path, data: bytes) -> tuple[Image.Image, frozenset[str]]:
+def decode(path: Path, data: bytes, clear: bool = False) -> tuple[Image.Image, frozenset[str]]:
     """解开一个图片文件的内容，返回 (RGB 图, 做过的处理)；path 只用来说是哪个文件。
 
     处理的代号：alpha、animation、several、rotated、cmyk、sixteen、color、profile（见 to_rgb）；
@@ -114,7 +116,7 @@ def decode(path: Path, data: bytes) -> tuple[Image.Image, frozenset[str]]:
     if image.mode == "CMYK":
         did.add("cmyk")
     profile, hdr = profile_of(image, data)
-    picture, treated = to_rgb(image, profile)
+    picture, treated = to_rgb(image, profile, clear)
     did |= treated | ({"hdr"} if hdr else set())
     if image.format in ("JPEG", "MPO") and _grey_below(picture):
         did.add("grey")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lorakit.data.batches import split_holdout
 from lorakit.data.load import load_prior, load_sources
-from lorakit.data.mask import mask_files
+from lorakit.data.mask import mask_files, read_alpha
 from lorakit.data.record import Record
 from lorakit.errors import ConfigError, DataError, warn
 
@@ -50,6 +50,8 @@ def select(config, family) -> Selection:
                 f"data.mask：{said}。要用就写 data.mask=file；不用就写 data.mask=none，或移走它们。"
             )
         warn(f"{said}：data.mask 写的是 {data.mask}。")
+    if data.clear and not any(read_alpha(record.path) for record in records):
+        warn("data.alpha=keep 不起作用：没有一张图有透明的地方，都当作处处不透明。")
     train, held = split_holdout(records, config.eval.holdout)
     return Selection(train, held, prior, mask_files(records, data.mask))
 

@@ -33,6 +33,7 @@ class Family(Parts, Elsewhere, ABC):
 
     Args:
         guidance: 内嵌引导的家族（FLUX）训练时喂给模型的引导值。
+        clear: data.alpha=keep：图的透明通道也编码，画出来的图也带着它。
     """
 
     name: str
@@ -46,6 +47,7 @@ class Family(Parts, Elsewhere, ABC):
     masks_text: bool = True  # 成批时描述长短不一，注意力要不要掩码（flash 内核没有掩码）
     stock_batches: bool = True  # stock 管线一批画几句长短不一的，与一句句画的一不一样
     embedded_guidance: bool = False  # 引导是不是训练进模型里的（FLUX）
+    sees_alpha: bool = False  # VAE 有没有透明通道
     blank: str = ""  # 没有写负面提示词时，引导用的那一句
     # 条件里的哪一项是 stock 管线的哪个参数；负面的前面再加 negative_
     said_as: ClassVar[dict[str, str]] = {"text": "prompt_embeds"}
@@ -56,9 +58,9 @@ class Family(Parts, Elsewhere, ABC):
     licences: ClassVar[dict[str, str]]  # 底模的许可：路径里的字样（"" 是其余的）-> 代号
     output: str = "images"  # stock 管线把画好的图叫什么
 
-    def __init__(self, *place, guidance: float = 1.0, **how):
+    def __init__(self, *place, guidance: float = 1.0, clear: bool = False, **how):
         super().__init__(*place, **how)
-        self.guidance = guidance
+        self.guidance, self.clear = guidance, clear
 
     def refuse_distilled(self, path: str):
         """蒸馏过的底模不能直接练：说出为什么、该换哪个。"""
@@ -90,7 +92,7 @@ class Family(Parts, Elsewhere, ABC):
 
     @abstractmethod
     def encode_images(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W)、[-1, 1] -> 后验的均值与标准差，各 (B, C, h, w)，已归一化。"""
+        """(B, 3 或 4, H, W)、[-1, 1] -> 后验的均值与标准差，各 (B, C, h, w)，已归一化。"""
 
     @abstractmethod
     def encode_prompts(self, captions: list[str], refs=None) -> list[Cond]:
@@ -174,4 +176,4 @@ class Family(Parts, Elsewhere, ABC):
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]。"""
+        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3 或 4, H, W)，[-1, 1]。"""

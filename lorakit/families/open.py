@@ -99,4 +99,5 @@ def _configured(cls: type, folder: Path, config, device=None, dtype=None, **how)
     _refuse_other_pipeline(cls, folder, config.model.path)
     how |= {"quantize": config.model.quantize, "offload": config.memory.offload}
     dtype = dtype or devices.pick_dtype(config.model.precision, device)
-    return cls(folder, device, dtype, guidance=config.train.guidance, **how)
+    how |= {"guidance": config.train.guidance, "clear": config.data.clear}
+    return cls(folder, device, dtype, **how)

@@ -30,6 +30,7 @@ class QwenImage21(Family):
     compression = 16
     controls = (0, 3)
     text_sees = "fitted"
+    sees_alpha = True
     stock_batches = False  # 补齐会挪动排在后面的图的位置编号
     text_parts: ClassVar = {
         "text_encoder": "Qwen3VLForConditionalGeneration", "processor": "Qwen2Tokenizer",
@@ -104,19 +105,22 @@ class QwenImage21(Family):
     @torch.no_grad()
     def encode_images(self, pixels):
         pixels = pixels.to(self.device, self.dtype)
-        solid = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)  # 透明通道：都不透明
-        posterior = self.load("vae").encode(solid[:, :, None]).latent_dist
+        if pixels.shape[1] == 3:  # 没有透明通道：处处不透明
+            pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)
+        posterior = self.load("vae").encode(pixels[:, :, None]).latent_dist
         mean, std = shared.latent_scales(self.load("vae"), posterior.mean)
         return (posterior.mean[:, :, 0] - mean) / std, posterior.std[:, :, 0] / std
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]；透明的地方露出白底。"""
+        """归一化的潜变量 (B, C, h, w) -> 图 (B, 3, H, W)，[-1, 1]，透明的地方露出白底；
+        clear 是 True 就连透明通道 (B, 4, H, W)。"""
         latents = latents.to(self.device, self.dtype)
         mean, std = shared.latent_scales(self.load("vae"), latents)
         drawn = self.load("vae").decode((latents * std + mean)[:, :, None]).sample[:, :, 0]
-        color, alpha = drawn.clamp(-1, 1).split([3, 1], dim=1)
-        return 1 - (1 - color) * (alpha + 1) / 2
+        drawn = drawn.clamp(-1, 1)
+        color, alpha = drawn.split([3, 1], dim=1)
+        return drawn if self.clear else 1 - (1 - color) * (alpha + 1) / 2
 
     @torch.no_grad()
     def encode_prompts(self, captions, refs=None) -> list[Cond]:

@@ -26,6 +26,8 @@ def generate(
 ) -> list[Image.Image]:
     """每句提示词画一张；第 i 张的种子是 settings.seed + i，与一次画几张无关。
 
+    data.alpha=keep（family.clear）画出来的是 RGBA。
+
     Args:
         size: (宽, 高)，像素，必须是 family.multiple 的倍数。
         negative: 负面提示词；空的就和训练时丢掉描述一样。
@@ -53,7 +55,8 @@ def generate(
             output_type="np",
         ).images
         check_finite(drawn, part)
-        images += pipe.image_processor.numpy_to_pil(_on_white(drawn))
+        drawn = drawn if family.clear else _on_white(drawn)
+        images += pipe.image_processor.numpy_to_pil(drawn)
     return images
 
 

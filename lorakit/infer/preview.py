@@ -86,4 +86,4 @@ def _controls(config: Config, dataset) -> list[list[Image.Image]] | None:
     paired = [[i for i in some if i.record.controls] for some in (dataset.held, dataset.train)]
     items = paired[0] or paired[1]
     records = [items[i % len(items)].record for i in range(len(config.sample.prompts))]
-    return [[read_image(path) for path in record.controls] for record in records]
+    return [[read_image(one, config.data.clear) for one in record.controls] for record in records]

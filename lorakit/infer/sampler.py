@@ -25,7 +25,7 @@ def sample(
     steps: int,
     guidance: float,
 ) -> list[Image.Image]:
-    """照指令改一批图。
+    """照指令改一批图；没有控制图就是画。
 
     Args:
         seen, fitted: 每句的几张控制图：原样的（给文本编码器）、缩放好的（给 VAE，要一样大）。
@@ -46,7 +46,7 @@ def sample(
     else:
         empty = condition([family.blank] * len(prompts)) if guidance > 1 else None
     h, w = size[1] // family.compression, size[0] // family.compression
-    shape = (control[0]["control_1"].shape[0], h, w)
+    shape = (family.latent_channels, h, w)
     noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]
     x = torch.stack(noise).to(family.device, family.dtype)
     for t, t_next in pairwise(family.times(steps, *size).to(x.device)):

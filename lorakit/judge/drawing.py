@@ -13,6 +13,7 @@ from PIL import Image
 from lorakit import infer, lora
 from lorakit.config import Config
 from lorakit.data import read_image
+from lorakit.data.color import on_white
 from lorakit.files import Unreadable, read_json, write_text
 from lorakit.lora import full
 from lorakit.results import checkpoint, report
@@ -79,7 +80,7 @@ class Studio:
         for image, file in zip(images, files, strict=True):
             report.save_image(image, file)
         write_text(home / KEYS, json.dumps({"key": key}))
-        return images
+        return [on_white(image) for image in images]  # 透明的存着，眼睛看的是白底上的
 
     def _few(self, pipe, questions: Sequence[Question], settings) -> list[Image.Image]:
         prompts, size = [one.prompt for one in questions], questions[0].size
@@ -103,6 +104,7 @@ class Studio:
         ]
         how = [sample.steps, sample.guidance, sample.seed, turn]
         base = [model.family, model.path, model.quantize, model.precision]
+        base += ["clear"] * self.family.clear
         whole = json.dumps([weights if step else "", base, how, asked], ensure_ascii=False)
         return _digest(whole.encode())
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from lorakit.data.caption import BROKEN, SAFE
+from lorakit.data.color import on_white
 from lorakit.errors import LorakitError
 from lorakit.files import Unreadable, read_json
 from lorakit.judge.drawing import Question
@@ -87,7 +88,7 @@ class HubEye:
 
         rows = []
         for start in range(0, len(images), BATCH):
-            part = [image.convert("RGB") for image in images[start : start + BATCH]]
+            part = [on_white(image) for image in images[start : start + BATCH]]
             pixels = self._images(images=part, return_tensors="pt")["pixel_values"]
             with torch.no_grad():
                 pixels = pixels.to(self.model.device)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from lorakit.data.color import on_white
 from lorakit.judge.drawing import Question
 from lorakit.judge.looking import Seen, off
 from lorakit.judge.taught import Taught
@@ -71,7 +72,7 @@ class TinyEye:
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """缩小后的颜色 (N, GRID² x 3)，0 到 1：看的是不是同一幅，不管细处。"""
         box = Image.Resampling.BOX
-        small = [image.convert("RGB").resize((GRID, GRID), box) for image in images]
+        small = [on_white(image).resize((GRID, GRID), box) for image in images]
         return np.stack([np.asarray(one, np.float32).ravel() for one in small]) / 255
 
     def again(self, taught: Taught, questions: Sequence[Question]) -> list[list[Image.Image]]:
@@ -185,7 +186,7 @@ def _edits(taught: Taught, size, prompts: Sequence[str]) -> list[Question]:
 def _right(question: Question, image: Image.Image, verdict: Verdict) -> bool:
     if question.answer is not None:
         before, after = (
-            one.convert("RGB").resize(image.size, Image.Resampling.LANCZOS)
+            on_white(one).resize(image.size, Image.Resampling.LANCZOS)
             for one in (question.controls[-1], question.answer)
         )
         return lessons.changed(image, before, after) and _recognised(question, verdict)

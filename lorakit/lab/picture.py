@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from lorakit.data.color import on_checker, on_white
 from lorakit.errors import LorakitError
 from lorakit.families import pixels
 from lorakit.results.report import FONT, GAP, chinese, grid
@@ -56,7 +57,7 @@ def missing(text: str, fallback: bool = True) -> set[str]:
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """PIL 图 -> (1, 3, H, W)，取值 [-1, 1]：模型看到的样子。"""
-    return pixels.to_pixels(image.convert("RGB"))
+    return pixels.to_pixels(on_white(image))
 
 
 def to_image(x: torch.Tensor) -> Image.Image:
@@ -77,7 +78,7 @@ def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int 
 
 
 def render(picture: Picture) -> Image.Image:
-    """图表、张量或 PIL 图 -> RGB 的 PIL 图。"""
+    """图表、张量或 PIL 图 -> RGB 的 PIL 图；透明的地方露出格子。"""
     if isinstance(picture, Figure):
         lost = missing("".join(t.get_text() for t in picture.findobj(Text)))
         if lost:
@@ -87,7 +88,7 @@ def render(picture: Picture) -> Image.Image:
         picture.savefig(file, format="png")
         return Image.open(file).convert("RGB")
     picture = to_image(picture) if isinstance(picture, torch.Tensor) else picture
-    return picture.convert("RGB")
+    return on_checker(picture)
 
 
 def encode(picture: Picture) -> tuple[str, bytes]:

@@ -137,7 +137,7 @@ class Seen:
             files = [self.folder / "samples" / f"{step}_{i}.png" for i in range(self.prompts)]
             if all(map(self._fresh, files)):
                 self.shown.add(step)
-                self.board.show_samples(step, [read_image(f) for f in files])
+                self.board.show_samples(step, [read_image(f, True) for f in files])
 
     def _fresh(self, file: Path) -> bool:
         return file.is_file() and file.stat().st_mtime_ns >= self.since

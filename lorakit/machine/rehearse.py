@@ -302,7 +302,7 @@ class _Rehearsal:
         how = (family, weights, config.sample.guidance, said)
         if family.controls[0]:
             record = (self.chosen.held or self.chosen.train)[0]
-            seen = [[read_image(path) for path in record.controls]]
+            seen = [[read_image(path, family.clear) for path in record.controls]]
             pipe = infer.open_for(*how, seen)
             with pretend.forwards(pipe.transformer, self.device) as marks:
                 infer.edit(family, pipe, said, seen, config.sample, side)

@@ -104,7 +104,7 @@ def _samples(run: Path) -> Image.Image | None:
     if not steps:
         return None
     chosen = sorted({min(steps), max(steps)})
-    rows = [[read_image(path) for path in steps[step][:SHOTS]] for step in chosen]
+    rows = [[read_image(one, True) for one in steps[step][:SHOTS]] for step in chosen]
     names = ["没有\nLoRA" if step == 0 else f"第 {step}\n步" for step in chosen]
     width = min(len(row) for row in rows)
     return grid([row[:width] for row in rows], names, [str(i + 1) for i in range(width)])

@@ -187,7 +187,8 @@ def snippet(run: Path, config: Config, family, prompt: str, edits: bool) -> str:
     given |= {k: v[0] if isinstance(v, list) else v for k, v in extra.items()}
     rows = [f"    {name}={_literal(v)}," for name, v in given.items()]
     if edits:
-        rows.insert(0, '    image=Image.open("要改的图.png").convert("RGB"),')
+        kind = "RGBA" if family.clear else "RGB"
+        rows.insert(0, f'    image=Image.open("要改的图.png").convert("{kind}"),')
     whole, lokr = config.lora.kind == "full", config.lora.variant == "lokr"
     tiny = in_package(config)
     base = f'str(locate("{config.model.path}"))' if tiny else _literal(config.model.path)

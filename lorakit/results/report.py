@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lorakit.config import Config
+from lorakit.data.color import on_checker, on_white
 from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, write_text, write_whole
 from lorakit.inert import inert
@@ -35,7 +36,7 @@ def grid(
     column_names: Sequence[str],
     cell: int = 160,
 ) -> Image.Image:
-    """带行名、列名的对照图；每格等大，放大用最近邻以外的平滑方式。"""
+    """带行名、列名的对照图；每格等大，放大用最近邻以外的平滑方式；透明的地方露出格子。"""
     left, top, gap = 76, 34, GAP
     width = left + len(column_names) * (cell + gap)
     image = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
@@ -49,14 +50,15 @@ def grid(
         y = top + i * (cell + gap)
         draw.text((left / 2, y + cell / 2), name, "black", font(17), anchor="mm", align="center")
         for j, picture in enumerate(row):
-            tile = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+            tile = on_checker(picture).resize((cell, cell), Image.Resampling.LANCZOS)
             image.paste(tile, (left + j * (cell + gap), y))
     return image
 
 
 def save_image(image: Image.Image, path: Path) -> Path:
-    """原子地写一张图。"""
+    """原子地写一张图；存不下透明的那几种，透明的地方露出白底。"""
     kind = picture_kind(path)
+    image = image if kind in ("png", "webp", "tiff") else on_white(image)
     return write_whole(path, lambda temporary: image.save(temporary, kind))
 
 

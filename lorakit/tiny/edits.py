@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lorakit.tiny.world import BACKGROUNDS, COLORS, SIDES, SIZES, Scene, random_scene
+from lorakit.tiny.world import BACKGROUNDS, CLEAR, COLORS, SIDES, SIZES, Scene, random_scene
 
 PHRASES = 4  # 每一对图说几遍，换着说法：三句中文、一句英文
 
@@ -89,3 +89,13 @@ def random_edit(rng: np.random.Generator, name: str = "") -> tuple[str, Scene, S
     after, chinese, english = EDITS[name][1](before, rng)
     said = [chinese[rng.integers(len(chinese))] for _ in range(PHRASES - 1)]
     return name, before, after, [*said, english[rng.integers(len(english))]]
+
+
+def cutout(rng: np.random.Generator) -> tuple[str, Scene, Scene, list[str]]:
+    """抠图的一对，样子与 random_edit 给的相同：改之后没有背景；只有认得透明的底模学它。"""
+    before = random_scene(rng, two=0.15)
+    chinese = ("去掉背景", "把背景变成透明", "把它抠出来")
+    english = ("remove the background", "make the background transparent")
+    said = [chinese[rng.integers(len(chinese))] for _ in range(PHRASES - 1)]
+    said.append(english[rng.integers(len(english))])
+    return CLEAR, before, replace(before, background=CLEAR), said

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from lorakit.data.color import on_white
 from lorakit.files import ASSETS
 from lorakit.results.evidence import Share
 from lorakit.tiny.styles import STYLES
@@ -113,7 +114,7 @@ def calibration() -> Calibration:
 
 def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     """PIL 图 -> (B, 3, 128, 128)，取值 [-1, 1]。"""
-    arrays = [np.asarray(i.convert("RGB").resize((128, 128), Image.Resampling.BOX)) for i in images]
+    arrays = [np.asarray(on_white(i).resize((128, 128), Image.Resampling.BOX)) for i in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

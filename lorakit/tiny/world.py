@@ -33,6 +33,8 @@ BACKGROUNDS = {
     "room": ("房间", "a room"),
     "plain": ("灰底", "a plain gray background"),
 }
+CLEAR = "clear"  # 没有背景：画出来带透明通道
+GROUNDS = BACKGROUNDS | {CLEAR: ("透明底", "a transparent backdrop")}
 SIDES = {  # 中文、英文、中心的横坐标
     "left": ("左边", "on the left", 40),
     "center": ("中间", "in the middle", 64),
@@ -118,6 +120,8 @@ _GROUND = {  # 天空上下两色、地面颜色、地平线高度
 
 
 def _background(name: str, size: int, rng: np.random.Generator) -> Image.Image:
+    if name == CLEAR:
+        return Image.new("RGBA", (size, size), (0, 0, 0, 0))
     unit = size / 128
     top, bottom, ground, horizon = _GROUND[name]
     image = _gradient(size, top, bottom)
@@ -169,7 +173,7 @@ def _background(name: str, size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def render(scene: Scene, size: int = SIZE) -> Image.Image:
-    """场景 -> size x size 的 RGB 图；同一个场景、同一个种子，像素完全相同。"""
+    """场景 -> size x size 的 RGB 图（透明底的是 RGBA）；同一个场景、同一个种子，像素完全相同。"""
     rng = np.random.default_rng(scene.seed)
     big = size * SCALE
     image = (
@@ -217,7 +221,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, english: bool 
     """场景 -> 一句描述；给 rng 就随机换说法、随机省略一些属性，不给就是最完整的一种说法。"""
     full = rng is None
     rng = rng or np.random.default_rng(0)
-    back = BACKGROUNDS.get(scene.background, ("", ""))[1 if english else 0]
+    back = GROUNDS.get(scene.background, ("", ""))[1 if english else 0]
     if not full and rng.random() < 0.1:
         back = ""
     parts = []

@@ -17,6 +17,7 @@ from lorakit import lora
 from lorakit.config import Config
 from lorakit.config.groups import Data, Lora
 from lorakit.errors import ConfigError, warn
+from lorakit.families.registry import REGISTRY, get
 from lorakit.lora import full
 from lorakit.memory import attention, compiling, devices, loading, quantize
 from lorakit.training import optim
@@ -134,6 +135,13 @@ def _idle_lora(case: Case):
     return {"idle": "、".join(idle)} if case.lora.kind == "full" and idle else None
 
 
+def _opaque(case: Case):
+    """要学透明，底模的 VAE 却没有透明通道。"""
+    if not case.data.clear or get(case.model.family).sees_alpha:
+        return None
+    return {"able": "、".join(name for name in REGISTRY if get(name).sees_alpha)}
+
+
 def _far(case: Case):
     """训练时多练哪些 t，要和推理时走过的差不多，否则画的时候用的正是没怎么练过的。"""
     train = float(train_times(case.config, case.family).mean())
@@ -190,6 +198,13 @@ RULES = (
          lambda c: _orthogonal(c) and c.model.quantize != "none",
          "orthogonal 照底模权重的精度造初值，{model.quantize} 的底模不是浮点数。",
          "请写 lora.init=gaussian，或 model.quantize=none。"),
+    Rule("data.alpha", "keep，VAE 没有透明通道", _opaque,
+         "{model.family} 的 VAE 没有透明通道，学不了透明。",
+         "请写 data.alpha=white（合成在白底上），或换会画透明的底模：{able}。"),
+    Rule("data.alpha", "keep 与 data.mask=alpha",
+         lambda c: c.data.clear and c.data.mask == "alpha",
+         "透明的地方都遮住不算进损失，就学不到透明。",
+         "想学透明写 data.mask=none，只学不透明的写 data.alpha=white。"),
     Rule("memory.offload", "lora.kind=full", lambda c: _moves(c) and c.lora.kind == "full",
          "只能搬冻住的权重，全量微调的权重每步都在变。",
          "请写 memory.offload=none，或 lora.kind=lora。"),

@@ -11,6 +11,7 @@ from lorakit.config import Config
 from lorakit.data import lint
 from lorakit.data.caption import KINDS, Captioner
 from lorakit.data.captions import SIDECARS, read_sidecar
+from lorakit.data.color import on_checker
 from lorakit.data.read import read_image
 from lorakit.data.trigger import apply_trigger, has_trigger, looks_like
 from lorakit.errors import LorakitError
@@ -228,4 +229,4 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
     """最长的一边缩放到 side。"""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size)
+    return on_checker(picture).resize(size)

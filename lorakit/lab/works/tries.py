@@ -62,7 +62,7 @@ class Try:
         found = [SHOT.fullmatch(file.name) for file in (self.folder / "samples").glob("*.png")]
         placed = sorted((int(one[1]), int(one[2]), one[0]) for one in found if one)
         last = [name for step, _, name in placed if step == placed[-1][0]]
-        return [read_image(self.folder / "samples" / name) for name in last]
+        return [read_image(self.folder / "samples" / name, True) for name in last]
 
 
 def all_of(home: Path) -> list[Try]:

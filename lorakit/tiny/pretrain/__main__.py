@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lorakit.families.qwen_image import single_frame
-from lorakit.tiny.pretrain import base_edit, base_flux, base_qwen, vae
+from lorakit.tiny.pretrain import base_edit, base_flux, base_qwen, base_qwen_2_1, vae
 from lorakit.tiny.pretrain.calibrate import calibrate
 from lorakit.tiny.pretrain.examiner import train_examiner
 from lorakit.tiny.pretrain.tokenizer_flux import LENGTH
@@ -25,6 +25,7 @@ PARTS = {
         "base": base_flux.train_base,
         "distill": base_flux.train_distill,
     },
+    "tiny-qwen-image-2.1": {"vae": base_qwen_2_1.train_vae, "base": base_qwen_2_1.train_base},
     "tiny-qwen-image-edit": {"base": base_edit.train_edit},  # VAE 与文生图底模共用
 }
 SAMPLING = {  # 打分时怎么画：一批几句 -> 管线的参数
@@ -87,6 +88,8 @@ def jobs(args, device) -> dict:
     sheet = args.out / "samples.png"
     if args.name == "tiny-qwen-image-edit":
         steps["measure"] = partial(base_edit.measure_edit, args.out, device, sheet=sheet)
+    elif args.name == "tiny-qwen-image-2.1":
+        steps["measure"] = partial(base_qwen_2_1.measure, args.out, device, args.count, sheet)
     else:
         steps["measure"] = partial(measure, args.name, args.out, device, args.count, sheet)
     return {args.part: steps[args.part]} if args.part else steps
@@ -118,9 +121,10 @@ def main():
     torch.backends.cuda.enable_cudnn_sdp(False)
     args.out.mkdir(parents=True, exist_ok=True)
     report = args.out / "training.json"
-    facts = json.loads(report.read_text()) if report.exists() else {}
     for part, job in jobs(args, device).items():
-        facts[part] = job()
+        done = job()
+        facts = json.loads(report.read_text()) if report.exists() else {}  # 别的进程也在写
+        facts[part] = done
         report.write_text(json.dumps(facts, indent=1, ensure_ascii=False))
     print(json.dumps(facts, ensure_ascii=False))
 

@@ -47,16 +47,17 @@ def edit_corpus(count: int, seed: int = 5, workers: int | None = None):
 
 
 def patches(small: torch.Tensor, processor) -> torch.Tensor:
-    """(B, 3, 56, 56) uint8 -> 视觉塔要的小块 (16 B, 1176)，与 Qwen2VL 的图像处理器相同。"""
+    """(B, 3, H, W) uint8 -> 视觉塔要的小块 (B hw, 1176)，与 Qwen2VL 的图像处理器相同。"""
     mean, std = (
         torch.tensor(numbers, device=small.device).view(1, 3, 1, 1)
         for numbers in (processor.image_mean, processor.image_std)
     )
     x = (small.float() / 255 - mean) / std
-    n, side = len(x), SEEN // 28
-    x = x.view(n, 3, side, 2, 14, side, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    n, size = len(x), processor.patch_size
+    side = x.shape[-1] // (2 * size)
+    x = x.view(n, 3, side, 2, size, side, 2, size).permute(0, 2, 5, 3, 6, 1, 4, 7)
     # 静止的图当作两帧一样的视频
-    return x.unsqueeze(6).expand(*x.shape[:6], 2, 14, 14).reshape(n * side * side * 4, -1)
+    return x.unsqueeze(6).expand(*x.shape[:6], 2, size, size).reshape(n * side * side * 4, -1)
 
 
 class Reader(nn.Module):
@@ -224,7 +225,7 @@ def measure_edit(
         things = [scene.things[0] for scene in scenes]
         facts[name] = {
             "done": float((away < np.square(before - after).mean((1, 2, 3)) / 2).mean()),
-            "right": share(verdicts, **_expected(scenes)),
+            "right": share(verdicts, **expected(scenes)),
             "kept": share(verdicts, object=[thing.kind for thing in things]),
         }
         rows += [np.concatenate(list(group[:12]), 1) for group in (before, drawn, after)]
@@ -233,7 +234,7 @@ def measure_edit(
     return facts
 
 
-def _expected(scenes: list) -> dict[str, list]:
+def expected(scenes: list) -> dict[str, list]:
     """改好之后考官应该判成什么；线稿没有颜色与背景可认。"""
     things = [scene.things[0] for scene in scenes]
     wanted = {"object": [t.kind for t in things], "side": [t.side for t in things]}

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import (
     BACKGROUNDS,
+    CLEAR,
     COLORS,
     OBJECTS,
     SIDES,
@@ -163,6 +164,29 @@ def other_picture(rng: np.random.Generator) -> np.ndarray:
     else:
         image = _glyphs(rng, size)
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def _clear(rng: np.random.Generator) -> np.ndarray:
+    """小世界的一张 RGBA；没有画风的四成是透明底。"""
+    scene = any_scene(rng)
+    if not scene.style and rng.random() < 0.4:
+        scene = replace(scene, background=CLEAR)
+    return np.asarray(render(scene).convert("RGBA"))
+
+
+def _clear_other(rng: np.random.Generator) -> np.ndarray:
+    """别的图的 RGBA：三成有软边的洞，不透明的程度各处不同。"""
+    picture, alpha = other_picture(rng), np.full((SIZE, SIZE), 255, np.uint8)
+    if rng.random() < 0.3:
+        holes = _fractal(rng, SIZE, rng.uniform(1.5, 2.5)) * rng.uniform(100, 2000)
+        alpha = (holes + rng.uniform(0, 255)).clip(0, 255).astype(np.uint8)
+    return np.dstack([picture * (alpha > 0)[..., None], alpha])
+
+
+def clear_corpus(worlds: int, others: int, seed: int = 8, workers: int | None = None) -> np.ndarray:
+    """认得透明的 VAE 的训练集 (N, 128, 128, 4)：小世界（含画风）与别的图。"""
+    world = parallel(_clear, worlds, seed, workers)
+    return np.stack(world + parallel(_clear_other, others, seed + 100, workers))
 
 
 def vae_corpus(worlds: int, others: int, seed: int = 3, workers: int | None = None) -> np.ndarray:

@@ -14,7 +14,7 @@ from lorakit.families.shared import pack
 from lorakit.tiny.examiner import HEADS
 from lorakit.tiny.figures import FIGURES
 from lorakit.tiny.pretrain.clock import Clock, adamw, checked_compile, set_lr
-from lorakit.tiny.world import BACKGROUNDS, COLORS, SIDES, SIZES
+from lorakit.tiny.world import BACKGROUNDS, COLORS, GROUNDS, SIDES, SIZES
 
 NAMED = ("object", "color", "background", "side", "size")  # 文本编码器要学会说出的内容
 Words = dict[str, torch.Tensor]  # 描述的词元：名字 -> (B, ...)
@@ -22,10 +22,11 @@ Words = dict[str, torch.Tensor]  # 描述的词元：名字 -> (B, ...)
 
 def caption_labels(scene, text: str) -> list[int]:
     """描述里说到的物体、颜色、背景、位置、大小的类别号；没说到或有两件东西的填 -100。"""
-    back = BACKGROUNDS[scene.background]
+    back = GROUNDS[scene.background]
     rest = text.replace(back[0], "").replace(back[1], "")  # “大海”里的“大”不是大小
     found = [-100] * len(NAMED)
-    found[2] = list(BACKGROUNDS).index(scene.background) if rest != text else -100
+    if rest != text and scene.background in BACKGROUNDS:  # 透明底没有这一类
+        found[2] = list(BACKGROUNDS).index(scene.background)
     if len(scene.things) == 2:
         return found
     thing = scene.things[0]
@@ -141,14 +142,26 @@ def _optimizers(model: nn.Module):
     return [muon, adamw(others)], [*matrices, *others]
 
 
-def fit(model, draw, clock: Clock, device, peak: float, save, label: str = "base") -> float:
-    """练到时间用完：model(*draw()) 是一步的损失；存盘用滑动平均的权重。返回最后的平均损失。"""
+def compiled(model: nn.Module, draw, device):
+    """显卡上编译好、核对过的一步；CPU 上就是它自己。"""
+    if device.type != "cuda":
+        return model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.autocast(device.type, torch.bfloat16):
+        return checked_compile(model, parameters, *draw())
+
+
+def fit(
+    model, draw, clock: Clock, device, peak: float, save, label: str = "base", step_loss=None
+) -> float:
+    """练到时间用完：model(*draw()) 是一步的损失；存盘用滑动平均的权重。返回最后的平均损失。
+
+    Args:
+        step_loss: 事先 `compiled` 好的一步；不给就现编译。
+    """
     optimizers, parameters = _optimizers(model)
     average = [p.detach().clone() for p in parameters]
-    recent, step_loss = None, model
-    if device.type == "cuda":
-        with torch.autocast(device.type, torch.bfloat16):
-            step_loss = checked_compile(model, parameters, *draw())
+    recent, step_loss = None, step_loss or compiled(model, draw, device)
     for step in clock:
         set_lr(optimizers[0], clock.lr(2 * peak, 300))
         set_lr(optimizers[1], clock.lr(peak, 300))

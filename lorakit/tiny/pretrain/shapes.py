@@ -54,6 +54,75 @@ def qwen_text_encoder(tokenizer):
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+# Qwen3-VL 的对话模板，只有文字
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+def qwen_2_1_vae():
+    """AutoencoderKLQwenImage21：RGBA，16 倍压缩、64 个通道；不要时间方向的上下采样。"""
+    from diffusers import AutoencoderKLQwenImage21
+
+    return AutoencoderKLQwenImage21(
+        base_dim=24, decoder_base_dim=32, z_dim=64, dim_mult=[1, 1, 2, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False] * 4,
+    )  # fmt: skip
+
+
+def qwen_2_1_transformer(layers: int = 6):
+    """QwenImage21Transformer2DModel：3 个头 x 48，8x8 个图像词元，每个 64 个通道。"""
+    from diffusers import QwenImage21Transformer2DModel
+
+    return QwenImage21Transformer2DModel(
+        in_channels=64, out_channels=64, num_layers=layers, attention_head_dim=48,
+        num_attention_heads=3, context_in_dim=128, axes_dims_rope=(8, 20, 20),
+    )  # fmt: skip
+
+
+def qwen_2_1_text_encoder(tokenizer):
+    """Qwen3VLForConditionalGeneration：两层语言模型（宽 128）加一层很窄的视觉塔。"""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>") for name, mark in
+           (("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"))}  # fmt: skip
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=192, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    vision = dict(
+        depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=128,
+        num_position_embeddings=16, deepstack_visual_indexes=[],
+    )  # fmt: skip
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    )
+
+
+def qwen_2_1_pipeline(tokenizer_folder: Path, side: int):
+    """随机权重的整条微型 QwenImage21Pipeline，还没有 VAE；side 是文本编码器看图的边长（像素）。"""
+    from diffusers import QwenImage21Pipeline
+    from transformers import Qwen2Tokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from lorakit.families.processor import PictureProcessor
+
+    tokenizer = Qwen2Tokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.chat_template = CHAT
+    size = {"shortest_edge": 32**2, "longest_edge": side**2}
+    images = Qwen2VLImageProcessorPil(size=size, patch_size=16)
+    scheduler = qwen_scheduler()
+    scheduler.register_to_config(shift_terminal=None)  # 2.1 的噪声一直走到 0
+    return QwenImage21Pipeline(
+        scheduler=scheduler, vae=None, text_encoder=qwen_2_1_text_encoder(tokenizer),
+        processor=PictureProcessor(images, tokenizer, CHAT), transformer=qwen_2_1_transformer(),
+    )  # fmt: skip
+
+
 def qwen_scheduler():
     """与 Qwen/Qwen-Image 相同的调度器设置。"""
     from diffusers import FlowMatchEulerDiscreteScheduler

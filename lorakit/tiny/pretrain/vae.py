@@ -99,20 +99,25 @@ def pictures(size: int, device, workers: int | None) -> tuple[torch.Tensor, torc
 
 
 def reconstruction_loss(x: torch.Tensor, y: torch.Tensor, mean, logvar) -> torch.Tensor:
-    """L1 + 2 MSE + 边缘 + 很小的 KL。"""
+    """L1 + 2 MSE + 边缘 + 很小的 KL；有透明通道的，越透明的地方颜色越不要紧。"""
     kl = 0.5 * (mean.float() ** 2 + logvar.exp().float() - 1 - logvar.float()).mean()
     error = y.float() - x
+    if x.shape[1] == 4:
+        seen = (x[:, 3:] / 2 + 0.52).clamp(max=1)  # 全透明的还留一点，颜色才有个归处
+        error = error * torch.cat([seen.expand(-1, 3, -1, -1), torch.ones_like(seen)], dim=1)
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + 2 * error.pow(2).mean() + edges + 1e-3 * kl
 
 
-def fit_vae(encode, decode, vae, data: torch.Tensor, device, clock: Clock):
+def fit_vae(encode, decode, vae, data: torch.Tensor, device, clock: Clock, latent=(16, 8)):
     """练 VAE：先看 64x64 的小块，最后 15% 看整图。
 
     Args:
-        encode: (B, 3, H, W) -> 后验的均值与对数方差，各 (B, 16, H/8, W/8)。
-        decode: (B, 16, H/8, W/8) -> 图。
+        encode: (B, 3 或 4, H, W) -> 后验的均值与对数方差，各 (B, C, h, w)。
+        decode: (B, C, h, w) -> 图。
+        latent: 潜变量有几个通道，每边缩小几倍。
     """
+    channels, compression = latent
     parameters = list(vae.parameters())
     generator = torch.Generator(device).manual_seed(0)
     optimizer = adamw(parameters)
@@ -125,7 +130,8 @@ def fit_vae(encode, decode, vae, data: torch.Tensor, device, clock: Clock):
     if device.type == "cuda":
         with torch.autocast(device.type, torch.bfloat16):
             x = _crops(data[:32].float() / 127.5 - 1, 64, generator)
-            noise = torch.randn(32, 16, 8, 8, device=device, generator=generator)
+            side = 64 // compression
+            noise = torch.randn(32, channels, side, side, device=device, generator=generator)
             step_loss = checked_compile(step_loss, parameters, x, noise)
     batch = 32 if device.type == "cpu" else 128
     for step in clock:
@@ -135,8 +141,8 @@ def fit_vae(encode, decode, vae, data: torch.Tensor, device, clock: Clock):
         index = torch.randint(len(data), (count,), generator=generator, device=device)
         x = data[index].float() / 127.5 - 1
         x = x.contiguous(memory_format=torch.channels_last) if late else _crops(x, 64, generator)
-        side = x.shape[-1] // 8
-        noise = torch.randn(count, 16, side, side, device=device, generator=generator)
+        side = x.shape[-1] // compression
+        noise = torch.randn(count, channels, side, side, device=device, generator=generator)
         with torch.autocast(device.type, torch.bfloat16):
             loss = step_loss(x, noise)
         loss.backward()
