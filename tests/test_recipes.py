@@ -22,7 +22,8 @@ def quick(monkeypatch):
 def row(task: str, recipe: str, lr: float, seed: int, learned: int, kept: int = 60) -> dict:
     looks = {"300": {"learned": [learned, 60], "kept": [kept, 60]}}
     return {"task": task, "recipe": recipe, "lr": lr, "seed": seed, "seconds": 1.0,
-            "device": "cpu", "looks": looks, "held": {"300": 0.5}, "copied": {}, "missed": {}}  # fmt: skip
+            "device": "cpu", "looks": looks, "held": {"300": 0.5}, "copied": {},
+            "missed": {}}  # fmt: skip
 
 
 def test_shipped_recipes_load_and_say_where_they_are_from():

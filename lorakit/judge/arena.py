@@ -182,7 +182,8 @@ def line(row: dict) -> str:
     last = row["looks"][max(row["looks"], key=int)]
     learned, kept = (Share(*last[name]) for name in ("learned", "kept"))
     rate = f"，学习率 {row['lr']:g}，种子 {row['seed']}" if row["lr"] else ""
-    return f"{row['task']}，{row['recipe']}{rate}：学会 {learned}，没忘 {kept}，{row['seconds']:.0f} 秒"
+    said = f"学会 {learned}，没忘 {kept}，{row['seconds']:.0f} 秒"
+    return f"{row['task']}，{row['recipe']}{rate}：{said}"
 
 
 def walk(cell: Cell, data: Path, steps: Sequence[int], extra: Sequence[str]) -> dict:

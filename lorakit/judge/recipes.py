@@ -108,8 +108,8 @@ def load(path: Path) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(
-            f"配方“{path}”读不懂：{str(error).splitlines()[0]}。应为 YAML：name、about、source、seen、"
-            "settings（设置名: 值）、families。照着 lorakit/assets/recipes 里的写。"
+            f"配方“{path}”读不懂：{str(error).splitlines()[0]}。应为 YAML：name、about、"
+            "source、seen、settings（设置名: 值）、families。照着 lorakit/assets/recipes 里的写。"
         ) from error
     for preset in {task.preset for task in TASKS.values()}:
         load_config(preset, recipe.sets(load_config(preset).model.family))
