@@ -15,8 +15,10 @@ from lorakit.tiny import lessons
 
 @pytest.fixture
 def quick(monkeypatch):
-    """考卷只画一遍。"""
-    monkeypatch.setattr(arena, "LEAST", 12)
+    """考卷只有三题，只画一遍；抄没抄只问两句。"""
+    monkeypatch.setattr(arena, "LEAST", 3)
+    monkeypatch.setattr(lessons, "HELD_OUT", lessons.HELD_OUT[:3])
+    monkeypatch.setattr(arena.TinyEye, "copies", 2)
 
 
 def row(task: str, recipe: str, lr: float, seed: int, learned: int, kept: int = 60) -> dict:
@@ -97,7 +99,7 @@ def test_two_recipes_train_four_steps_and_go_on(quick, tmp_path, capsys):
     assert arena.run(tmp_path, plan, steps=(2, 4), extra=extra)
     rows = arena.read(tmp_path)
     assert [one["recipe"] for one in rows] == ["vae", "lorakit", "seed"]
-    assert rows[0]["looks"]["0"] == {"learned": [13, 13], "kept": [13, 13]}
+    assert rows[0]["looks"]["0"] == {"learned": [3, 3], "kept": [3, 3]}
     assert all(set(one["looks"]) == {"2", "4"} and len(one["held"]) == 3 for one in rows[1:])
     assert rows[1]["held"]["0"] == rows[2]["held"]["0"]  # 同样的图、同样的噪声
     assert arena.run(tmp_path, plan, steps=(2, 4)) and len(arena.read(tmp_path)) == 3
