@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, WRONG_INPUT, command, option, settings
@@ -63,10 +64,18 @@ def rehearse(args) -> int:
     option("--baseline", choices=("seed",), help="seed：再测每步现编码的常见写法"),
     option("--plain", action="store_true", help="再测只用 diffusers + PEFT 的循环"),
     option("--tier", type=float, metavar="GB", help="只许用这么多显存，假装是小一点的卡"),
-    option("--steps", type=int, default=10, help="计时的步数（10）"),
+    option("--steps", help="计时的步数（10）；和 --recipes 一起是练到哪几步各画一遍（60,120,300）"),
     option("--warm", type=int, default=3, help="先走几步热身，不计时（3）"),
     option("--trace", action="store_true", help="计时之后再走一步，看时间花在哪"),
-    option("--out", type=Path, default=Path("bench.json"), help="结果存到哪里"),
+    option("--out", type=Path, help="结果存到哪里（bench.json；--recipes 是 runs/recipes）"),
+    option("--recipes", nargs="*", metavar="配方",
+           help="比的不是快慢，是谁的设置学得好：在微型模型上练随包的各份配方，请考官判；写名字或 "
+           "YAML 文件就只练那几份。断了再跑接着来，几个终端一起跑也行"),
+    option("--lesson", action="append", default=[], metavar="课题",
+           help="--recipes 只练这一课，可以写多次，例如 pixel、flux-ohwx-cat"),
+    option("--seeds", type=int, default=3, metavar="几个", help="--recipes 每格练几个种子（3）"),
+    option("--minutes", type=float, default=60, metavar="分钟",
+           help="--recipes 最多跑多久（60），没跑完的下次接着"),
     option("--table", action="store_true",
            help="不测，只印出量过的：lorakit 与别的训练器，每档显存谁快多少"),
     option("--json", action="store_true", help="和 --table 一起用：印成 JSON"),
@@ -74,6 +83,17 @@ def rehearse(args) -> int:
 )  # fmt: skip
 def bench(args) -> int:
     """测速：真模型的尺寸、随机的权重，不用下载就知道练一步要多久、占多少显存。"""
+    from lorakit.infer import xy
+
+    steps = xy.numbers(args.steps, "--steps", int) if args.steps else []
+    if args.recipes is not None:
+        return _recipes(args, steps)
+    if args.lesson:
+        raise ConfigError(
+            "--lesson 只和 --recipes 一起用：lorakit bench --recipes --lesson pixel。"
+        )
+    if len(steps) > 1:
+        raise ConfigError(f"--steps：测速只要一个数，得到 {args.steps}；几个数是给 --recipes 的。")
     if args.table:
         from lorakit.machine import table
 
@@ -91,7 +111,32 @@ def bench(args) -> int:
     source = args.config or ("qwen-image" if torch.cuda.is_available() else "tiny-qwen-image")
     ways = ["ours", *([args.baseline] if args.baseline else []), *(["plain"] if args.plain else [])]
     config = settings(source, args.set)
-    report = speed.run(config, ways, args.steps, args.warm, args.tier, args.trace)
+    report = speed.run(config, ways, *(steps or [10]), args.warm, args.tier, args.trace)
     print(report.text())
-    print(f"也写在：{report.save(args.out)}")
+    print(f"也写在：{report.save(args.out or Path('bench.json'))}")
     return WRONG_INPUT if report.rows[0].error else DONE
+
+
+def _recipes(args, steps: list[int]) -> int:
+    """比配方：跑没跑完的格子，印出表；--table 只印跑过的。"""
+    from lorakit.judge import arena, recipes, standings
+
+    steps = steps or list(arena.STEPS)
+    if min(steps) < 1 or args.seeds < 1 or not args.minutes > 0:
+        raise ConfigError(
+            f"--steps、--seeds 至少是 1，--minutes 要大于 0；得到 {args.steps}、{args.seeds}、"
+            f"{args.minutes:g}。"
+        )
+    out = args.out or Path("runs/recipes")
+    chosen, tasks = recipes.named(args.recipes), recipes.tasks(args.lesson)
+    finished = True
+    if not args.table:
+        until = time.time() + 60 * args.minutes
+        finished = arena.run(
+            out, lambda rows: arena.plan(rows, chosen, tasks, args.seeds), until, steps, args.set
+        )
+    made = standings.table(arena.read(out), [task.name for task in tasks])
+    print(json.dumps(made, ensure_ascii=False) if args.json else standings.text(made))
+    if not finished:
+        print(f"没跑完：再运行同一条命令就接着来。写好的在 {out / arena.FILE}。")
+    return DONE

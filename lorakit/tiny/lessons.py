@@ -36,6 +36,12 @@ def exam_scenes(style: str) -> list[Scene]:
     return [replace(s, things=(replace(s.things[0], size="big", side="center"),)) for s in scenes]
 
 
+def _rendered(scenes: Sequence[Scene], rounds: int) -> list[Image.Image]:
+    """同样的场景画几遍，第一遍是原来的种子。"""
+    apart = 1000
+    return [render(replace(s, seed=s.seed + apart * r)) for r in range(rounds) for s in scenes]
+
+
 @dataclass(frozen=True)
 class Scores:
     """画风的打分：有多少张是这个画风、有多少张认得出是要的东西。"""
@@ -69,10 +75,19 @@ class StyleLesson:
         """对照图每一列的名字。"""
         return [FIGURES[scene.things[0].kind][2] for scene in exam_scenes(self.name)[:SHOWN]]
 
-    def draw(self, family, pipe, settings) -> list[Image.Image]:
-        """按考题各画一张。"""
+    @property
+    def asked(self) -> list[str]:
+        """每道题考的主体。"""
+        return [scene.things[0].kind for scene in exam_scenes(self.name)]
+
+    def draw(self, family, pipe, settings, rounds: int = 1) -> list[Image.Image]:
+        """整张考卷画 rounds 遍，每张的种子都不同。"""
         prompts = [style_caption(scene) for scene in exam_scenes(self.name)]
-        return infer.generate(family, pipe, prompts, settings, SQUARE)
+        return infer.generate(family, pipe, prompts * rounds, settings, SQUARE)
+
+    def answers(self, rounds: int = 1) -> list[Image.Image]:
+        """标准答案：小世界自己画的，每遍换着种子。"""
+        return _rendered(exam_scenes(self.name), rounds)
 
     def judge(self, images) -> dict[str, Share]:
         """考官的打分：每一项是什么、对了多少。"""
@@ -117,10 +132,19 @@ class CharacterLesson:
     data: ClassVar = {"data.folder": "ohwx-cat", "data.class_folder": "cats"}
     columns: ClassVar = ["带触发词"] * 4 + ["不带触发词"] * 4
 
-    def draw(self, family, pipe, settings) -> list[Image.Image]:
-        """前一半说 ohwx 猫，后一半说某种颜色的普通的猫。"""
+    @property
+    def asked(self) -> list[str]:
+        """每道题考的是哪只猫。"""
+        return [scene.things[0].kind for scene in character_scenes()]
+
+    def draw(self, family, pipe, settings, rounds: int = 1) -> list[Image.Image]:
+        """前一半说 ohwx 猫，后一半说某种颜色的普通的猫；整张考卷画 rounds 遍。"""
         said = [caption(scene) for scene in character_scenes()]
-        return infer.generate(family, pipe, said, settings, SQUARE)
+        return infer.generate(family, pipe, said * rounds, settings, SQUARE)
+
+    def answers(self, rounds: int = 1) -> list[Image.Image]:
+        """标准答案：小世界自己画的，每遍换着种子。"""
+        return _rendered(character_scenes(), rounds)
 
     def judge(self, images) -> dict[str, Share]:
         """触发词灵不灵、忘没忘普通的猫。"""
@@ -156,17 +180,26 @@ class EditLesson:
     def _pairs(self) -> list[tuple[Scene, Scene]]:
         return edit_pairs(self.name.removeprefix("edit-"))
 
-    def draw(self, family, pipe, settings) -> list[Image.Image]:
-        """同一句指令改 12 张图。"""
+    @property
+    def asked(self) -> list[str]:
+        """每道题考的主体。"""
+        return [before.things[0].kind for before, _ in self._pairs()]
+
+    def draw(self, family, pipe, settings, rounds: int = 1) -> list[Image.Image]:
+        """同一句指令改 12 张图，改 rounds 遍。"""
         said = samples.EDITS[self.name.removeprefix("edit-")][0]
-        controls = [[render(before)] for before, _ in self._pairs()]
+        controls = [[render(before)] for before, _ in self._pairs()] * rounds
         return infer.edit(family, pipe, [said] * len(controls), controls, settings, SQUARE)
+
+    def answers(self, rounds: int = 1) -> list[Image.Image]:
+        """标准答案；照着原图改，每遍都一样。"""
+        return [after for _, after in self._rendered()] * rounds
 
     def judge(self, images) -> dict[str, Share]:
         """改成了几张，认得出几张。"""
         hits = [changed(one, *pair) for one, pair in zip(images, self._rendered(), strict=True)]
-        kinds = [before.things[0].kind for before, _ in self._pairs()]
-        return {"改成了": Share.of(hits), "认得出是什么": share(examine(images), object=kinds)}
+        known = share(examine(images), object=self.asked)
+        return {"改成了": Share.of(hits), "认得出是什么": known}
 
     def _rendered(self) -> list[tuple[Image.Image, Image.Image]]:
         return [(render(before), render(after)) for before, after in self._pairs()]

@@ -1,0 +1,118 @@
+"""擂台：配方读得进、层对得上，两份配方各练四步写得下、接得上，计划先调学习率再补种子。"""
+
+import json
+
+import pytest
+
+from lorakit.cli import main
+from lorakit.errors import ConfigError
+from lorakit.judge import arena, recipes, standings
+from lorakit.judge.arena import Cell
+from lorakit.judge.recipes import GRID, TASKS
+from lorakit.results.evidence import Share
+from lorakit.tiny import lessons
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """考卷只有三题，只画一遍；抄没抄只问两句。"""
+    monkeypatch.setattr(arena, "LEAST", 3)
+    monkeypatch.setattr(lessons, "HELD_OUT", lessons.HELD_OUT[:3])
+    monkeypatch.setattr(arena.TinyEye, "copies", 2)
+
+
+def row(task: str, recipe: str, lr: float, seed: int, learned: int, kept: int = 60) -> dict:
+    looks = {"300": {"learned": [learned, 60], "kept": [kept, 60]}}
+    return {"task": task, "recipe": recipe, "lr": lr, "seed": seed, "seconds": 1.0,
+            "device": "cpu", "looks": looks, "held": {"300": 0.5}, "copied": {},
+            "missed": {}}  # fmt: skip
+
+
+def test_shipped_recipes_load_and_say_where_they_are_from():
+    found = recipes.named([])
+    assert found[0].name == recipes.OURS and len(found) == 9
+    assert all(one.source and one.seen for one in found[1:])
+    with pytest.raises(ConfigError, match="是不是想写 ai-toolkit"):
+        recipes.named(["ai-tolkit"])
+    with pytest.raises(ConfigError, match="是不是想写 pixel"):
+        recipes.tasks(["pixle"])
+
+
+def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nabout: 我的\nsettings: {train.lrr: 1}\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"train\.lrr"):
+        recipes.load(path)
+    path.write_text("name: mine\nwhat: 1\n", "utf-8")
+    with pytest.raises(ConfigError, match="读不懂"):
+        recipes.load(path)
+
+
+def test_the_answers_score_full_marks():
+    for name in ("pixel", "ohwx-cat", "edit-lineart"):
+        lesson = lessons.lesson(TASKS[name].lesson)
+        found, missed = arena.marks(lesson, lesson.answers(2))
+        assert missed == {} and all(k == n for k, n in found.values())
+        assert found["kept"][1] == 2 * len(lesson.asked) // (1 + (name == "ohwx-cat"))
+
+
+def test_the_plan_tunes_then_adds_seeds_and_goes_past_the_edge():
+    task, recipe = TASKS["pixel"], recipes.named(["seed"])[0]
+
+    def asked(rows):
+        return [cell.key[2:] for cell in arena.plan(rows, [recipe], [task], 3) if cell.lr]
+
+    own = 1e-4
+    assert asked([]) == [(own, 0), (own, 1), (own, 2), *((lr, 0) for lr in GRID)]
+    rows = [row("pixel", "seed", own, seed, 10) for seed in range(3)]
+    inside = [row("pixel", "seed", lr, 0, k) for lr, k in zip(GRID, (20, 50, 50, 30), strict=True)]
+    assert asked(rows + inside) == [(GRID[1], 1), (GRID[1], 2)]
+    edge = [row("pixel", "seed", lr, 0, k) for lr, k in zip(GRID, (20, 30, 40, 50), strict=True)]
+    assert asked(rows + edge) == [(2 * GRID[3], 0)]
+    more = row("pixel", "seed", 2 * GRID[3], 0, 10)
+    assert asked([*rows, *edge, more]) == [(GRID[3], 1), (GRID[3], 2)]
+
+
+def test_standings_pool_seeds_and_claim_only_what_holds():
+    rows = [row("pixel", "lorakit", 7e-4, seed, 50) for seed in range(3)]
+    rows += [row("pixel", "seed", 1e-4, seed, 20) for seed in range(3)]
+    rows += [row("pixel", "diffusers", 7e-4, 0, 20)]  # 一个种子，说不了
+    made = {one["recipe"]: one for one in standings.table(rows, ["pixel"])}
+    assert made["lorakit"]["learned"] == [150, 180, *Share(150, 180).interval]
+    assert made["seed"]["behind"] == ["learned"] and made["diffusers"]["behind"] == []
+    assert "确实不如" in standings.text(list(made.values()))
+    assert "先跑" in standings.text([])
+
+
+def test_two_recipes_train_four_steps_and_go_on(quick, tmp_path, capsys):
+    chosen = recipes.named(["lorakit", "seed"])
+
+    def plan(rows):
+        done = set(map(arena.key_of, rows))
+        task = TASKS["pixel"]
+        cells = [Cell(task, "vae")]
+        cells += [Cell(task, one, recipes.published_rate(task, one)) for one in chosen]
+        return [cell for cell in cells if cell.key not in done]
+
+    extra = ["data.resolution=128", "sample.steps=2"]
+    assert not arena.run(tmp_path, plan, until=0, steps=(2, 4), extra=extra)
+    assert arena.run(tmp_path, plan, steps=(2, 4), extra=extra)
+    rows = arena.read(tmp_path)
+    assert [one["recipe"] for one in rows] == ["vae", "lorakit", "seed"]
+    assert rows[0]["looks"]["0"] == {"learned": [3, 3], "kept": [3, 3]}
+    assert all(set(one["looks"]) == {"2", "4"} and len(one["held"]) == 3 for one in rows[1:])
+    assert rows[1]["held"]["0"] == rows[2]["held"]["0"]  # 同样的图、同样的噪声
+    assert arena.run(tmp_path, plan, steps=(2, 4)) and len(arena.read(tmp_path)) == 3
+    assert main(["bench", "--recipes", "--table", "--json", "--out", str(tmp_path)]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {one["recipe"] for one in said} == {"vae", "lorakit", "seed"}
+
+
+def test_wrong_options_and_a_broken_line_are_said(tmp_path, capsys):
+    assert main(["bench", "--lesson", "pixel"]) == 1
+    assert main(["bench", "--steps", "60,120"]) == 1
+    assert main(["bench", "--recipes", "--seeds", "0"]) == 1
+    (tmp_path / arena.FILE).write_text('{"task": 3}\n', "utf-8")
+    assert main(["bench", "--recipes", "--table", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "--recipes 一起用" in said and "只要一个数" in said and "第 1 行读不懂" in said
