@@ -34,6 +34,7 @@ _PUBLIC = {
     "predict": "quiz",
     "pretest": "quiz",
     "ready": "setup",
+    "recall": "quiz",
     "report_card": "graduation",
     "reveal": "quiz",
     "share": "evidence",
