@@ -46,9 +46,9 @@ def truth(path) -> str:
 def test_every_planted_fault_is_told(ward):
     assert sum(file.suffix != ".txt" for file in ward.iterdir()) == healing.COUNT
     said = "\n".join(healing.look(ward).sick)
-    for word in ("没有下载完", "太小", "没有描述", "大小写不同", "GBK", "遮罩", "同一张图", "几乎一样",
-                 "01_ohwx.png：糊了", "08_ohwx.png：描述说背景是", "半透明", "没有触发词"):  # fmt: skip
-        assert word in said, word
+    read = ("没有下载完", "太小", "没有描述", "大小写不同", "GBK", "遮罩", "没有触发词")
+    seen = ("同一张图", "几乎一样", "01_ohwx.png：糊了", "08_ohwx.png：描述说背景是", "半透明")
+    assert [word for word in (*read, *seen) if word not in said] == []
     assert said.count("糊了") == 1, "别的图没有糊"
 
 
