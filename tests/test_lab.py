@@ -310,6 +310,16 @@ def test_glossary(shown):
     assert shown[1]["text/plain"].count("\n") == len(glossary.TERMS) - 1
     with pytest.raises(LorakitError, match="潜变量"):
         lab.term("潜")
+    for theirs, ours in {
+        "打标": "描述",
+        "正则化图": "同类图片",
+        "预热": "热身",
+        "卸载": "搬运",
+    }.items():
+        lab.term(theirs)
+        assert shown[-1]["text/plain"].startswith(f"{ours}（") and theirs in shown[-1]["text/plain"]
+    lab.term("权重")
+    assert "多半指强度" in shown[-1]["text/plain"] and "<lora" not in shown[-1]["text/html"]
 
 
 def test_source_shows_the_real_code(shown):
