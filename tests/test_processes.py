@@ -1,11 +1,13 @@
 """几个进程：梯度真的同步、检查点在一个与两个进程之间通用、一起停、一个出错不让别的卡住。"""
 
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -168,6 +170,45 @@ def test_checkpoints_move_between_one_and_two_processes(config, tmp_path):
         Trainer(config(lokr, "train.grad_accum=3", output="two"))
 
 
+def test_checkpoints_move_between_four_two_and_one(config, tmp_path):
+    """四个进程存的，两个接着练，再一个接着练：与一个进程从头练到尾一样，差的只是相加的次序。"""
+    sets = ["train.batch_size=1", "train.save_every=2", "train.steps=6"]
+    alone = config(*sets, "train.grad_accum=4", output="alone")
+    moved = config(*sets, "train.steps=2", output="moved")
+    list(Trainer(alone))
+    finish(tmp_path / "ranks", each_rank, moved, tmp_path, count=4)
+    more = config(*sets, "train.steps=4", "train.grad_accum=2", output="moved")
+    finish(tmp_path / "ranks", each_rank, more, tmp_path)
+    list(Trainer(config(*sets, "train.grad_accum=4", output="moved")))
+    for step in (2, 4, 6):
+        near(state(alone.run.output, step), state(moved.run.output, step))
+    losses = [
+        [m["loss"] for m in run_folder.read(c.run.output) if m["step"]] for c in (moved, alone)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_a_killed_rank_ends_the_others_with_one_sentence(yaml, config, tmp_path, lost):
+    """不管几号、什么时候没的：别的十秒内都结束，只说一句，接得着。"""
+    run = config().run.output
+    file = yaml("train.batch_size=1", "train.steps=500", "eval.every=0", "train.save_every=2")
+    ranks = Ranks(tmp_path / "ranks", command, ["train", str(file)], count=4)
+    ranks.wait_for(run / "checkpoint-2")
+    time.sleep(random.Random(lost).random())
+    os.kill(ranks.all[lost].pid, signal.SIGKILL)
+    start = time.time()
+    codes = ranks.wait()
+    assert time.time() - start < 10
+    assert codes == [-signal.SIGKILL if rank == lost else 1 for rank in range(4)]
+    said = [ranks.out(rank) for rank in range(4) if rank != lost]
+    assert [f"{lost} 号没了" in text for text in said] == [True, False, False], said
+    assert "Traceback" not in "".join(said)
+    last = checkpoint.latest(run)
+    assert Trainer(config("train.batch_size=1", "train.grad_accum=4", "train.save_every=2",
+                          "train.steps=500", "eval.every=0")).step == checkpoint.step_of(last)  # fmt: skip
+
+
 def test_prior_preservation_and_accumulation_in_two_processes(config, tmp_path):
     kin = samples.write("inkwash", tmp_path / "kin")
     sets = [f"data.class_folder={kin}", "train.grad_accum=2", "train.steps=2"]
@@ -193,12 +234,11 @@ def yaml(config, tmp_path):
     [
         ("nan", 0, r"第 3 步的损失变成了 nan.*t = \[.*checkpoint-2"),
         ("memory", 1, "第 3 步显存不够"),
-        ("killed", 1, ""),
+        ("killed", 0, "2 个进程里，1 号没了.*从 checkpoint-2 接着练"),
+        ("deaf", 0, "2 个进程里，1 号没了.*从 checkpoint-2 接着练"),
     ],
 )
 def test_trouble_on_one_rank_does_not_hang_the_other(yaml, config, tmp_path, how, rank, said):
-    import re
-
     ranks = Ranks(tmp_path / "ranks", failing, yaml("train.steps=50"), how)
     codes = ranks.wait()
     assert all(code != 0 for code in codes)

@@ -59,7 +59,8 @@ class Ranks:
             process.join(LONGEST)
             if process.is_alive():
                 self.kill()
-                raise AssertionError(f"卡住了：{self.out(0)}\n{self.out(1)}")
+                said = "\n".join(map(self.out, range(len(self.all))))
+                raise AssertionError(f"卡住了：{said}")
         return [process.exitcode for process in self.all]
 
     def kill(self):
@@ -77,20 +78,20 @@ class Ranks:
         assert path.exists(), self.out(0)
 
 
-def finish(folder: Path, work, *args):
-    """起两个进程，等它们都好好地结束。
+def finish(folder: Path, work, *args, count: int = 2):
+    """起几个进程，等它们都好好地结束。
 
     CPU 上切开练（FSDP2 经过 gloo，只有测试这样做），torch 2.13 的几百次里有一次进程被信号杀掉，
     倒在 gloo 的线程申请内存的时候，原因没有查明。只有这一种再来一次，留下的检查点会接着练；
     别的失败、再崩一次，都是失败。
     """
-    ranks = Ranks(folder, work, *args)
+    ranks = Ranks(folder, work, *args, count=count)
     codes = ranks.wait()
     if work is sharded and CRASHED & {*codes}:
         warnings.warn(f"切开的进程崩了，退出码 {codes}，再来一次：{ranks.out(0)}", stacklevel=2)
-        ranks = Ranks(folder, work, *args)
+        ranks = Ranks(folder, work, *args, count=count)
         codes = ranks.wait()
-    assert codes == [0, 0], (codes, ranks.out(0), ranks.out(1))
+    assert codes == [0] * count, (codes, *map(ranks.out, range(count)))
 
 
 def child(out: Path, environ: dict, work, args):
@@ -166,7 +167,7 @@ def sharded(work, *args):
 
 
 def failing(config, how: str):
-    """1 号进程在第 3 步出事。"""
+    """1 号进程在第 3 步出事；how 是 deaf 时别的进程像 NCCL 那样，一直等它，不报错。"""
     from lorakit.cli import main
     from lorakit.training.objective import Objective
 
@@ -176,8 +177,10 @@ def failing(config, how: str):
         if step == 2 and share == 1:
             if how == "memory":
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            if how == "killed":
+            if how in ("killed", "deaf"):
                 os.kill(os.getpid(), signal.SIGKILL)
+        if how == "deaf" and step == 2:
+            time.sleep(LONGEST)
         loss, t, items = real(self, number, step, share)
         return loss * (float("nan") if how == "nan" and (step, share) == (2, 1) else 1), t, items
 

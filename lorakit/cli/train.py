@@ -36,8 +36,9 @@ def train(args) -> int:
     if trainer.compiled:
         print("先编译，一分钟上下，显得卡住了；编译好的留在缓存里，下一次快得多。")
     try:
-        warm(trainer, encoding())
-        times = _loop(trainer)
+        with trainer.peers.explaining():
+            warm(trainer, encoding())
+            times = _loop(trainer)
         if trainer.step < config.train.steps:
             print(f"\n已停在第 {trainer.step} 步并存好。再运行同一条命令就接着练。")
             return INTERRUPTED

@@ -18,6 +18,7 @@ from lorakit.results.folder import RunFolder
 from lorakit.training import optim, preflight, processes, saving
 from lorakit.training.graphs import Graphs
 from lorakit.training.objective import Objective
+from lorakit.training.peers import Peers
 from lorakit.training.plan import Plan
 from lorakit.training.rounding import round_updates
 
@@ -53,9 +54,11 @@ class Prepared:
         self.config, self.run = config, config.run.output
         on_cpu = device_for(config.model.path).type == "cpu"
         self.accelerator = processes.start(self.run, config.run.tracker, on_cpu)
+        self.peers = Peers(self.accelerator, self.run)
         count = self.accelerator.num_processes
         self.record = processes.by_first(self.accelerator, lambda: RunFolder(config, count))
-        with ExitStack() as undo:
+        with ExitStack() as undo, self.peers.explaining():
+            undo.callback(self.peers.rest)
             if self.accelerator.is_main_process:
                 undo.callback(self.record.abandon)  # 准备到一半失败了，放开文件夹
             self._prepare(dataset, progress, family)
@@ -156,6 +159,7 @@ class Prepared:
         """不练了：放开结果文件夹；练完、停下的已经放开了。"""
         if self.accelerator.is_main_process:
             self.record.release()
+        self.peers.rest()
 
     def last_good(self) -> Path | None:
         """最后一个核对无误的检查点。"""
