@@ -11,6 +11,7 @@ CALL（可不写）                stock 管线另外要的参数，例如改图
 """
 
 import re
+import traceback
 from functools import partial
 
 import numpy as np
@@ -27,6 +28,7 @@ import random_zimage
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit import flow, infer, lora
 from lorakit.config import load_config
@@ -220,6 +222,36 @@ def test_2_prompts_do_not_depend_on_the_batch_nor_change_the_list(family):
     for key in alone:
         torch.testing.assert_close(alone[key], together[key], atol=1e-3, rtol=1e-3)
     assert captions == [SHORT, LONG]
+
+
+class FromTheHost(TorchDispatchMode):
+    """记下哪里用 Python 的数造张量：在显卡上，那是从内存抄过去。"""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.lift_fresh.default:
+            self.places.append("".join(traceback.format_stack()[-6:-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", TINY, scope="module")
+def test_2_a_step_takes_nothing_from_the_host(name, family):
+    """前向里不从内存抄数：CUDA 图录不了这种抄法，整个家族就只能不录图。"""
+    control = {"control": pixels(1)[0]} if name in EDITS else {}
+    cond = encode(family, [SHORT], **control)
+    given = (noise(family, 1), torch.full((1,), 0.3), family.collate(cond))
+    transformer = family.load("transformer")
+    with torch.no_grad():
+        family.predict_velocity(transformer, *given)  # 头一次，模型会造好位置编码的表
+        with FromTheHost() as seen:
+            family.predict_velocity(transformer, *given)
+    ours = [
+        place for place in seen.places if "modulate_index" not in place
+    ]  # Edit-2511 在 diffusers 里
+    assert not ours, ours[0]
 
 
 @pytest.mark.parametrize("name", EDITS, scope="module")

@@ -149,4 +149,6 @@ class Flux(KLVae, Family):
 def _ids(index: int, x: torch.Tensor) -> torch.Tensor:
     """第 index 张图 (B, C, h, w) 的词元位置 (hw/4, 3)：第几张、行号、列号；0 是目标图。"""
     rows, columns = (torch.arange(n // 2, device=x.device) for n in x.shape[2:])
-    return torch.cartesian_prod(torch.tensor([index], device=x.device), rows, columns).float()
+    # torch.tensor 从内存抄过去，录不进 CUDA 图
+    which = torch.full((1,), index, device=x.device)
+    return torch.cartesian_prod(which, rows, columns).float()

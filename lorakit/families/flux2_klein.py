@@ -180,4 +180,5 @@ class Flux2Klein(Family):
 def _ids(sides: tuple[int, ...], device, time: int = 0) -> torch.Tensor:
     """词元的四维位置 (时间, 行, 列, 文字序号)，(L, 4)；第 i 张参考图的时间是 APART * i。"""
     places = torch.cartesian_prod(*(torch.arange(n, device=device) for n in sides))
-    return places + torch.tensor([time, 0, 0, 0], device=device)
+    places[:, 0] += time
+    return places

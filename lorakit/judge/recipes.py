@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lorakit.config import Config, load_config
 from lorakit.config.explain import close_to
+from lorakit.config.read import bounded
 from lorakit.errors import ConfigError
-from lorakit.files import ASSETS, read_small
+from lorakit.files import ASSETS, Unreadable, read_words
 from lorakit.tiny import lessons, samples
 from lorakit.tiny.lessons import CharacterLesson
 
@@ -104,9 +105,9 @@ def load(path: Path) -> Recipe:
         ConfigError: 读不懂，或里面的设置哪个微型模型也不认得。
     """
     try:
-        tree = yaml.safe_load(read_small(path))
+        tree = bounded(read_words(path))
         recipe = Recipe.model_validate(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+    except (Unreadable, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(
             f"配方“{path}”读不懂：{str(error).splitlines()[0]}。应为 YAML：name、about、"
             "source、seen、settings（设置名: 值）、families。照着 lorakit/assets/recipes 里的写。"

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from lorakit import data
-from lorakit.files import write_text
+from lorakit.files import kept, write_text
 from lorakit.inert import in_html
 from lorakit.lab.display import headless, publish
 from lorakit.lab.notes import notes
@@ -184,11 +184,15 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
-def _ranked(kept: int) -> list[str]:
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 30
+
+
+def _ranked(count: int) -> list[str]:
     """记下这一次留了几张，列出这台机器上最好的三次。"""
     place = notes() / BEST
-    scores = json.loads(place.read_text("utf-8")) if place.is_file() else []
-    scores = sorted([*scores, kept], reverse=True)[:3]
+    scores = kept(place, [_count], [])
+    scores = sorted([*scores, count], reverse=True)[:3]
     write_text(place, json.dumps(scores))
     shown = "、".join(f"{score} 张" for score in scores)
     return [f"这台机器上最好的几次（留下的张数，越多越好）：{shown}。"]
