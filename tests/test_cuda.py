@@ -14,7 +14,7 @@ from lorakit.config import load_config
 from lorakit.errors import LorakitWarning
 from lorakit.families import REGISTRY, get, open_family
 from lorakit.machine import bench, rehearse
-from lorakit.memory import apply, attention, devices, quantize
+from lorakit.memory import apply, attention, devices, fp8_matmul, quantize
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -49,6 +49,13 @@ def test_fp8_kernel_equals_the_emulation():
         results.append((out.float().cpu(), back.float().cpu()))
     for emulated, real in zip(*results, strict=True):
         assert (emulated - real).norm() / emulated.norm() < 0.01
+
+
+@pytest.mark.parametrize("sides", [(48, 64), (3072, 12288), (304, 144)])
+def test_codes_are_turned_exactly(sides):
+    codes = torch.randint(0, 256, sides, dtype=torch.uint8, device=GPU)
+    turned = fp8_matmul.turn(codes)
+    assert turned.is_contiguous() and torch.equal(turned, codes.t())
 
 
 def row(*overrides: str, warm: int = 2) -> bench.Row:

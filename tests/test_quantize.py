@@ -3,6 +3,7 @@
 import json
 import re
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from lorakit.errors import WeightsError
 from lorakit.families import open_family
 from lorakit.files import ASSETS
 from lorakit.lora import convert
-from lorakit.memory import loading, quantize
+from lorakit.memory import fp8_matmul, loading, quantize
 from lorakit.train import Trainer
 
 KINDS = {"fp8": 0.97, "int8": 0.99, "nf4": 0.85, "fp8-matmul": 0.96}  # 20 步之后 ΔW 方向的余弦
@@ -317,9 +318,42 @@ def test_compiles_without_a_break(kind):
         torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-6)  # bf16 差一格
 
 
-def test_fp8_codes_lie_the_way_the_kernel_wants():
+def _noted(kept: list, value: torch.Tensor) -> torch.Tensor:
+    kept.append(value)
+    return value
+
+
+def test_one_copy_of_the_codes_serves_both_directions():
+    """每行的缩放差几个数量级，反向也一样准；除了编码与缩放，什么也不为反向留下，编译了也是。"""
+    torch.manual_seed(0)
+    weight = torch.randn(48, 64) * torch.logspace(-3, 1, 48)[:, None]
+    made = quantize.Fp8Linear(weight, None, "fp8-matmul")
+    assert {name for name, _ in made.named_parameters()} == {"weight"}
+    x, grad = torch.randn(20, 64, requires_grad=True), torch.randn(20, 48)
+    for layer in (made, torch.compile(made, backend="aot_eager_decomp_partition", fullgraph=True)):
+        kept = []
+        keep = partial(_noted, kept)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            out = layer(x)
+        assert {tuple(t.shape) for t in kept} == {(48, 64), (48, 1)}
+        want = grad @ weight
+        (got,) = torch.autograd.grad(out, x, grad)
+        assert (got - want).norm() / want.norm() < 2 * LAYER_ERROR["fp8-matmul"]
+        assert (out - x @ weight.t()).norm() / (x @ weight.t()).norm() < 2 * LAYER_ERROR[
+            "fp8-matmul"
+        ]
+
+
+def test_codes_for_the_kernel_lie_by_rows():
     _, made = small("fp8-matmul")
-    assert made.weight.is_contiguous() and made.back.is_contiguous()
-    assert (made.weight.shape, made.back.shape) == ((48, 64), (64, 48))
-    left, scale = quantize.rows_to_fp8(torch.randn(64, 20).t())
+    assert made.weight.is_contiguous() and made.weight.shape == (48, 64)
+    left, scale = fp8_matmul.rows_to_fp8(torch.randn(64, 20).t())
     assert left.is_contiguous() and scale.shape == (20, 1)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_a_single_row_is_decoded_in_one_pass_when_compiled(kind):
+    _, made = small(kind)
+    x = torch.randn(1, 64)
+    fast = torch.compile(made, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(fast(x), made(x))

@@ -192,9 +192,8 @@ def _weights(block: nn.Module, name: str, model: nn.Module, kind: str, size: int
                 total += value.numel() * (4 if keep else size)
             elif kind == "nf4":
                 total += round(value.numel() * NF4_BYTES)
-            else:  # 一个字节一个数，每行一个 fp32 的缩放；fp8-matmul 另有一份转置的
+            else:  # 一个字节一个数，每行一个 fp32 的缩放
                 total += value.numel() + 4 * value.shape[0]
-                total += value.numel() + 4 * value.shape[1] if kind == "fp8-matmul" else 0
     return total
 
 

@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lorakit.errors import ConfigError
+from lorakit.memory import fp8_matmul
+from lorakit.memory.fp8_matmul import FP8, MOST
 
-FP8 = torch.float8_e4m3fn
-FP8_MOST, INT8_MOST = 448.0, 127.0  # 各自能表示的最大的数
+INT8_MOST = 127.0  # 能表示的最大的数
 NF4_WORST = 0.15  # 一层压成 4 位后误差超过这么多（正态分布的权重是 0.09），就改存 int8
 FEW_ROWS = 16  # 比这还少的行，fp8 矩阵乘法的内核不划算，直接解码
+ONE_PASS = 2  # 编译时，不多于这么多行就边解码边乘
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
@@ -27,7 +29,7 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 def encode(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(出, 入) -> 一个字节的编码 (出, 入) 与每行的缩放 (出, 1)：每行最大的数正好用满。"""
-    most = INT8_MOST if kind == "int8" else FP8_MOST
+    most = INT8_MOST if kind == "int8" else MOST
     weight = weight.float().contiguous()  # 转置来的也要按行排好，fp8 的内核只认这种
     scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / most
     scaled = weight / scale
@@ -49,46 +51,16 @@ class _Decoded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, codes, scale, bias):
         ctx.save_for_backward(codes, scale)
-        return F.linear(x, decode(codes, scale, x.dtype), bias)
+        if x.numel() // x.shape[-1] > ONE_PASS or not torch.compiler.is_compiling():
+            return F.linear(x, decode(codes, scale, x.dtype), bias)
+        # 只有一两行：编译器把解码与乘加并成一遍，不把解码后的 W 写出来再读回去
+        weight = decode(codes, scale, torch.float32)
+        out = (x.float().unsqueeze(-2) * weight).sum(-1).to(x.dtype)
+        return out if bias is None else out + bias
 
     @staticmethod
     def backward(ctx, grad):
         return grad @ decode(*ctx.saved_tensors, grad.dtype), None, None, None
-
-
-def rows_to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(M, K) -> fp8 的 (M, K) 与每行的缩放 (M, 1)。"""
-    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / FP8_MOST
-    return (x / scale).to(FP8).contiguous(), scale
-
-
-def matmul_fp8(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x (M, K) 乘 codes (N, K) 的转置 -> (M, N)；两边都是 fp8，逐行缩放，累加用 fp32。"""
-    left, left_scale = rows_to_fp8(x)
-    right = codes.view(FP8)
-    if x.device.type == "cuda":
-        return torch._scaled_mm(
-            left, right.t(), left_scale, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
-        )
-    # 没有 fp8 内核的设备：舍入完全相同，只是乘法用 fp32
-    return (left.float() @ right.float().t() * left_scale * scale.t()).to(x.dtype)
-
-
-class _Fp8Matmul(torch.autograd.Function):
-    """前向与反向都用 fp8 矩阵乘法；反向要按列缩放的 W，所以另存一份转置的编码。"""
-
-    @staticmethod
-    def forward(ctx, x, codes, scale, back, back_scale):
-        ctx.save_for_backward(back, back_scale)
-        flat = x.reshape(-1, x.shape[-1])  # (..., K) -> (M, K)
-        return matmul_fp8(flat, codes, scale).view(*x.shape[:-1], len(codes))
-
-    @staticmethod
-    def backward(ctx, grad):
-        back, back_scale = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        out = matmul_fp8(flat, back, back_scale).view(*grad.shape[:-1], len(back))
-        return out, None, None, None, None
 
 
 class FrozenLinear(nn.Linear):
@@ -112,19 +84,13 @@ class FrozenLinear(nn.Linear):
 
 
 class Fp8Linear(FrozenLinear):
-    """连矩阵乘法也用 fp8：比 bf16 快，权重存两份（正、转置），显存和 bf16 一样多。"""
-
-    def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, kind: str):
-        super().__init__(weight, bias, kind)
-        back, back_scale = encode(weight.t(), kind)
-        self.back = nn.Parameter(back, requires_grad=False)
-        self.register_buffer("back_scale", back_scale)
+    """连矩阵乘法也用 fp8：比 bf16 快，权重也只占一半。"""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() // x.shape[-1] <= FEW_ROWS:
             return super().forward(x)
         x = x.to(compute_dtype(x))
-        out = _Fp8Matmul.apply(x, self.weight, self.scale, self.back, self.back_scale).to(x.dtype)
+        out = fp8_matmul.Matmul.apply(x, self.weight, self.scale)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
