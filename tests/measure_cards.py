@@ -32,7 +32,8 @@ def measure(line: str, first: bool) -> tuple[dict, str]:
     args = parser(COMMANDS).parse_args(["bench", *shlex.split(line)])
     ways = ["ours", *([args.baseline] if args.baseline else [])]
     config = load_config(args.config, args.set)
-    report = bench.run(config, ways, args.steps, args.warm, args.tier, args.trace)
+    steps = int(args.steps or 10)
+    report = bench.run(config, ways, steps, args.warm, args.tier, args.trace)
     ours, *others = report.rows
     if ours.error:
         raise LorakitError(ours.error)

@@ -7,6 +7,7 @@
 图争显存，越少越好。
 """
 
+import gc
 from collections import Counter
 
 import torch
@@ -73,13 +74,16 @@ class Graphs:
             return  # 多出来的几种照常走
         try:
             self.made[kind] = self._record(given, layout)
+            return
         except RuntimeError as error:  # 模型里有录不了的操作，或显存不够再放一张图
-            if self.streamer:
-                self.streamer.drop()  # 录的时候什么也没有真的搬
-            if self.seen[kind] >= WARM:
-                return self._refuse(f"这一步录不成：{str(error).splitlines()[0]}")
-            self.wary = True
-            self.forget()
+            why = str(error).splitlines()[0]
+        gc.collect()  # 错误还记着录了一半的图与它的中间结果，循环引用着：不放掉，下一步没有地方走
+        if self.streamer:
+            self.streamer.drop()  # 录的时候什么也没有真的搬
+        if self.seen[kind] >= WARM:
+            return self._refuse(f"这一步录不成：{why}")
+        self.wary = True
+        self.forget()
 
     def _refuse(self, why: str):
         self.refused = True
