@@ -5,6 +5,7 @@ from typing import Any
 
 from lorakit.lab.exercises.hints import hint
 from lorakit.lab.exercises.judge import find, judge, remember
+from lorakit.lab.exercises.own import keep
 
 
 class _Check:
@@ -20,6 +21,7 @@ class _Check:
         print(said)
         if verdict == "passed":
             remember(name)
+            keep(name, answer)
         else:
             hint(name)
 
