@@ -1,19 +1,22 @@
 """练习册的样子：短、干净、术语先解释、手机上也看得见；跑得通、输出没有过时由 nbval 管。"""
 
 import ast
+import builtins
 import json
 import re
 import statistics
 import tomllib
 
 import pytest
-from notebook_tools import BOOKS, ROOT, VIEW, code_cells, pictures, prose, read, said
+from notebook_tools import BOOKS, ROOT, VIEW, code_cells, minutes, pictures, prose, read, said
 
 from lorakit.lab import exercises, picture, questions
 from lorakit.lab.glossary import TERMS, sentence
 
 NAMES = [book.stem for book in BOOKS]
-SPEAKS = r"lab\.(show|explore|predict|reveal|pretest|upload|form|source|term|hint|check\.\w+)\("
+SPEAKS = (
+    r"lab\.(show|explore|predict|recall|reveal|pretest|upload|form|source|term|hint|check\.\w+)\("
+)
 
 
 @pytest.fixture(params=BOOKS, ids=NAMES, scope="module")
@@ -84,7 +87,8 @@ def test_every_guess_is_revealed_and_exercises_are_blank(committed):
 
 def test_no_answer_is_in_sight(book):
     text = json.dumps(json.loads(book.read_text(encoding="utf-8")), ensure_ascii=False)
-    for question in questions.bank().values():
+    asked = [*questions.bank().values(), *sum(map(questions.exam, questions.MOMENTS), ())]
+    for question in (*asked, *sum(questions.recall().values(), ())):
         assert not [said for _, said in question.options if said in text], question.name
 
 
@@ -141,6 +145,43 @@ def test_static_page_has_no_blank_widget(book, committed, tmp_path):
     shown = sum(pictures(cell) for cell in code_cells(committed))
     assert page.count("data:image/") >= shown >= 10
     assert "缺字" not in page and "\ufffd" not in page
+
+
+HONEST = {"02_dataset"}  # 数过、改到 60 分钟以内的；一本改好就加进来
+APART = {"02_dataset"}  # 运行过准备的几格，每一节都能单独跑的
+
+
+@pytest.mark.parametrize("name", sorted(HONEST))
+def test_an_hour_is_enough(name):
+    assert minutes(read(ROOT / "notebooks" / f"{name}.ipynb")) <= 60
+
+
+@pytest.mark.parametrize("name", sorted(APART))
+def test_each_section_runs_after_the_set_up_cells(name):
+    """一节用到的名字，要么准备的几格里有，要么这一节自己先写过。"""
+    shared, known, ready = set(dir(builtins)), set(), False
+    for cell in read(ROOT / "notebooks" / f"{name}.ipynb").cells:
+        if cell.cell_type == "markdown" and re.search(r"^## \d\.\d+ ", cell.source, re.M):
+            shared, known, ready = (shared, set(), True) if ready else (shared | known, set(), True)
+        elif cell.cell_type == "code":
+            made, used = names_in(cell.source)
+            known |= made
+            assert used <= shared | known, (cell.source[:60], used - shared - known)
+
+
+def names_in(source: str) -> tuple[set[str], set[str]]:
+    """一格代码里造出来的名字（函数里的也算）、用到的名字。"""
+    made, used = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.FunctionDef):
+            made.add(node.name)
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            made |= {(a.asname or a.name).split(".")[0] for a in node.names}
+    return made, used
 
 
 def test_docstrings_point_to_books_that_exist():

@@ -94,6 +94,19 @@ TERMS = {
     "考官": ("examiner", "一个看图说出里面是什么、什么画风的小网络，替我们打分"),
 }
 
+# 术语 -> 社区里（别的教程、训练器、视频）的叫法；照这些也查得到
+ALSO = {
+    "描述": ("打标", "标签", "标注"),
+    "同类图片": ("正则化图", "正则图"),
+    "留出集": ("验证集",),
+    "热身": ("预热",),
+    "搬运": ("卸载",),
+    "强度": ("LoRA 权重",),
+    "批大小": ("批量大小",),
+    "变换器": ("Transformer",),
+}
+CLASH = {"权重": "社区里说一个 LoRA 的“权重”（<lora:名字:0.8>），多半指强度"}
+
 
 def sentence(name: str) -> str:
     """术语第一次出现时的写法：**中文**（English，一句人话）。"""
@@ -104,13 +117,22 @@ def sentence(name: str) -> str:
 def term(name: str = ""):
     """查一个词；不给词就列出全部。中文、英文都行。"""
     names = [_known(name)] if name else list(TERMS)
-    rows = [(n, *TERMS[n]) for n in names]
+    rows = [(n, TERMS[n][0], TERMS[n][1] + _also(n)) for n in names]
     items = "".join(f"<p><b>{escape(n)}</b>（{e}）：{escape(s)}。</p>" for n, e, s in rows)
     text = "\n".join(f"{n}（{e}）：{s}。" for n, e, s in rows)
     publish({"text/html": items, "text/plain": text})
 
 
+def _also(name: str) -> str:
+    """社区里的叫法，接在解释后面；没有别的叫法是空的。"""
+    said = f"；社区也叫 {'、'.join(ALSO[name])}" if name in ALSO else ""
+    return said + (f"；{CLASH[name]}" if name in CLASH else "")
+
+
 def _known(name: str) -> str:
+    for ours, theirs in ALSO.items():
+        if name in theirs:
+            return ours
     english = {e.lower(): n for n, (e, _) in TERMS.items()}
     if name in TERMS or name.lower() in english:
         return name if name in TERMS else english[name.lower()]
