@@ -294,7 +294,7 @@ def test_certificate_folder_has_everything(mine, config, shown):
     assert page.size == certificate.PAGE
     said = shown[-1]["text/plain"]
     assert "姓名：小明" in said and "作品：小橘" in said and "日期：20" in said
-    assert "01 还开着：compression" in said and "画风 90%" in said
+    assert "01 还开着：add_noise" in said and "画风 90%" in said
     assert "# 小橘\n" in (folder / "README.md").read_text("utf-8")
     (notes() / "exercises.json").write_text(json.dumps([one.name for one in book_01.EXERCISES]))
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
