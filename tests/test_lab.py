@@ -616,6 +616,6 @@ def test_a_missing_name_is_told_how_to_go_on():
 def test_the_home_of_a_missing_name_is_known(tmp_path):
     book = str(ROOT / "notebooks" / "01_concepts.ipynb")
     assert lost.home_of("latent", book).startswith("1.2 ")
-    assert lost.home_of("train_toy", book).startswith("1.4 ")
+    assert lost.home_of("noisy", book).startswith("1.3 ")
     assert lost.home_of("nothing_like_it", book) == ""
     assert lost.home_of("latent", "") == "" == lost.home_of("latent", str(tmp_path))
