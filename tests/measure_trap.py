@@ -14,7 +14,7 @@ from PIL import Image
 from lorakit import infer
 from lorakit.config import load_config
 from lorakit.judge import Judge, eye_for
-from lorakit.lab.recorded import CELL, HOME
+from lorakit.lab.recordings import CELL, HOME
 from lorakit.results import folder as run_folder
 from lorakit.results.verdict import held_by_step
 from lorakit.tiny import samples

@@ -4,7 +4,7 @@ import pytest
 
 from lorakit import lab
 from lorakit.errors import LorakitError
-from lorakit.lab import blueprint, journey
+from lorakit.lab import blueprints, journey
 from lorakit.lab.picture import RED, render
 
 
@@ -50,14 +50,14 @@ def test_the_blueprint_says_what_the_network_is(
     preset, parameters, double, single, width, tokens, told
 ):
     """块数、宽度与官方公布的相同；参数数目是原装的类按那份设置搭出来的。"""
-    net = blueprint.facts(preset)
+    net = blueprints.facts(preset)
     assert (net.parameters, net.double, net.single) == (parameters, double, single)
     assert (net.width, net.tokens, net.told) == (width, tokens, told)
-    said = words(blueprint.drawn(preset))
+    said = words(blueprints.drawn(preset))
     assert f"双流块 × {double}" in said and ("单流块" in said) is bool(single)
     assert ("引导" in said) is bool(told)
 
 
 def test_another_kind_of_network_is_refused():
     with pytest.raises(LorakitError, match="z-image 不是这样搭的"):
-        blueprint.facts("z-image")
+        blueprints.facts("z-image")

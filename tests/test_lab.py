@@ -50,6 +50,12 @@ def test_lab_is_lazy():
         _ = lab.nothing
 
 
+def test_no_public_name_is_also_a_file_of_the_same_name():
+    """载入过的文件会盖住同名的函数：第二次用就成了“module 不能调用”。"""
+    for name, home in lab._PUBLIC.items():
+        assert not (ROOT / "lorakit" / "lab" / f"{name}.py").exists(), (name, home)
+
+
 def test_pixels_survive_the_round_trip():
     image = render(SCENE)
     x = lab.to_tensor(image)

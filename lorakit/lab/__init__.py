@@ -17,7 +17,7 @@ warnings.simplefilter("ignore", InspectionWarning)
 _PUBLIC = {
     "Board": "board",
     "Run": "runner",
-    "blueprint": "blueprint",
+    "blueprint": "blueprints",
     "chart": "picture",
     "certificate": "works.certificate",
     "check": "exercises",
@@ -39,7 +39,7 @@ _PUBLIC = {
     "pretest": "quiz",
     "ready": "setup",
     "recall": "quiz",
-    "recorded": "recorded",
+    "recorded": "recordings",
     "report_card": "graduation",
     "reveal": "quiz",
     "share": "evidence",
