@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lorakit import lab
 from lorakit.errors import LorakitError
@@ -18,8 +19,59 @@ from lorakit.lab.exercises import hints, trial
 ALL = exercises.all_exercises()
 FUNCTIONS = [name for name, exercise in ALL.items() if exercise.draw]
 
+
+def _everywhere(net, name, wrap):
+    for path, module in list(net.named_modules()):
+        if isinstance(module, nn.Linear):
+            home, _, last = path.rpartition(".")
+            setattr(net.get_submodule(home), last, wrap(module))
+    return net
+
+
+def _brand_new(net, name, wrap):
+    home, _, last = name.rpartition(".")
+    old = net.get_submodule(name)
+    setattr(net.get_submodule(home), last, wrap(nn.Linear(old.in_features, old.out_features)))
+    return net
+
+
+def _elsewhere(net, name, wrap):
+    net.add_module("q", wrap(net.get_submodule(name)))
+    return net
+
+
+def _hang_then_freeze(net, names, wrap, attach):
+    for name in names:
+        attach(net, name, wrap)
+    net.requires_grad_(False)
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+def _never_freeze(net, names, wrap, attach):
+    for name in names:
+        attach(net, name, wrap)
+    return list(net.parameters())
+
+
+def _only_first(net, names, wrap, attach):
+    net.requires_grad_(False)
+    attach(net, names[0], wrap)
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+def _add(layer, change):
+    layer.base.weight.data += change.detach()
+    return layer.base
+
+
+def _no_bias(layer):
+    made = nn.Linear(layer.base.in_features, layer.base.out_features)
+    change = layer.alpha / len(layer.A) * layer.B @ layer.A
+    made.weight = nn.Parameter((layer.base.weight + change).detach())
+    return made
+
+
 WRONG = {  # 每题的几种常见的错，和话里应该点到的词
-    "compression": [(64, "通道"), (4, "3 个颜色"), (1 / 12, "大于 1"), (8, "两条边"), ("12", "数")],
     "add_noise": [
         (lambda x0, noise, t: t * x0 + (1 - t) * noise, "方向反了"),
         (lambda x0, noise, t: (1 - t) ** 0.5 * x0 + t**0.5 * noise, "平方根"),
@@ -35,11 +87,6 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
         (lambda x, v, t, t_next: x + (t - t_next) * v, "走反了"),
         (lambda x, v, t, t_next: x - v, "整条路"),
         (lambda x, v, t, t_next: x, "落在"),
-    ],
-    "lora_size": [
-        (lambda i, o, r: i * o * r, "乘在一起"),
-        (lambda i, o, r: i * r, "只数了一个"),
-        (lambda i, o, r: 2 * i * r, "不一定一样宽"),
     ],
     "caption": [
         ("一只猫在雪地里", "没有触发词"),
@@ -109,26 +156,56 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
         (lambda log: min(log, key=lambda row: row["held"] or 0)["step"], "没有检验过"),
         (lambda log: min(r["held"] for r in log if r["held"]), "步数"),
     ],
+    "lora_forward": [
+        (lambda x, base, a, b, alpha: x @ a.T @ b.T * alpha / len(a), "原来那一层"),
+        (lambda x, base, a, b, alpha: base(x), "还没有加上"),
+        (lambda x, base, a, b, alpha: base(x) + alpha * x @ a.T @ b.T, "除以秩"),
+        (lambda x, base, a, b, alpha: base(x) + x @ a.T @ b.T, "没有乘上"),
+        (lambda x, base, a, b, alpha: base(x) - x @ a.T @ b.T, "再和 B 乘"),
+        (lambda x, base, a, b, alpha: base(x) + alpha * x @ a @ b, "不能相乘"),
+    ],
+    "lora_init": [
+        (lambda i, o, r: (torch.zeros(r, i), torch.zeros(o, r)), "学不动"),
+        (lambda i, o, r: (torch.zeros(o, r), torch.randn(r, i)), "次序反了"),
+        (lambda i, o, r: (torch.randn(i, r), torch.zeros(r, o)), "(秩, 输入)"),
+        (lambda i, o, r: (torch.randn(r, i), torch.zeros(r, o)), "(输出, 秩)"),
+        (lambda i, o, r: (torch.zeros(r, i), torch.randn(o, r)), "反过来了"),
+        (lambda i, o, r: (torch.randn(r, i) / r, torch.randn(o, r)), "全是 0"),
+        (lambda i, o, r: (torch.ones(r, i) / r, torch.zeros(o, r)), "各不相同"),
+        (lambda i, o, r: (9 * torch.randn(r, i), torch.zeros(o, r)), "太大了"),
+        (lambda i, o, r: torch.zeros(o, r), "两个张量"),
+    ],
+    "lora_attach": [
+        (lambda net, name, wrap: wrap(net.get_submodule(name)), "不是整个网络"),
+        (lambda net, name, wrap: (wrap(net.get_submodule(name)), net)[1], "还是原来的层"),
+        (_everywhere, "只换这一层"),
+        (_brand_new, "包一个新的"),
+        (_elsewhere, "放错了地方"),
+    ],
+    "lora_all": [
+        (_hang_then_freeze, "先挂、后冻"),
+        (_never_freeze, "混了进来"),
+        (_only_first, "每个名字"),
+        (lambda net, names, wrap, attach: net, "一个列表"),
+    ],
+    "lora_merge": [
+        (lambda layer: layer, "普通的线性层"),
+        (lambda layer: layer.base, "没有变"),
+        (lambda layer: _add(layer, layer.B @ layer.A), "缩放忘了"),
+        (lambda layer: _add(layer, -layer.B @ layer.A), "新的权重"),
+        (_no_bias, "偏置"),
+    ],
+    "take": [
+        (lambda rows: min(rows, key=lambda row: row["held"])["step"], "都是抄的"),
+        (lambda rows: rows[0]["step"], "一张也没有做到"),
+        (lambda rows: next((r["step"] for r in rows if r["right"] > 0.5), 0), "合格的才比损失"),
+        (lambda rows: rows[2]["step"], "就返回 0"),
+        (lambda rows: min(rows, key=lambda row: row["held"]), "一个步数"),
+    ],
     "tokens": [(lambda side: (side / 8) ** 2, "2x2"), (lambda side: side * side, "像素"),
                (lambda side: side / 16, "一条边"), (lambda side: (side // 32) ** 2, "一条边")],
-    "lora_total": [
-        (lambda n, d, r: n * d * d, "大矩阵"),
-        (lambda n, d, r: n * d * r, "只数了一个"),
-        (lambda n, d, r: 2 * d * r, "层数"),
-    ],
-    "warmup": [
-        (lambda k, lr, w: lr * min(1, k / w), "白练"),
-        (lambda k, lr, w: lr, "没有热身"),
-        (lambda k, lr, w: lr * (k + 1) / w, "升过头"),
-    ],
     "rescue": [({"A", "B"}, "学习率"), ({"A", "C", "D"}, "步数"), ({"C"}, "省得最多"),
                ("AD", "步数")],
-    "global_batch": [
-        (lambda b, a, c: b * a, "显卡没有用上"),
-        (lambda b, a, c: b * c, "累积没有用上"),
-        (lambda b, a, c: b * a / c, "方向反了"),
-        (lambda b, a, c: b + a + c, "30"),
-    ],
     "pack": [
         (lambda x: x.reshape(len(x), -1, 4 * x.shape[1]), "不相邻"),
         (lambda x: x.flatten(2).transpose(1, 2), "2x2"),
@@ -256,15 +333,60 @@ def _rows(rows, cols):
     return table
 
 
+def _forward(x, base, a, b, alpha):
+    a *= alpha / len(a)
+    return base(x) + x @ a.T @ b.T
+
+
+def _start(d_in, d_out, rank):
+    a, b = torch.empty(rank, d_in), torch.ones(d_out, rank)
+    a.normal_().div_(10), b.zero_()
+    return [a, b]
+
+
+def _walk(net, name, wrap):
+    *path, last = name.split(".")
+    home = net
+    for part in path:
+        home = getattr(home, part)
+    setattr(home, last, wrap(getattr(home, last)))
+    return net
+
+
+def _hang(net, names, wrap, attach):
+    for p in net.parameters():
+        p.requires_grad = False
+    found = []
+    while names:
+        attach(net, names.pop(), wrap)
+    found += [p for p in net.parameters() if p.requires_grad]
+    return found
+
+
+def _merge(layer):
+    new = nn.Linear(layer.base.in_features, layer.base.out_features)
+    with torch.no_grad():
+        layer.B *= layer.alpha / len(layer.A)
+        new.weight.copy_(layer.base.weight + layer.B @ layer.A)
+        new.bias.copy_(layer.base.bias)
+    return new
+
+
+def _take(rows):
+    for row in list(rows):
+        if row["right"] <= 0.5 or row["copied"] > 0.5:
+            rows.remove(row)
+    rows.sort(key=lambda row: row["held"])
+    return rows[0]["step"] if rows else 0
+
+
 IN_PLACE = {
+    "lora_forward": _forward, "lora_init": _start, "lora_attach": _walk, "lora_all": _hang,
+    "lora_merge": _merge, "take": _take,
     "add_noise": _mix, "velocity": _less, "euler": _step, "pack": _pack, "best_cell": _best,
     "unknown": _unknown, "strength": _weight, "combine": _combine, "pick": _pick, "size": _size,
     "tokens": _tokens, "positions": _rows,
-    "lora_size": lambda i, o, r: sum([r] * (i + o)),
     "steps": lambda n, b, a, v: n / b / a * v,
-    "lora_total": lambda n, d, r: int(np.prod([n, 2, r, d])),
-    "warmup": lambda k, lr, w: lr if k >= w else lr / w * (k + 1),
-    "global_batch": lambda b, a, c: torch.tensor([b, a, c]).prod(),
     "shift": lambda t, s: torch.tensor(t, dtype=torch.float64) * s / (1 + t * (s - 1)),
 }  # fmt: skip
 
@@ -387,7 +509,7 @@ MISHAPS = [
     ("tokens", lambda side: side(2), ("int 不是函数", "乘号不能省")),
     ("tokens", lambda side: side[0], ("不能用方括号",)),
     ("tokens", lambda a, b: a, ("少给了参数", "b")),
-    ("lora_size", lambda a: a, ("你的函数只收 1 个", "给了 3 个")),
+    ("add_noise", lambda a: a, ("你的函数只收 1 个", "给了 3 个")),
     ("tokens", lambda side: {}[side], ("字典里没有 1024",)),
     ("tokens", lambda side: "a".cut(), ("str 没有 cut",)),
     ("tokens", lambda side: int("x"), ("变不成整数",)),
@@ -451,9 +573,6 @@ def test_what_comes_back_as_nothing_is_named(answer, word):
 # ---- 写法不同、意思一样的 ----
 
 ALIKE = [
-    ("compression", torch.tensor(12.0)),
-    ("compression", np.float32(12)),
-    ("compression", np.array(12)),
     ("bucket", [1344, 784]),
     ("bucket", (1344.0, 784.0)),
     ("bucket", np.array([1344, 784])),
@@ -478,7 +597,6 @@ ALIKE = [
     ("combine", lambda a1, b1, a2, b2, v, w: [
         torch.cat([v * a1, a2]), torch.cat([b1, w * b2], 1)]),
     ("pick", lambda log: float(ALL["pick"].official(log))),
-    ("warmup", lambda k, lr, w: np.float64(lr) * np.minimum(1, (k + 1) / w)),
     ("steps", lambda n, b, a, v: n * v // (b * a)),
 ]  # fmt: skip
 
@@ -489,11 +607,8 @@ def test_right_but_different_answers_pass(name, answer):
     assert verdict == "passed", said
 
 
-SEEN = {(160, 160, 16): 5120, (160, 640, 8): 6400, (160, 640, 16): 12800}
 SLY = [  # 过去会放过的，或说得不对的
-    ("lora_size", lambda *given: SEEN.get(given, 0), "写死"),
     ("tokens", lambda side: {1024: 4096, 512: 1024, 128: 64}.get(side, 0), "写死"),
-    ("global_batch", lambda b, a, c: 30 if (b, a, c) == (2, 3, 5) else b * a * c + 1, "写死"),
     ("euler", lambda x, v, t, t_next: x + v, "没有乘时间"),
     ("euler", lambda x, v, t, t_next: (t_next - t) * v, "还要加上 x"),
     ("euler", lambda x, v, t, t_next: x + t_next * v, "时间用成了 t_next"),
@@ -516,8 +631,6 @@ SLY = [  # 过去会放过的，或说得不对的
     ("bucket", "1360x768", "不加引号"),
     ("bucket", (1360, 768, 3), "(宽, 高)"),
     ("two_guidances", {1.0, 3.5}, "圆括号"),
-    ("compression", "12", "不加引号"),
-    ("compression", True, "一个数"),
     ("recode", {1, 2}, "可以选"),
     ("recode", 5, "一组字母"),
     ("best_cell", lambda table: "(16, 0.001)", "(秩, 学习率)"),
@@ -554,7 +667,7 @@ def test_hints_are_a_button_under_the_check(shown, capsys):
 
 
 def test_unknown_exercise_lists_the_known():
-    with pytest.raises(LorakitError, match="compression"):
+    with pytest.raises(LorakitError, match="add_noise"):
         lab.check.nothing(1)
 
 

@@ -21,11 +21,11 @@ THREAD = 'lab.Run(load_config("tiny-qwen-image", ["data.folder=nothing"])).start
 GLYPH = 'figure, axes = lab.chart()\naxes.set_title("龘")\nlab.show(figure)'
 CHECKER = """import sys
 from dataclasses import replace
-from lorakit.lab.exercises import book_01
+from lorakit.lab.exercises import book_03
 
-easy = replace(book_01.COMPRESSION, properties=())
-sys.modules["lorakit.lab.exercises.judge"].all_exercises = lambda: {"compression": easy}
-lab.check.compression(64)"""
+easy = replace(book_03.RESCUE, properties=())
+sys.modules["lorakit.lab.exercises.judge"].all_exercises = lambda: {"rescue": easy}
+lab.check.rescue({"B"})"""
 
 
 def picture(fingerprint: str):

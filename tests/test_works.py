@@ -11,6 +11,7 @@ from PIL import Image
 from lorakit import data, lab
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
+from lorakit.lab.exercises import book_01
 from lorakit.lab.notes import notes
 from lorakit.lab.works import certificate, checkup, editor, panel, shelf, table, tries, words
 from lorakit.results import lock
@@ -293,11 +294,9 @@ def test_certificate_folder_has_everything(mine, config, shown):
     assert page.size == certificate.PAGE
     said = shown[-1]["text/plain"]
     assert "姓名：小明" in said and "作品：小橘" in said and "日期：20" in said
-    assert "01 还开着：compression" in said and "画风 90%" in said
+    assert "01 还开着：add_noise" in said and "画风 90%" in said
     assert "# 小橘\n" in (folder / "README.md").read_text("utf-8")
-    (notes() / "exercises.json").write_text(
-        json.dumps(["compression", "add_noise", "velocity", "euler", "lora_size"])
-    )
+    (notes() / "exercises.json").write_text(json.dumps([one.name for one in book_01.EXERCISES]))
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
 
 

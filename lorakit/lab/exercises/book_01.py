@@ -1,10 +1,11 @@
-"""01 的练习：压缩率、加噪、速度、一步采样、LoRA 的参数量。"""
+"""01 的练习：加噪、速度、一步采样；自己写 LoRA 的头两步在 own_lora.py。"""
 
 import random
 
 import torch
 
-from lorakit.lab.exercises.answers import is_number, same
+from lorakit.lab.exercises import own_lora
+from lorakit.lab.exercises.answers import same
 from lorakit.lab.exercises.judge import Exercise
 
 X0 = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
@@ -21,25 +22,6 @@ def _grid(chance: random.Random, count: int) -> list[torch.Tensor]:
 def _mix(t: float) -> torch.Tensor:
     return (1 - t) * X0 + t * NOISE
 
-
-COMPRESSION = Exercise(
-    "compression",
-    (
-        (is_number, "答案是一个数，例如 48 / 16，不加引号。"),
-        (lambda n: n != 64, "64 倍只算了长和宽（8×8）；别忘了 3 个颜色变成了 16 个通道。"),
-        (lambda n: n != 8, "8 倍只是一条边；图有长、宽两条边，还有通道。"),
-        (lambda n: n != 4, "4 是把 64 除以 16 了；进去的时候已经有 3 个颜色，别漏掉。"),
-        (lambda n: n >= 1, "你算的是“剩下几分之几”；压缩率是前面除以后面，大于 1。"),
-        (lambda n: abs(n - 12) < 0.01, "用“原来有几个数”除以“之后有几个数”，两边都是长×宽×通道。"),
-    ),
-    "3×1024×1024 个数变成 16×128×128 个，正好少了 12 倍。",
-    (
-        "先数一数原来有几个数：长 × 宽 × 颜色。",
-        "之后是 16 个通道，每个 128 × 128。",
-        "(1024 * 1024 * 3) / (128 * 128 * 16)",
-    ),
-    "answer = (1024 * 1024 * 3) / (128 * 128 * 16)",
-)
 
 ADD_NOISE = Exercise(
     "add_noise",
@@ -140,31 +122,4 @@ EULER = Exercise(
     lambda chance: (*_grid(chance, 2), chance.uniform(0.5, 1), chance.uniform(0, 0.5)),
 )
 
-LORA_SIZE = Exercise(
-    "lora_size",
-    (
-        (lambda f: is_number(f(160, 160, 16)), "要返回一个数：A 和 B 一共有几个数。"),
-        (lambda f: f(160, 160, 16) % 1 == 0, "参数的个数是整数。"),
-        (
-            lambda f: f(160, 160, 16) != 160 * 160 * 16,
-            "你把三个数乘在一起了：那比原来的矩阵还大。A 是 秩×输入，B 是 输出×秩，两个相加。",
-        ),
-        (lambda f: f(160, 160, 16) != 160 * 16, "只数了一个矩阵；LoRA 有 A 和 B 两个。"),
-        (
-            lambda f: f(160, 640, 8) != 2 * 8 * 160 and f(160, 640, 8) != 2 * 8 * 640,
-            "输入和输出不一定一样宽：A 按输入数，B 按输出数。",
-        ),
-        (lambda f: f(160, 640, 8) == 8 * (160 + 640), "A 有 秩×输入 个数，B 有 输出×秩 个数。"),
-        (lambda f: f(160, 640, 16) == 2 * f(160, 640, 8), "秩加倍，参数也应该加倍。"),
-    ),
-    "秩×(输入+输出)：比原来的 输入×输出 小得多，这就是它小的原因。",
-    (
-        "LoRA 是两个瘦长的矩阵 A 和 B。",
-        "A 是 rank × d_in，B 是 d_out × rank。",
-        "rank * (d_in + d_out)",
-    ),
-    "def answer(d_in, d_out, rank):\n    return rank * (d_in + d_out)",
-    lambda chance: tuple(chance.randint(1, 4096) for _ in range(3)),
-)
-
-EXERCISES = (COMPRESSION, ADD_NOISE, VELOCITY, EULER, LORA_SIZE)
+EXERCISES = (ADD_NOISE, VELOCITY, EULER, *own_lora.IN_01)

@@ -1,7 +1,8 @@
-"""03 的练习：几个词元、LoRA 多大、怎么热身、怎么省显存、一步看几张。"""
+"""03 的练习：几个词元、挑检查点、省显存；自己写 LoRA 的后三步在 own_lora.py。"""
 
-import math
+import random
 
+from lorakit.lab.exercises import own_lora
 from lorakit.lab.exercises.answers import is_number
 from lorakit.lab.exercises.judge import Exercise, picked
 
@@ -17,66 +18,12 @@ TOKENS = Exercise(
     ),
     "每边除以 16，再平方：1024 的图有 4096 个词元。所以分辨率翻倍，计算量至少四倍。",
     (
-        "128x128 的图，上面的窃听器报出 64 个词元。",
+        "128x128 的图，上面的结构图里是 64 个词元。",
         "每条边：先除以 8，再除以 2。",
         "(side // 16) ** 2",
     ),
     "def answer(side):\n    return (side // 16) ** 2",
     lambda chance: (16 * chance.randint(2, 128),),
-)
-
-LORA_TOTAL = Exercise(
-    "lora_total",
-    (
-        (lambda f: is_number(f(480, 3072, 16)), "要返回一个数：参数的个数。"),
-        (
-            lambda f: f(480, 3072, 16) != 480 * 3072 * 3072,
-            "这是原来那些大矩阵的大小：LoRA 只有两个瘦长的小矩阵。",
-        ),
-        (lambda f: f(480, 3072, 16) != 480 * 3072 * 16, "只数了一个矩阵：A 和 B 都要学，是两个。"),
-        (lambda f: f(2, 10, 3) == 2 * f(1, 10, 3), "层数翻倍，参数也该翻倍：每一层都挂了一份。"),
-        (lambda f: f(1, 10, 6) == 2 * f(1, 10, 3), "秩翻倍，参数也该翻倍。"),
-        (lambda f: f(480, 3072, 16) == 47_185_920, "每层：A 是 秩 x d，B 是 d x 秩。"),
-    ),
-    "480 层是 47,185,920 个，正是体检说的 47.2M。",
-    (
-        "A 有几个数？它把 d 个数压成 rank 个。",
-        "B 把 rank 个数放大回 d 个。两个加起来，再乘层数。",
-        "layers * rank * (d + d)",
-    ),
-    "def answer(layers, d, rank):\n    return layers * rank * (d + d)",
-    lambda chance: (chance.randint(1, 600), chance.randint(8, 4096), chance.randint(1, 128)),
-)
-
-WARMUP = Exercise(
-    "warmup",
-    (
-        (lambda f: is_number(f(0, 1.0, 10)), "要返回一个数：这一步的学习率。"),
-        (
-            lambda f: f(0, 1.0, 10) > 0,
-            "第一步的学习率是 0，这一步就白练了：step 从 0 数起，要加 1。",
-        ),
-        (lambda f: f(0, 1.0, 10) < 1, "没有热身：第一步就用了全部的学习率。"),
-        (lambda f: f(50, 1.0, 10) <= 1, "升过头了：热身完就该停在 lr，用 min 拦住。"),
-        (lambda f: f(4, 2.0, 10) == 2 * f(4, 1.0, 10), "lr 翻倍，每一步也该翻倍。"),
-        (
-            lambda f: (
-                all(
-                    math.isclose(f(k, 3.0, 10), 3.0 * (k + 1) / 10, rel_tol=1e-9) for k in range(10)
-                )
-                and math.isclose(f(50, 3.0, 10), 3.0)
-            ),
-            "要一级一级地升：第 k 步是 lr 的 (k + 1) / warmup，升满以后不变。",
-        ),
-    ),
-    "和训练循环里那一行一样。",
-    (
-        "第 0 步是 lr 的十分之一，第 9 步正好是 lr（warmup = 10）。",
-        "比例是 (step + 1) / warmup，超过 1 就取 1。",
-        "lr * min(1, (step + 1) / warmup)",
-    ),
-    "def answer(step, lr, warmup):\n    return lr * min(1, (step + 1) / warmup)",
-    lambda chance: (chance.randint(0, 40), chance.uniform(1e-5, 1e-2), chance.randint(1, 30)),
 )
 
 RESCUE = Exercise(
@@ -100,29 +47,70 @@ RESCUE = Exercise(
     solution='answer = {"A", "C"}',
 )
 
-GLOBAL_BATCH = Exercise(
-    "global_batch",
+# 一次训练的几个检查点：步数、留出集的损失、做到了几成、抄了训练图几成
+ROWS = (
+    {"step": 20, "held": 1.10, "right": 0.0, "copied": 0.0},
+    {"step": 60, "held": 0.55, "right": 0.80, "copied": 0.05},
+    {"step": 120, "held": 0.48, "right": 0.92, "copied": 0.10},
+    {"step": 300, "held": 0.47, "right": 0.96, "copied": 0.75},
+)
+SLOW = tuple(row | {"right": row["right"] / 4} for row in ROWS)
+
+
+def _rows(*rows: dict) -> list[dict]:
+    return list(rows)
+
+
+TAKE = Exercise(
+    "take",
     (
-        (lambda f: is_number(f(2, 3, 5)), "要返回一个数：一步看几张图。"),
-        (lambda f: f(2, 3, 10) != f(2, 3, 5), "显卡没有用上：每块卡看的是不同的图，要乘上去。"),
+        (lambda f: is_number(f(_rows(*ROWS))), "要返回一个步数；一个合格的也没有，返回 0。"),
         (
-            lambda f: f(2, 6, 5) != f(2, 3, 5),
-            "累积没有用上：攒几批才更新一次，这几批的图都算在一步里。",
+            lambda f: f(_rows(*ROWS)) != 300,
+            "300 步的损失最低，可是四分之三都是抄的：先去掉 copied 过半的。",
         ),
         (
-            lambda f: f(2, 3, 10) > f(2, 3, 5) and f(2, 6, 5) > f(2, 3, 5),
-            "方向反了：卡越多、攒得越多，一步看的图越多。",
+            lambda f: f(_rows(*ROWS)) != 20,
+            "20 步的损失降了一多半，画面一张也没有做到：right 没有过半的不要。",
         ),
-        (lambda f: f(2, 3, 5) == 30, "三个数都是“几倍”：2 张、3 批、5 块卡，一共 30 张。"),
+        (
+            lambda f: f(_rows(*ROWS)) != 60,
+            "60 步也合格，可合格的里面 120 步的损失更低：合格的才比损失。",
+        ),
+        (lambda f: f(_rows(*ROWS)) == 120, "right 要过半、copied 不过半，里面取 held 最低的。"),
+        (
+            lambda f: f(_rows(*SLOW)) == 0,
+            "一个合格的也没有，就返回 0：宁可说没有，别挑一个坏的。",
+        ),
+        (
+            lambda f: f(_rows(*reversed(ROWS))) == 120,
+            "记录不一定按步数排：别用第几个来认。",
+        ),
     ),
-    "卡多一倍，一步看的图多一倍；想让每张图看的遍数不变，步数就减半。",
+    "先看画面和抄没抄，合格的里面才比损失：lorakit judge 就是这样挑的。",
     (
-        "一块卡、攒一批，看 batch 张。",
-        "攒 accum 批，就是 accum 倍；cards 块卡，又是 cards 倍。",
-        "batch * accum * cards",
+        "三个数各管一样：right 是画面，copied 是抄没抄，held 是损失。",
+        "先留下 right > 0.5 而且 copied <= 0.5 的；一个也没有就返回 0。",
+        'min(good, key=lambda row: row["held"])["step"]',
     ),
-    "def answer(batch, accum, cards):\n    return batch * accum * cards",
-    lambda chance: tuple(chance.randint(1, 16) for _ in range(3)),
+    "def answer(rows):\n"
+    "    good = [row for row in rows if row['right'] > 0.5 and row['copied'] <= 0.5]\n"
+    "    return min(good, key=lambda row: row['held'])['step'] if good else 0",
+    lambda chance: (_random_rows(chance),),
 )
 
-EXERCISES = (TOKENS, LORA_TOTAL, WARMUP, RESCUE, GLOBAL_BATCH)
+
+def _random_rows(chance: random.Random) -> list[dict]:
+    rows = [
+        {
+            "step": 10 * step,
+            "held": round(chance.uniform(0.3, 3), 3),
+            "right": round(chance.random(), 2),
+            "copied": round(chance.random(), 2),
+        }
+        for step in chance.sample(range(1, 50), 5)
+    ]
+    return rows
+
+
+EXERCISES = (TOKENS, *own_lora.IN_03, TAKE, RESCUE)

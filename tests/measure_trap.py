@@ -1,0 +1,81 @@
+"""损失骗人的那一课（03 的 3.7 节）：练 120 步，在第 12、40、120 步各看红线、样张、三个灯，记下来。
+
+用法：python tests/measure_trap.py
+写 lorakit/assets/recordings 里的 trap.json 与 trap.webp；设置就是预设 tiny-qwen-image 的。
+"""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from lorakit import infer
+from lorakit.config import load_config
+from lorakit.judge import Judge, eye_for
+from lorakit.lab.recordings import CELL, HOME
+from lorakit.results import folder as run_folder
+from lorakit.results.verdict import held_by_step
+from lorakit.tiny import samples
+from lorakit.tiny.lessons import exam_scenes
+from lorakit.tiny.world import style_caption
+from lorakit.train import Trainer
+
+STEPS = (12, 40, 120)
+COLUMNS = ("狗", "熊", "鱼", "蝴蝶")
+SIDE = (128, 128)
+
+
+def measure(home: Path, steps=STEPS) -> tuple[dict, list[list[Image.Image]]]:
+    """练、看、判 -> (要记下的事实, 一行行样张)；学习率不变，所以第 12 步就是只练 12 步的。"""
+    data = samples.write("papercut", home / "data")
+    own = [f"data.folder={data}", f"run.output={home / 'run'}", "sample.every=0", "eval.every=4"]
+    config = load_config("tiny-qwen-image", [*own, f"train.steps={max(steps)}"])
+    prompts = [style_caption(scene) for scene in exam_scenes("papercut")[: len(COLUMNS)]]
+    trainer = Trainer(config)
+
+    def look() -> list[Image.Image]:
+        trainer.transformer.eval()
+        how = (prompts, config.sample, SIDE)
+        return infer.generate(trainer.family, trainer.pipeline(), *how)
+
+    rows = [look()]
+    for step in trainer:
+        if step.step in steps:
+            trainer.save()
+            rows.append(look())
+    judged = Judge(eye_for(None, config))(config, steps)
+    held = held_by_step(run_folder.read(config.run.output))
+    facts = {
+        "command": "python tests/measure_trap.py",
+        "columns": list(COLUMNS),
+        "rows": [0, *steps],
+        "held": [[step, round(loss, 4)] for step, loss in held.items()],
+        "checkpoints": [
+            {"step": step, "word": one.word, "lights": [asdict(light) for light in one.lights]}
+            for step, one in judged.verdicts.items()
+        ],
+    }
+    return facts, rows
+
+
+def main():
+    with tempfile.TemporaryDirectory() as home:
+        facts, rows = measure(Path(home))
+    sheet = Image.new("RGB", (CELL * len(COLUMNS), CELL * len(rows)))
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            sheet.paste(
+                picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (j * CELL, i * CELL)
+            )
+    HOME.mkdir(exist_ok=True)
+    sheet.save(HOME / "trap.webp", quality=80)
+    text = json.dumps(facts, ensure_ascii=False, indent=1)
+    (HOME / "trap.json").write_text(text + "\n", encoding="utf-8")
+    for one in facts["checkpoints"]:
+        print(one["step"], one["word"], *(light["color"] for light in one["lights"]))
+
+
+if __name__ == "__main__":
+    main()
