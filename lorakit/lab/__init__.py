@@ -17,6 +17,7 @@ warnings.simplefilter("ignore", InspectionWarning)
 _PUBLIC = {
     "Board": "board",
     "Run": "runner",
+    "blueprint": "blueprint",
     "chart": "picture",
     "certificate": "works.certificate",
     "check": "exercises",
@@ -46,6 +47,7 @@ _PUBLIC = {
     "upload": "mine",
     "waiting": "bar",
     "wall": "picture",
+    "where": "journey",
     "work": "works.work",
     "workplace": "notes",
 }
