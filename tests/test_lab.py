@@ -12,7 +12,7 @@ from html import escape
 
 import numpy as np
 import pytest
-from notebook_tools import ROOT
+from notebook_tools import BOOKS, ROOT, prose, read
 from PIL import Image
 
 from lorakit import flow, lab
@@ -190,36 +190,89 @@ def test_options_are_shuffled_for_each_reader_and_stay(shown, own_cache, monkeyp
     assert one != orders()
 
 
+def groups_of_questions():
+    """一组一组的题：先猜后看的、前测、后测、每本开头的回想。"""
+    pre, post = map(questions.exam, questions.MOMENTS)
+    return list(questions.bank().values()), pre, post, sum(questions.recall().values(), ())
+
+
 def test_right_letters_are_balanced():
-    asked = [*questions.bank().values(), *questions.exam()]
-    assert len(questions.bank()) >= 40
-    for some in (asked, list(questions.bank().values())):
+    groups = groups_of_questions()
+    assert [len(some) for some in groups[1:]] == [12, 12, 12] and len(groups[0]) >= 40
+    everything = [question for some in groups for question in some]
+    for some in (*groups, everything):
         for letter in range(3):
             share = sum(question.right == letter for question in some) / len(some)
             assert 0.30 <= share <= 0.37, (letter, share)
 
 
+def test_before_and_after_ask_the_same_things_in_other_words():
+    pre, post = map(questions.exam, questions.MOMENTS)
+    assert [one.name for one in pre] == [one.name for one in post]
+    for one, two in zip(pre, post, strict=True):
+        assert one.text != two.text
+        assert not {text for text, _ in one.options} & {text for text, _ in two.options}
+    told = "".join(question.why for question in (*pre, *post))
+    assert all(f"{book} 的" in told for book in ("01", "02", "03", "04", "05"))
+
+
+def test_the_right_option_does_not_stand_out():
+    """最长的那一项不多半是对的；每个选项都有自己的解释。"""
+    for some in groups_of_questions()[1:]:
+        longest = [max(range(3), key=lambda i, q=q: len(q.options[i][0])) for q in some]
+        hits = sum(pick == q.right for pick, q in zip(longest, some, strict=True))
+        assert hits <= len(some) / 2, hits
+        assert all(len({said for _, said in q.options}) == len(q.options) == 3 for q in some)
+
+
+def test_explanations_point_to_sections_that_exist():
+    books = {book.name[:2]: prose(read(book)) for book in BOOKS}
+    for question in [question for some in groups_of_questions() for question in some]:
+        for _, said in question.options:
+            for book, sections in re.findall(r"(0[1-5]) 的 ([\d.、]+) 节", said):
+                for section in sections.split("、"):
+                    assert f"\n## {section} " in books[book], (question.name, section)
+
+
+def test_recall_is_about_earlier_books(shown):
+    assert list(questions.recall()) == ["02", "03", "04", "05"]
+    for book, asked in questions.recall().items():
+        lab.recall(book)
+        page = shown[-1]["text/plain"]
+        assert page.count("回想") == len(asked) == 3
+        told = [said for question in asked for _, said in question.options]
+        assert not any(said in page for said in told)
+        named = re.findall(r"（(0[1-5]) 的", "".join(told))
+        assert named and max(named) < book
+    with pytest.raises(LorakitError, match="02、03、04、05"):
+        lab.recall("01")
+
+
 def test_pretest_keeps_answers_and_gain(shown, own_cache):
     lab.pretest()
-    assert shown[0]["text/plain"].count("题：") == 5 and "你先猜" not in shown[0]["text/plain"]
-    right = [question.right for question in questions.exam()]
+    assert shown[0]["text/plain"].count("题：") == 12 and "你先猜" not in shown[0]["text/plain"]
+    right = [question.right for question in questions.exam("pre")]
     test = quiz.Test("pre")
-    assert "已记下 0 / 5" in test.said.value
+    assert "已记下 0 / 12" in test.said.value and quiz.score("pre") is None
     test.asks[0].radio.value = right[0]
-    assert quiz.score("pre") == 0.2 and quiz.gain() is None
+    assert quiz.score("pre") == pytest.approx(1 / 12) and quiz.gain() is None
     again = quiz.Test("pre")
-    assert [ask.choice for ask in again.asks] == [right[0], None, None, None, None]
-    assert "已记下 1 / 5" in again.said.value and again.show.layout.display == "none"
-    again.asks[1].radio.value = 2 - right[1]
-    assert quiz.picks("pre")[:2] == [right[0], 2 - right[1]], "再运行一遍，答过的还在"
-    post = quiz.Test("post")
-    for ask, letter in zip(post.asks, [*right[:4], 0], strict=True):
+    assert [ask.choice for ask in again.asks] == [right[0], *[None] * 11]
+    assert "已记下 1 / 12" in again.said.value and again.show.layout.display == "none"
+    again.asks[1].radio.value = (right[1] + 1) % 3
+    assert quiz.picks("pre")[:2] == [right[0], (right[1] + 1) % 3], "再运行一遍，答过的还在"
+    post, right = quiz.Test("post"), [question.right for question in questions.exam("post")]
+    for ask, letter in zip(post.asks, [*right[:11], (right[11] + 1) % 3], strict=True):
         ask.radio.value = letter
-    assert "已记下 5 / 5" in post.said.value and post.show.layout.display == ""
-    assert quiz.gain() == pytest.approx((quiz.score("post") - 0.2) / 0.8)
+    assert "已记下 12 / 12" in post.said.value and post.show.layout.display == ""
+    assert quiz.gain() == pytest.approx((11 / 12 - 1 / 12) / (11 / 12))
     post.show.click()
     told = [ask.page.value for ask in post.asks]
-    assert [("你选对了" in said) for said in told] == [True] * 4 + [False]
+    assert [("你选对了" in said) for said in told] == [True] * 11 + [False]
+    (own_cache / "quiz_pre.json").write_text("[1, 0, 2, 1, 2]")  # 旧的五道题，换了就不算
+    assert quiz.score("pre") is None
+    with pytest.raises(LorakitError, match="pre 或 post"):
+        lab.pretest("after")
 
 
 def test_report_card_counts_what_was_done(shown):
@@ -238,12 +291,12 @@ def test_report_card_counts_what_was_done(shown):
         getattr(lab.check, name)(scope["answer"])
         getattr(lab.check, name)(...)  # 再留空也不会把它变回没通过
     assert exercises.passed() == list(known)
-    right = [question.right for question in questions.exam()]
-    for moment, picks in (("pre", [right[0], *[None] * 4]), ("post", right)):
+    for moment, count in (("pre", 3), ("post", 12)):
+        picks = {one.name: one.right for one in questions.exam(moment)[:count]}
         (quiz.notes() / f"quiz_{moment}.json").write_text(json.dumps(picks))
     lab.report_card({"画风": 0.8})
     said = shown[-1]["text/plain"]
-    assert "前测：20%" in said and "后测：100%" in said and "归一化的进步：100%" in said
+    assert "前测：25%" in said and "后测：100%" in said and "归一化的进步：100%" in said
     assert f"练习：{len(known)} / {len(known)} 道" in said
     assert "等级：优" in said and "祝贺" in said  # (1 + 1 + 0.8) / 3
     assert "<table>" in shown[-1]["text/html"]

@@ -16,6 +16,8 @@ from notebook_tools import BOOKS, ROOT, code_cells, read
 from test_book import TOKEN, free_port
 from test_jupyterlab import CHROMIUM, browser  # noqa: F401
 
+from lorakit.lab import questions
+
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="没有 Chromium：apt-get install chromium")
 TYPO = "def my(x0, noise, t):\n    return x0 + nosie * t\n\n\nlab.check.add_noise(my)"
 LOOP = "def my(rows, cols):\n    while rows:\n        pass\n\n\nlab.check.positions(my)"
@@ -85,7 +87,7 @@ def test_a_learner_with_mouse_and_keyboard(room, browser, tmp_path):  # noqa: F8
     page.get_by_text("没有叫 pictrue 的东西").wait_for(timeout=120_000)
     told = page.locator(".jp-Notebook").inner_text()
     assert "第 2 行 `return x0 + nosie * t`" in told and "循环停不下来" in told
-    assert "✓ 通过" in told and "三次训练：做好了" in told and "已记下 0 / 5" in told
+    assert "✓ 通过" in told and "三次训练：做好了" in told and "已记下 0 / 12" in told
     assert "Traceback" not in told and "细节没了" not in told, "没选之前看不到答案"
 
     first, second = page.get_by_role("button", name="揭晓").all()
@@ -96,17 +98,12 @@ def test_a_learner_with_mouse_and_keyboard(room, browser, tmp_path):  # noqa: F8
     assert page.get_by_text("细节没了").count() == 2, "两处摆的是同一道题"
     page.get_by_role("button", name="提示（1 / 3）").first.click()
     page.get_by_text("提示 1：").wait_for()
-    for question in (
-        "从加了噪声的图",
-        "每步抽到的噪声",
-        "只存两个瘦长",
-        "损失停在高处",
-        "让它画训练图里没有",
-    ):
-        page.get_by_label(question).check()
-    page.get_by_text("已记下 5 / 5").wait_for()
+    post = questions.exam("post")
+    for question in post:
+        page.get_by_label(question.options[question.right][0]).check()
+    page.get_by_text("已记下 12 / 12").wait_for()
     page.get_by_role("button", name="看对错").click()
-    page.get_by_text("✓ 你选对了：只存两个瘦长").wait_for()
+    page.get_by_text(f"✓ 你选对了：{post[-1].options[post[-1].right][0]}").wait_for()
 
     page.screenshot(path=tmp_path / "light.png")
     assert page.evaluate(FAINT) == []

@@ -13,7 +13,9 @@ from lorakit.lab import exercises, picture, questions
 from lorakit.lab.glossary import TERMS, sentence
 
 NAMES = [book.stem for book in BOOKS]
-SPEAKS = r"lab\.(show|explore|predict|reveal|pretest|upload|form|source|term|hint|check\.\w+)\("
+SPEAKS = (
+    r"lab\.(show|explore|predict|recall|reveal|pretest|upload|form|source|term|hint|check\.\w+)\("
+)
 
 
 @pytest.fixture(params=BOOKS, ids=NAMES, scope="module")
@@ -84,7 +86,8 @@ def test_every_guess_is_revealed_and_exercises_are_blank(committed):
 
 def test_no_answer_is_in_sight(book):
     text = json.dumps(json.loads(book.read_text(encoding="utf-8")), ensure_ascii=False)
-    for question in questions.bank().values():
+    asked = [*questions.bank().values(), *sum(map(questions.exam, questions.MOMENTS), ())]
+    for question in (*asked, *sum(questions.recall().values(), ())):
         assert not [said for _, said in question.options if said in text], question.name
 
 

@@ -35,6 +35,7 @@ _PUBLIC = {
     "predict": "quiz",
     "pretest": "quiz",
     "ready": "setup",
+    "recall": "quiz",
     "report_card": "graduation",
     "reveal": "quiz",
     "share": "evidence",

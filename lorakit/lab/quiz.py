@@ -1,7 +1,7 @@
 """先猜后看：`predict` 出题，`reveal` 在看过结果的地方再摆出同一道题；选了（或跳过）才揭晓。
 
-答案和解释在 lorakit/lab/questions 里，练习册的代码和存下来的输出里都没有。
-前测与后测只存在你自己的电脑上。
+每本开头的 `recall` 是三道前几本的题，当场揭晓。答案和解释在 lorakit/lab/questions 里，
+练习册的代码和存下来的输出里都没有。前测与后测只存在你自己的电脑上。
 """
 
 import difflib
@@ -16,10 +16,12 @@ from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.lab.display import both, headless, widgets
 from lorakit.lab.notes import notes
-from lorakit.lab.questions import Question, bank, exam
+from lorakit.lab.questions import MOMENTS, Question, bank, exam
+from lorakit.lab.questions import recall as recalled
 
 _asked: dict[str, "Guess"] = {}
 BOX = "border-left:4px solid #3c8c5a;padding:2px 12px;margin:4px 0"
+GUESS, LATER_ON = "你先猜：", "记下了。先往下跑，看过结果再揭晓。"
 LATER = "〔揭晓“{}”：在 Jupyter 里运行这一格，选好再按“揭晓”〕"
 
 
@@ -80,9 +82,14 @@ class Ask:
 class Guess:
     """一道先猜后看的题：选一个再揭晓，或者跳过。"""
 
-    def __init__(self, question: Question):
+    def __init__(self, question: Question, title: str = GUESS, kept: str = LATER_ON):
+        """
+        Args:
+            kept: 选好以后说的话。
+        """
         w = widgets()
-        self.ask = Ask("你先猜：", question, lambda pick: self._chosen())
+        self.kept = kept
+        self.ask = Ask(title, question, lambda pick: self._chosen())
         self.reveal = w.Button(description="揭晓", icon="eye", disabled=True)
         self.skip = w.Button(description="跳过，直接看", icon="forward")
         self.note = w.HTML("<small>先选一个，再揭晓；不想猜就跳过。</small>")
@@ -93,7 +100,7 @@ class Guess:
 
     def _chosen(self):
         self.reveal.disabled = False
-        self.note.value = "<small>记下了。先往下跑，看过结果再揭晓。</small>"
+        self.note.value = f"<small>{self.kept}</small>"
 
     def open(self):
         """揭晓。"""
@@ -114,7 +121,7 @@ def predict(name: str):
     """出一道题，先猜再往下看；猜错没有关系，猜过的记得更牢。"""
     question = _find(name)
     guess = _asked[name] = Guess(question)
-    both(guess.box, _page("你先猜：", question))
+    both(guess.box, _page(GUESS, question))
 
 
 def reveal(name: str):
@@ -125,15 +132,37 @@ def reveal(name: str):
     both(guess.box, {"text/html": f"<p><small>{escape(text)}</small></p>", "text/plain": text})
 
 
+def recall(book: str):
+    """一本开头的三道题，都是前几本学过的：先想一想，再揭晓；想不起来的，它说回哪一节看。
+
+    Args:
+        book: "02" 到 "05"。
+    """
+    known = recalled()
+    if book not in known:
+        raise LorakitError(f"没有“{book}”的回想题。有的是：{'、'.join(known)}。")
+    titles = [f"回想 {k}：" for k in range(1, len(known[book]) + 1)]
+    asked = list(zip(titles, known[book], strict=True))
+    guesses = [Guess(question, title, "按“揭晓”看对不对。") for title, question in asked]
+    both(widgets().VBox([guess.box for guess in guesses]), _pages(asked))
+
+
+def _pages(asked: list[tuple[str, Question]]) -> dict:
+    """几道题连着摆的静态样子。"""
+    pages = [_page(title, question) for title, question in asked]
+    return {key: "\n".join(page[key] for page in pages) for key in pages[0]}
+
+
 def _place(moment: str) -> Path:
     return notes() / f"quiz_{moment}.json"
 
 
 def picks(moment: str) -> list[int | None]:
     """前测（pre）或后测（post）每一题选了第几项，没答的是 None。"""
-    place, blank = _place(moment), [None] * len(exam())
-    kept = json.loads(place.read_text("utf-8")) if place.is_file() else blank
-    return kept if len(kept) == len(blank) else blank
+    place = _place(moment)
+    kept = json.loads(place.read_text("utf-8")) if place.is_file() else {}
+    kept = kept if isinstance(kept, dict) else {}  # 旧的前测只有五道别的题，不算
+    return [kept.get(question.name) for question in exam(moment)]
 
 
 class Test:
@@ -144,7 +173,7 @@ class Test:
         self.moment, self.picks, self.said = moment, picks(moment), w.HTML()
         self.asks = [
             Ask(f"第 {k + 1} 题：", question, lambda pick, k=k: self._keep(k, pick))
-            for k, question in enumerate(exam())
+            for k, question in enumerate(exam(moment))
         ]
         self.show = w.Button(description="看对错", icon="check")
         self.show.on_click(lambda button: self.tell())
@@ -157,7 +186,8 @@ class Test:
     def _keep(self, number: int, pick: int | None):
         if self.picks[number] != pick:
             self.picks[number] = pick
-            write_text(_place(self.moment), json.dumps(self.picks))
+            kept = zip((ask.question.name for ask in self.asks), self.picks, strict=True)
+            write_text(_place(self.moment), json.dumps(dict(kept)))
         self._count()
 
     def _count(self):
@@ -174,17 +204,21 @@ class Test:
 
 
 def pretest(moment: str = "pre"):
-    """五道题，学之前和学之后各答一次，答案只存在本机的缓存文件夹里；再运行一遍，答过的还在。"""
-    test = Test(moment)
-    pages = [_page(f"第 {k + 1} 题：", question) for k, question in enumerate(exam())]
-    both(test.box, {key: "\n".join(page[key] for page in pages) for key in pages[0]})
+    """十二道题，学之前（pre）和学之后（post）各答一次，题不同、考的是同样的事。
+
+    答案只存在本机的缓存文件夹里；再运行一遍，答过的还在。
+    """
+    if moment not in MOMENTS:
+        raise LorakitError(f"lab.pretest：写 {' 或 '.join(MOMENTS)}（前测或后测），得到 {moment}。")
+    asked = [(f"第 {k} 题：", question) for k, question in enumerate(exam(moment), 1)]
+    both(Test(moment).box, _pages(asked))
 
 
 def score(moment: str) -> float | None:
     """答对的比例；没答过是 None。"""
-    if not _place(moment).is_file():
+    if not any(pick is not None for pick in picks(moment)):
         return None
-    marks = [pick == one.right for pick, one in zip(picks(moment), exam(), strict=True)]
+    marks = [pick == one.right for pick, one in zip(picks(moment), exam(moment), strict=True)]
     return sum(marks) / len(marks)
 
 

@@ -1,5 +1,6 @@
-"""题库：book_01 到 book_05.yaml 是每一本的题，exam.yaml 是前测与后测。"""
+"""题库：book_01 到 book_05 是每一本的题，exam 是前测与后测，recall 是每本开头的回想。"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import yaml
 
 HOME = Path(__file__).parent
+MOMENTS = ("pre", "post")  # 前测、后测
 
 
 @dataclass(frozen=True)
@@ -24,26 +26,32 @@ class Question:
         return self.options[self.right][1]
 
 
-def _read(file: Path) -> list[Question]:
-    rows = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return [
-        Question(
-            name,
-            row["ask"],
-            tuple(pair for option in row["options"] for pair in option.items()),
-            ord(row["answer"]) - ord("A"),
-        )
-        for name, row in rows.items()
-    ]
+def _question(name: str, row: Mapping) -> Question:
+    options = tuple(pair for option in row["options"] for pair in option.items())
+    return Question(name, row["ask"], options, ord(row["answer"]) - ord("A"))
+
+
+def _read(file: str) -> dict:
+    return yaml.safe_load((HOME / file).read_text(encoding="utf-8"))
 
 
 @cache
 def bank() -> dict[str, Question]:
-    """五本里全部的题，按书的次序。"""
-    return {one.name: one for file in sorted(HOME.glob("book_*.yaml")) for one in _read(file)}
+    """五本里全部先猜后看的题，按书的次序。"""
+    files = sorted(file.name for file in HOME.glob("book_*.yaml"))
+    return {name: _question(name, row) for file in files for name, row in _read(file).items()}
 
 
 @cache
-def exam() -> tuple[Question, ...]:
-    """前测与后测的题。"""
-    return tuple(_read(HOME / "exam.yaml"))
+def exam(moment: str) -> tuple[Question, ...]:
+    """前测（pre）或后测（post）的题：两次一题对一题，考的是同一件事。"""
+    return tuple(_question(name, pair[moment]) for name, pair in _read("exam.yaml").items())
+
+
+@cache
+def recall() -> dict[str, tuple[Question, ...]]:
+    """一本（"02" 到 "05"）开头回想的题，都是前几本的。"""
+    return {
+        book: tuple(_question(name, row) for name, row in rows.items())
+        for book, rows in _read("recall.yaml").items()
+    }
