@@ -17,8 +17,10 @@ warnings.simplefilter("ignore", InspectionWarning)
 _PUBLIC = {
     "Board": "board",
     "Run": "runner",
+    "album": "album",
     "blueprint": "blueprint",
     "chart": "picture",
+    "cards": "hire",
     "certificate": "works.certificate",
     "check": "exercises",
     "choice": "explorer",
@@ -32,6 +34,7 @@ _PUBLIC = {
     "judge": "lights",
     "my_picture": "mine",
     "open_model": "models",
+    "pixel_cup": "capstone",
     "predict": "quiz",
     "pretest": "quiz",
     "ready": "setup",
