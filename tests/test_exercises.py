@@ -12,7 +12,8 @@ import torch
 from lorakit import lab
 from lorakit.errors import LorakitError
 from lorakit.families.shared import pack
-from lorakit.lab import album, exercises
+from lorakit.lab import exercises
+from lorakit.lab import practice as album
 from lorakit.lab.exercises import hints, trial
 
 ALL = exercises.all_exercises()

@@ -17,7 +17,7 @@ warnings.simplefilter("ignore", InspectionWarning)
 _PUBLIC = {
     "Board": "board",
     "Run": "runner",
-    "album": "album",
+    "album": "practice",
     "blueprint": "blueprint",
     "chart": "picture",
     "cards": "hire",

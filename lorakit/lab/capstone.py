@@ -42,7 +42,8 @@ def verdict(style: Share, content: Share) -> str:
     if content < 0.75:
         return f"{said}画风超过了，可是认不出画的是什么：练过头也不算。"
     sure = style.interval[0] > BAR
-    return f"{said}过了{'，而且区间的下边也在线上' if sure else '；区间还碰着那条线，再换个种子看看'}。"
+    tail = "，而且区间的下边也在线上" if sure else "；区间还碰着那条线，再换个种子看看"
+    return f"{said}过了{tail}。"
 
 
 def _remember(style: list[int], config) -> list[str]:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from lorakit import flow
-from lorakit.lab import album
+from lorakit.lab import practice as album
 from lorakit.lab.exercises.answers import is_number, pair
 from lorakit.lab.exercises.judge import Exercise
 
