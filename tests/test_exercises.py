@@ -14,6 +14,7 @@ from lorakit import lab
 from lorakit.errors import LorakitError
 from lorakit.families.shared import pack
 from lorakit.lab import exercises
+from lorakit.lab import practice as album
 from lorakit.lab.exercises import hints, trial
 
 ALL = exercises.all_exercises()
@@ -226,6 +227,14 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
     ],
     "two_guidances": [((3.5, 1.0), "写反"), ((3.5, 3.5), "真实的图"), ((1.0, 1.0), "没有加强"),
                       ((1.0, 20.0), "2 到 5"), (3.5, "两个数")],
+    "album": [
+        (list(range(1, 21)), "张"),
+        ([n for n, p in album.photos().items() if not p.fault][:19], "正好 20 张"),
+        ([n for n, p in album.photos().items() if p.fault == "session"], "同一次拍的"),
+        ([n for n, p in album.photos().items() if p.fault == "blur"], "糊了"),
+        ([81], "从 1 到 80"),
+        (5, "一组号码"),
+    ],
     "best_cell": [
         (lambda table: min(table.values()), "损失"),
         (lambda table: max(table, key=lambda k: (k[0], -k[1])), "秩最大"),

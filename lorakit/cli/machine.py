@@ -11,15 +11,22 @@ from lorakit.errors import ConfigError
 
 
 @command(
-    "lorakit doctor qwen-image-24gb",
+    "lorakit doctor qwen-image-24gb --card 4090 --price 2.5",
     option("config", nargs="?", help="YAML 文件或预设名；不写就只看机器"),
     option("--tier", type=float, metavar="GB", help="当作有一块这么大的显卡"),
+    option(
+        "--card",
+        metavar="卡名",
+        help="手边没有卡：当作有一块 4090（或 3090、H20……），估要多久；all 列出每种卡",
+    ),
+    option("--price", type=float, metavar="元", help="和 --card 一起用：一小时多少元，估要多少元"),
     option("--offline", action="store_true", help="不试着连模型站"),
     option("--rules", action="store_true", help="只印出哪些设置合不来、为什么、怎么改"),
     SET,
 )
 def doctor(args) -> int:
     """开练前的体检：机器行不行，设置放不放得下、要下载多少、要多久。"""
+    from lorakit.machine import cards, rent
     from lorakit.machine import doctor as checks
     from lorakit.training import preflight
 
@@ -27,7 +34,18 @@ def doctor(args) -> int:
         print(preflight.table())
         return DONE
     config = settings(args.config, args.set) if args.config else None
-    found = checks.examine(config, args.tier, online=not args.offline)
+    if args.card == "all":  # 每种卡一行
+        print(rent.text(args.config or "flux-dev"))
+        return DONE
+    if config is None and (args.card or args.price):
+        raise ConfigError(
+            "--card、--price 要和预设一起写，例如 lorakit doctor flux-dev-24gb --card 4090。"
+        )
+    card = cards.find(args.card) if args.card else None
+    if card or args.tier or args.price:
+        found = rent.examine(config, args.tier, not args.offline, card, args.price)
+    else:
+        found = checks.examine(config, online=not args.offline)
     for check in found:
         print(check.text(colour=sys.stdout.isatty()))
     bad = sum(check.level == checks.BAD for check in found)

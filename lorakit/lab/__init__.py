@@ -17,8 +17,10 @@ warnings.simplefilter("ignore", InspectionWarning)
 _PUBLIC = {
     "Board": "board",
     "Run": "runner",
+    "album": "practice",
     "blueprint": "blueprints",
     "chart": "picture",
+    "cards": "hire",
     "certificate": "works.certificate",
     "check": "exercises",
     "choice": "explorer",
@@ -35,6 +37,7 @@ _PUBLIC = {
     "open_model": "models",
     "own": "exercises.own",
     "patient": "healing",
+    "pixel_cup": "capstone",
     "predict": "quiz",
     "pretest": "quiz",
     "ready": "setup",

@@ -40,6 +40,7 @@ def open_model(name: str) -> Config:
     bad = [check.said for check in checks if check.level == doctor.BAD]
     if not torch.cuda.is_available():
         bad = [f"这台机器没有 NVIDIA 显卡，{preset} 至少要约 {_least(config):.0f} GiB 显存"]
+        print(f"  想租卡：lorakit doctor {preset} --card 4090 说要几小时，--price 再算几元。")
     if bad:
         listed = "；".join(bad)
         raise LorakitError(

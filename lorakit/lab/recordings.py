@@ -5,13 +5,13 @@
 
 import json
 from dataclasses import dataclass
-from html import escape
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lorakit.errors import LorakitError
 from lorakit.files import ASSETS
+from lorakit.inert import in_html
 from lorakit.lab.display import pictured, publish, table
 from lorakit.lab.lights import COLORS
 from lorakit.lab.picture import RED, chart, stack, wall
@@ -60,12 +60,12 @@ class Recorded:
         for step, (word, lights) in self.checkpoints.items():
             dots = [
                 f'<span style="color:{COLORS[one.color]}">●</span> {one.color}<br>'
-                f"<small>{escape(one.said)}</small>"
+                f"<small>{in_html(one.said)}</small>"
                 for one in lights
             ]
-            rows.append((f"第 {step} 步", f"<b>{escape(word)}</b>", *dots))
+            rows.append((f"第 {step} 步", f"<b>{in_html(word)}</b>", *dots))
             lines.append("\n".join([f"第 {step} 步：{word}", *map(str, lights)]))
-        page = f"{table(rows)}<p><small>记下来的训练：{escape(self.command)}</small></p>"
+        page = f"{table(rows)}<p><small>记下来的训练：{in_html(self.command)}</small></p>"
         publish({"text/html": page, "text/plain": "\n".join(lines)})
 
     def show(self):

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,14 +261,20 @@ def fitting(asked: Estimate, config: Config, capacity: float) -> tuple[float, fl
     return again, asked.peak(config, again) / GIB
 
 
-def nearest(config: Config, capacity: float, dtype=torch.bfloat16, changes=()) -> str | None:
-    """同一个底模的预设里，放得下的、最宽裕（因而最快）的一个；changes 是这台机器上总要改的设置。"""
+def by_room(names: Iterable[str]) -> list[str]:
+    """预设的名字，从最宽裕的（不写显存的）到最省的。"""
 
     def tier(name: str) -> int:
         found = re.search(r"-(\d+)gb$", name)
         return int(found[1]) if found else 10**6
 
-    for name in sorted(presets(), key=tier, reverse=True):
+    return sorted(names, key=tier, reverse=True)
+
+
+def nearest(config: Config, capacity: float, dtype=torch.bfloat16, changes=()) -> str | None:
+    """同一个底模的预设里，放得下的、最宽裕（因而最快）的一个；changes 是这台机器上总要改的设置。"""
+
+    for name in by_room(presets()):
         other = load_config(name, changes)
         alike = ("family", "path")
         if any(getattr(other.model, key) != getattr(config.model, key) for key in alike):
@@ -297,7 +304,7 @@ def _host_need(need: float) -> Check:
 def _on_cpu(config: Config, asked: Estimate) -> list[Check]:
     need = HOST_CPU + asked.peak(config, 0.0) / GIB
     if asked.parameters > 1e9:
-        said = "没有显卡，练不动这么大的模型。先用微型模型学会：lorakit demo"
+        said = "没有显卡，练不动这么大的模型。先用微型模型学会：lorakit demo；想租，加 --card 4090"
         if torch.version.cuda is None:
             said += "。有 NVIDIA 显卡却这样说，是 torch 装成了 CPU 版：照 pytorch.org 换成 CUDA 版"
         return [Check(BAD, "gpu", said)]

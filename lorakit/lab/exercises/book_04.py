@@ -1,11 +1,13 @@
-"""04 的练习：打包、位置编号、时间偏移、两个引导值、从九宫格里挑一个。"""
+"""04 的练习：打包、位置编号、时间偏移、两个引导值、从九宫格里挑一个、80 张里挑 20 张。"""
 
 import math
 import random
+from functools import partial
 
 import torch
 
 from lorakit import flow
+from lorakit.lab import practice as album
 from lorakit.lab.exercises.answers import is_number, pair
 from lorakit.lab.exercises.judge import Exercise
 
@@ -202,4 +204,49 @@ BEST_CELL = Exercise(
     lambda made, want: pair(made) == want,
 )
 
-EXERCISES = (PACK, POSITIONS, SHIFT, TWO_GUIDANCES, BEST_CELL)
+
+def _numbers(value):
+    """一组号码：列表、集合、range 都行 -> 集合；别的照原样。"""
+    good = isinstance(value, (list, tuple, set, frozenset, range))
+    return set(value) if good and all(map(is_number, value)) else value
+
+
+def _lacks(number: int, chosen: set) -> bool:
+    return number not in chosen
+
+
+ALBUM = Exercise(
+    "album",
+    (
+        (lambda chosen: isinstance(chosen, set), "答案是一组号码，例如 [1, 12, 23]。"),
+        (lambda chosen: chosen <= set(album.photos()), f"号码从 1 到 {album.COUNT}。"),
+        *(
+            (partial(_lacks, number), f"第 {number} 张{album.FAULTS[photo.fault][1]}。")
+            for number, photo in album.photos().items()
+            if photo.fault in album.FAULTS
+        ),
+        (
+            lambda chosen: album.few(chosen) <= album.SAME,
+            f"同一次拍的（房间里、正中间、一样大）超过 {album.SAME} 张：看着多，其实是一张。",
+        ),
+        (
+            lambda chosen: len(chosen) == album.WANTED,
+            f"要正好 {album.WANTED} 张，不同的号码。",
+        ),
+        (
+            lambda chosen: album.places(chosen) >= album.PLACES,
+            f"背景少于 {album.PLACES} 种：它会以为 ohwx 总在那几个地方。",
+        ),
+        (lambda chosen: album.sizes(chosen) == 2, "远的近的都要有。"),
+    ),
+    "清楚、单独一个、各不相同：20 张就够了。",
+    (
+        "先划掉糊的、戴墨镜的、合影、带水印的，共 26 张。",
+        "房间里正中间的大猫有十几张几乎一样，留一两张。",
+        "剩下的里面，让背景、远近、左右都有。",
+    ),
+    f"answer = {album.good()}",
+    read=_numbers,
+)
+
+EXERCISES = (PACK, POSITIONS, SHIFT, TWO_GUIDANCES, BEST_CELL, ALBUM)

@@ -1,0 +1,76 @@
+"""没有卡也能估：卡的表有来处，推到量过的卡上对得上，坏的输入说清楚。"""
+
+import pytest
+
+from lorakit.cli import main
+from lorakit.config import load_config
+from lorakit.errors import ConfigError
+from lorakit.machine import cards, rent
+from lorakit.machine.doctor import BAD, WARN
+
+
+def spread(name: str, card: str):
+    """(最快, 最慢) 秒一步。"""
+    config = load_config(name)
+    return rent.pace(config, rent._measured(name, False), cards.find(card))
+
+
+def test_every_card_says_where_its_numbers_are_from():
+    assert {"RTX 3060", "RTX 3090", "RTX 4070", "RTX 4090", "RTX 5090"} < set(cards.table())
+    assert {"A100", "L20", "H20", "H100"} < set(cards.table())
+    for card in cards.table().values():
+        assert "NVIDIA" in card.source
+        assert card.bf16 is None or 1.5 < card.bf16 / card.fp32 < 20
+
+
+def test_names_as_people_write_them():
+    for name in ("4090", "rtx4090", "RTX 4090", "GeForce RTX-4090"):
+        assert cards.find(name).name == "RTX 4090"
+    with pytest.raises(ConfigError, match=r"是不是想写“RTX 4090”.*--tier"):
+        cards.find("409")
+
+
+def test_what_was_measured_elsewhere_lies_in_the_estimate(monkeypatch):
+    """H100 上量过的推到 H200：H200 自己量到的在范围里（把那一次藏起来）。"""
+    truth = spread("qwen-image", "H200")
+    assert truth[0] == truth[1]
+    rows = tuple(one for one in cards._measured() if "H200" not in one[0]["card"])
+    monkeypatch.setattr(cards, "_measured", lambda: rows)
+    low, high = spread("qwen-image", "H200")
+    assert low < truth[0] < high
+
+
+def test_a_better_card_is_faster_and_a_range_is_not_too_wide():
+    pace = [spread("flux-dev-24gb", card) for card in ("5090", "4090", "3090")]
+    assert [p[0] for p in pace] == sorted(p[0] for p in pace)
+    assert all(1 < high / low < 2 for low, high in pace)
+
+
+def test_hours_and_money_on_the_command_line(capsys):
+    assert main(["doctor", "flux-dev-24gb", "--card", "4090", "--price", "2", "--offline"]) == 0
+    said = capsys.readouterr().out
+    low, high = spread("flux-dev-24gb", "4090")
+    assert f"每步约 {cards.told(low, high)} 秒" in said and "估计" in said
+    assert f"约 {cards.told(low * 4000 / 3600, high * 4000 / 3600)} 元" in said
+    assert main(["doctor", "flux-dev-24gb", "--tier", "24", "--offline"]) == 0
+    assert "RTX 3090 上每步约" in capsys.readouterr().out
+    for bad, why in ((["--card", "409"], "是不是"), (["--price", "2"], "--card")):
+        assert main(["doctor", "flux-dev-24gb", "--offline", *bad]) == 1
+        assert why in capsys.readouterr().err
+    assert main(["doctor", "--card", "4090"]) == 1
+
+
+def test_a_card_without_bf16_or_fp8_says_so():
+    found = rent.examine(load_config("flux-dev-12gb"), online=False, card=cards.find("T4"))
+    assert [c.level for c in found if c.key == "gpu" and "bf16" in c.said] == [WARN]
+    matmul = load_config("flux-dev-24gb", ["model.quantize=fp8-matmul"])
+    found = rent.examine(matmul, online=False, card=cards.find("3090"))
+    assert any(c.level == BAD and "fp8 的计算单元" in c.said for c in found)
+
+
+def test_each_card_gets_the_roomiest_preset_that_fits():
+    some = [cards.find(name) for name in ("3060", "4090", "H100")]
+    found = rent.plans("flux-dev", some, {"4090": 2.0}, steps=1000)
+    assert [plan.preset for plan in found] == ["flux-dev-12gb", "flux-dev-24gb", "flux-dev"]
+    assert found[1].yuan == pytest.approx(tuple(2 * h for h in found[1].hours))
+    assert found[0].yuan is None and found[2].measured
