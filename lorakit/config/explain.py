@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from lorakit.inert import inert, visible_line
 
 
 def kinds_of(annotation: Any, limits: Sequence = ()) -> Iterator[tuple[Any, Sequence]]:
@@ -153,3 +156,13 @@ def names_inside(group: str, known: dict[str, Any]) -> str:
 
 def close_to(word: str, choices: Any) -> list[str]:
     return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+
+
+def one_line(value: str, what: str) -> str:
+    """要看得见的一行字：它会写进描述、模型卡、命令和文件名，藏着换行就会断成两句。"""
+    if not visible_line(value):
+        blank = inert(value, line=True) == value
+        shown = f"{value!a}，全是看不见的字" if blank else f"{value!r}，里面有换行或看不见的字"
+        said = f"{what}：得到 {shown}，应为：看得见的一行字。请删掉重打。"
+        raise PydanticCustomError("combination", "{said}", {"said": said})
+    return value

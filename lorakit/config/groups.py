@@ -7,10 +7,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from pydantic import Field as setting
 from pydantic_core import PydanticCustomError
 
-from lorakit.config.explain import is_group, kinds_of, quoted
+from lorakit.config.explain import is_group, kinds_of, one_line, quoted
 from lorakit.errors import ConfigError
 from lorakit.files import user_path
-from lorakit.inert import inert, visible_line
 
 OWN = 3  # 没有写样张的提示词，从描述里挑几句
 LARGEST = 10**9 * 5  # 种子可以到 2³²
@@ -65,16 +64,6 @@ def _written(value: str, name: str, is_path: bool) -> str | Path:
     return path if is_path and name != "path" else value
 
 
-def _one_line(value: str, what: str) -> str:
-    """要看得见的一行字：它会写进描述、模型卡、命令和文件名，藏着换行就会断成两句。"""
-    if not visible_line(value):
-        blank = inert(value, line=True) == value
-        shown = f"{value!a}，全是看不见的字" if blank else f"{value!r}，里面有换行或看不见的字"
-        said = f"{what}：得到 {shown}，应为：看得见的一行字。请删掉重打。"
-        raise PydanticCustomError("combination", "{said}", {"said": said})
-    return value
-
-
 class Model(Group):
     """底模：在哪个模型上训练"""
 
@@ -89,7 +78,7 @@ class Model(Group):
     权重总是 fp32，写 bf16 就连权重也用 bf16 练：省一半多显存，更新时随机舍入，小改动不会白加。"""
     quantize: Literal["none", "fp8", "int8", "nf4", "fp8-matmul"] = "none"
     """量化底模（LoRA 不受影响）：fp8、int8 省一半权重，nf4 省七成多、误差大些，压坏的层改存 int8，
-    都会慢一点；fp8-matmul 不省显存，但在 RTX 40 系、H100 以后的显卡上更快。none 不量化。"""
+    都会慢一点；fp8-matmul 也省一半，RTX 40 系、H100 以后的显卡上还更快。none 不量化。"""
 
 
 class Source(Group):
@@ -140,7 +129,7 @@ class Data(Group):
     @field_validator("trigger")
     @classmethod
     def _visible(cls, value: str) -> str:
-        return value and _one_line(value, "data.trigger").strip()
+        return value and one_line(value, "data.trigger").strip()
 
     @field_validator("folder", mode="before")
     @classmethod
@@ -330,5 +319,5 @@ class Run(Group):
     @classmethod
     def _visible(cls, value: Path) -> Path:
         for part in value.parts:
-            _one_line(part, "run.output")
+            one_line(part, "run.output")
         return value

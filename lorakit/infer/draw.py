@@ -26,8 +26,6 @@ def generate(
 ) -> list[Image.Image]:
     """每句提示词画一张；第 i 张的种子是 settings.seed + i，与一次画几张无关。
 
-    data.alpha=keep（family.clear）画出来的是 RGBA。
-
     Args:
         size: (宽, 高)，像素，必须是 family.multiple 的倍数。
         negative: 负面提示词；空的就和训练时丢掉描述一样。
@@ -43,9 +41,8 @@ def generate(
     count = BATCH if family.stock_batches and not recall(family, prompts) else 1
     for start in range(0, len(prompts), count):
         part = list(prompts[start : start + count])
-        seeds = [
-            torch.Generator("cpu").manual_seed(settings.seed + start + i) for i in range(len(part))
-        ]
+        numbers = range(settings.seed + start, settings.seed + start + len(part))
+        seeds = [torch.Generator("cpu").manual_seed(number) for number in numbers]
         drawn = pipe(
             **_said(family, pipe, part, settings.guidance, negative),
             width=size[0],
@@ -55,8 +52,7 @@ def generate(
             output_type="np",
         ).images
         check_finite(drawn, part)
-        drawn = drawn if family.clear else _on_white(drawn)
-        images += pipe.image_processor.numpy_to_pil(drawn)
+        images += pipe.image_processor.numpy_to_pil(drawn if family.clear else _on_white(drawn))
     return images
 
 

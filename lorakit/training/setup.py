@@ -36,7 +36,7 @@ def encoded(config: Config, family, progress=None, chosen=None) -> cache.Dataset
 
 
 class Prepared:
-    """准备好的一切：family、dataset、transformer、parameters、optimizer、objective、record。
+    """准备好的一切：family、dataset、transformer、parameters、optimizer、objective、record、peers。
 
     Args:
         dataset: 编码好的数据；不给就照 data 一组设置读、编码（或取缓存）。
