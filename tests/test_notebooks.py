@@ -177,14 +177,10 @@ def names_in(source: str) -> tuple[set[str], set[str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
-        elif isinstance(node, ast.FunctionDef):
-            made.add(node.name)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler):
+            made |= {node.name} - {None}
         elif isinstance(node, ast.arg):
             made.add(node.arg)
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            made.add(node.name)
-        elif isinstance(node, ast.ClassDef):
-            made.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             made |= {(a.asname or a.name).split(".")[0] for a in node.names}
     return made, used
