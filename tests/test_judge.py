@@ -240,7 +240,7 @@ def test_full_checkpoints_are_judged_too(config):
     [
         (("--seeds", "1"), "至少 2 个种子"),
         (("--steps", "7"), "没有第 7 步的检查点"),
-        (("--prompts", "没有的.txt"), "没有“没有的.txt”"),
+        (("--prompts", "没有的.txt"), "“没有的.txt”读不出来：没有这个文件"),
         (("--eye", "没有的眼睛"), "不认识“没有的眼睛”"),
     ],
 )

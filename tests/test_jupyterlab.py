@@ -58,7 +58,8 @@ def test_run_all_slide_stop_and_continue(book, lab_url, browser, tmp_path):
     opened.finish(400)
     assert opened.failures() == []
     opened.select("lab.explore(")
-    area = page.locator(".jp-CodeCell").filter(has=page.locator(".noUi-handle")).first
+    cells = page.locator(".jp-CodeCell").filter(has_text="lab.explore(")
+    area = cells.filter(has=page.locator(".noUi-handle")).first
     slider, picture = area.locator(".noUi-handle").first, area.locator(".widget-image").first
     slider.wait_for(timeout=30_000)
     before = picture.get_attribute("src")

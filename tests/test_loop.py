@@ -14,7 +14,7 @@ BOOK = ROOT / "notebooks" / "03_train_qwen.ipynb"
 def loop() -> str:
     """带 loop 标签的那几格，按次序。"""
     cells = [c for c in code_cells(read(BOOK)) if "loop" in c.metadata.get("tags", ())]
-    assert len(cells) == 3
+    assert len(cells) == 4
     return "\n".join(cell.source for cell in cells)
 
 

@@ -45,7 +45,7 @@ CELLS = [  # 格子、提交的输出、该报什么（空的是该通过）
     (SHOW, [picture("ffffffff00000000")], "图变了"),
     (CRASH, [], "最大值会崩"),
     (THREAD, [], "没有这个文件夹"),
-    (GLYPH, [], "字体里没有的字：龘"),
+    (GLYPH, [], "字体里没有的字“龘”"),
     (CHECKER, [said("未完成：把 ... 换成你的答案再运行。\n")], "Cell outputs differ"),
     ("import warnings\nwarnings.warn('旧写法')", [], "Cell outputs differ"),
 ]

@@ -106,8 +106,7 @@ class Prepared:
             dtype = torch.bfloat16 if config.bf16_weights else torch.float32
             parameters = full.attach(self.transformer, dtype)
         else:
-            given = (self.transformer, self.family, config.lora, config.train.seed)
-            parameters = lora.attach(*given)
+            parameters = lora.attach(self.transformer, self.family, config.lora, config.train.seed)
         how = self._how(sharded)
         masked = self.family.masks_text and config.train.batch_size > 1
         self.recompute = apply.prepare(self.transformer, how, self.family, masked)
