@@ -62,11 +62,8 @@ def find(path: Path) -> Path:
         files = [*(p / FILE for p in choices), path / PEFT_FILE]
         found = next((file for file in files if file.is_file()), None)
         if found is None:
-            there = (
-                inert(file.name) for file in sorted(path.glob("*.safetensors")) if _holds(file)
-            )
-            name = next(there, None)
-            more = f"里面有 {name}：要用它就写它的路径。" if name else ""
+            there = next(filter(_holds, sorted(path.glob("*.safetensors"))), None)
+            more = f"里面有 {inert(there.name)}：要用它就写它的路径。" if there else ""
             raise WeightsError(
                 f"文件夹“{path}”里没有 {FILE}。请给出 LoRA 文件，或一次训练的结果文件夹。{more}"
             )
@@ -134,7 +131,8 @@ def _refuse_value(path: Path, name: str, value: torch.Tensor):
     number = value.is_floating_point() and not kind.startswith("float4")  # 4 位的两个挤在一起
     if not number and not (name.endswith(".alpha") and whole):
         raise WeightsError(
-            f"“{path}”的 {brief(name)} 存成了 {kind}，不是能直接用的浮点数，也许量化过。请换没有量化的。"
+            f"“{path}”的 {brief(name)} 存成了 {kind}，不是能直接用的浮点数，也许量化过。"
+            "请换没有量化的。"
         )
     if not torch.isfinite(value.float()).all():
         raise WeightsError(

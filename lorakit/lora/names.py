@@ -80,7 +80,7 @@ MODELS = {
     r"(layers|noise_refiner|context_refiner).\d+.(attention|feed_forward|adaLN)": "Z-Image",
     r"img_mlp.(proj|gate_layer|gate_up|out)(\.|_|$)": "Qwen-Image 2.1",
     r"(img|txt)_mlp.net.|(img|txt)_mod.1(\.|_|$)": "Qwen-Image",
-    r"to_qkv_mlp_proj|ff(_context)?.linear_(in|out)|single_transformer_blocks.\d+.attn.to_out": "FLUX.2",
+    r"to_qkv_mlp_proj|ff(_context)?.linear_|single_transformer_blocks.\d+.attn.to_out": "FLUX.2",
     r"single_transformer_blocks.\d|(img|txt)_mod.lin|(vector|guidance)_in.": "FLUX.1",
     r"(double|single)_blocks.\d": "FLUX.1 或 FLUX.2",
     r"transformer_blocks.((3[2-9]|[45]\d).attn.to_|(19|[2-5]\d).attn.add_)": "Qwen-Image",
