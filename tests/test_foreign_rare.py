@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from foreign_tools import OUT, Q, flux, linear, meaning, moved, named, near, pair, put, read, write
+from foreign_tools import OUT, Q, flux, linear, meaning, named, near, pair, read, write
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 
@@ -19,6 +19,7 @@ from lorakit.lora import algebra, convert, names
 from lorakit.lora import audit as lora_audit
 from lorakit.memory import streaming
 from lorakit.memory.loading import blocks
+from lorakit.memory.quantize import nf4_class
 
 STEM = f"lycoris_{Q.replace('.', '_')}"
 
@@ -189,33 +190,46 @@ def test_layers_that_change_nothing_are_written(base, tmp_path, form):
     near(algebra.delta(again[OUT]), algebra.delta(layers[OUT]))
 
 
+def effect(model, path):
+    """这一层现在多出来的：单位矩阵送进去，减去底模的；随用随搬的先等它的块到。"""
+    block = next(block for name, block in blocks(model).items() if path.startswith(f"{name}."))
+    for hook in block._forward_pre_hooks.values():
+        hook(block, ())
+    layer = model.get_submodule(path)
+    with torch.no_grad():
+        x = torch.eye(layer.in_features)
+        return (layer(x) - layer.base_layer(x)).T.double()
+
+
+@pytest.mark.parametrize("bits", ["none", "nf4"])
 @pytest.mark.parametrize("kind", ["dora_scale", "lora_magnitude_vector", "columns"])
-def test_dora_on_a_base_that_is_streamed(tmp_path, kind):
-    """随用随搬的块，权重一开始是占位的 NaN：长度的比等它到了再算。"""
-    tensors = {}
-    for path in (Q, OUT):
-        layer = flux().get_submodule(path)
-        a, b = pair(layer, "")
-        wide = (1, layer.in_features) if kind == "columns" else (layer.out_features, 1)
-        length = torch.rand(wide, generator=torch.Generator().manual_seed(1)) + 0.5
-        key = "dora_scale" if kind == "columns" else kind
-        tensors |= named(path, a, b) | {f"transformer.{path}.{key}": length}
-    file = write(tmp_path, tensors)
-    pipe, before = put(file)
-    want = moved(pipe.transformer, before)
-    model = flux()
-    streaming.stream(model, torch.device("cpu"))
-    lora.put_on(SimpleNamespace(transformer=model), file, "mine", Flux.original)
-    for path in (Q, OUT):
-        number = next(i for i, name in enumerate(blocks(model)) if path.startswith(f"{name}."))
-        layer = model.get_submodule(path)
-        block = model.get_submodule(list(blocks(model))[number])
-        for hook in block._forward_pre_hooks.values():
-            hook(block, ())
-        bias = 0 if layer.base_layer.bias is None else layer.base_layer.bias
-        with torch.no_grad():
-            now = (layer(torch.eye(layer.in_features)) - bias).T.double() - before[path]
-        near(now, want[path], 1e-5)
+def test_dora_on_a_base_that_is_streamed(tmp_path, kind, bits):
+    """随用随搬的块，权重一开始是占位的 NaN：长度的比等它到了再算；解码 4 位的权重不能换掉参数。"""
+    if bits == "nf4":
+        pytest.importorskip("bitsandbytes", reason="nf4 要用 bitsandbytes，没有装")
+    between = OUT.replace(".1.", ".0.")  # 三块轮流用两个格子：第二圈每块都换了格子
+    tensors, models = {}, []
+    for streamed in (False, True):
+        model = flux()
+        for path in (Q, between, OUT):
+            layer = model.get_submodule(path)
+            columns = (1, layer.in_features)
+            wide = columns if kind == "columns" else (layer.out_features, 1)
+            length = torch.rand(wide, generator=torch.Generator().manual_seed(1)) + 0.5
+            key = "dora_scale" if kind == "columns" else kind
+            tensors |= named(path, *pair(model, path)) | {f"transformer.{path}.{key}": length}
+            if bits == "nf4":
+                made = nf4_class()(layer.weight.data, layer.bias, "nf4")
+                model.set_submodule(path, made)
+        if streamed:
+            streaming.stream(model, torch.device("cpu"))
+        file = write(tmp_path, tensors)
+        lora.put_on(SimpleNamespace(transformer=model), file, "mine", Flux.original)
+        models.append(model)
+    for path in (Q, between, OUT) * 2:
+        plain, moving = (effect(model, path) for model in models)
+        near(moving, plain)
+        assert plain.norm() > 1
 
 
 def test_the_card_is_json_of_simple_values(base, tmp_path):

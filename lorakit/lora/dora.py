@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight
 from torch import nn
 
 from lorakit.errors import WeightsError
@@ -89,7 +89,8 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
     layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     if isinstance(layer, FrozenLinear):
         return decode(layer.weight, layer.scale, torch.float32)
-    return dequantize_module_weight(layer)
+    packed = hasattr(layer.weight, "quant_state")  # 只解码，不换掉参数：搬运时要认得它
+    return dequantize_bnb_weight(layer.weight) if packed else layer.weight
 
 
 class Rows(LoraVariant):
