@@ -35,6 +35,12 @@ class Meaning:
     said: str  # 强度听谁的
     card: Mapping[str, str]
 
+    @property
+    def is_plain(self) -> bool:
+        """diffusers 的写法，强度是 1：不看 alpha 的软件读来也是这个意思。"""
+        pairs = all(isinstance(layer, tuple) for layer in self.layers.values())
+        return pairs and self.form == "LoRA（diffusers）" and set(self.scales.values()) == {1.0}
+
 
 def read(
     file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PLACES
