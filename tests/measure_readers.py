@@ -119,7 +119,12 @@ def by_musubi(family, file: Path, truth: Truth):
     network = importlib.import_module(f"musubi_tuner.networks.lora_{made[1]}")
     state = load_file(file)
     network = network.create_arch_network_from_weights(1.0, state, unet=made[0])
-    return by_modules(network, made[0], truth, state)
+    try:
+        return by_modules(network, made[0], truth, state)
+    except RuntimeError as error:  # 一层也不认时它自己报错
+        if "No LoRA modules found" not in str(error):
+            raise
+        return 0, 0.0
 
 
 def by_sd_scripts(family, file: Path, truth: Truth):
