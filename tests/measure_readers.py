@@ -28,6 +28,8 @@ from lorakit.lora.tensors import write_tensors
 FAMILIES = ("qwen-image", "flux", "z-image", "kandinsky5", "flux2-klein", "flux2-dev")
 SAMPLED = 12  # ComfyUI 展开几层
 RANK = 2
+KANDINSKY = {"time_dim": 512, "model_dim": 2560, "ff_dim": 10240, "num_visual_blocks": 50,
+             "axes_dims": (32, 48, 48)}  # fmt: skip
 
 
 def shell_of(family):
@@ -101,8 +103,7 @@ def musubi_model(name: str):
     if name == "z-image":
         return load("zimage.zimage_model").ZImageTransformer2DModel(), "zimage"
     if name == "kandinsky5":
-        sizes = {"time_dim": 1024, "model_dim": 4096, "ff_dim": 16384, "num_visual_blocks": 50}
-        made = load("kandinsky5.models.dit").DiffusionTransformer3D(**sizes, in_visual_dim=16)
+        made = load("kandinsky5.models.dit").DiffusionTransformer3D(**KANDINSKY, in_visual_dim=16)
         return made, "kandinsky"
     if name.startswith("flux2"):
         flux = load("flux_2.flux2_models")
@@ -161,8 +162,7 @@ COMFY = {  # 家族 -> (它的模型类、model_base 里的名字、设置)
     "flux": ("flux.model.Flux", "Flux", FLUX1), "flux2-klein": ("flux.model.Flux", "Flux2", KLEIN),
     "flux2-dev": ("flux.model.Flux", "Flux2", FLUX2),
     "z-image": ("lumina.model.NextDiT", "Lumina2", Z_IMAGE),
-    "kandinsky5": ("kandinsky5.model.Kandinsky5", "Kandinsky5", {
-        "time_dim": 1024, "model_dim": 4096, "ff_dim": 16384, "num_visual_blocks": 50}),
+    "kandinsky5": ("kandinsky5.model.Kandinsky5", "Kandinsky5", KANDINSKY),
 }  # fmt: skip
 
 
