@@ -64,7 +64,12 @@ Progress = Callable[[str, int, int], None]  # 函数 (在做什么, 第几个, �
 AGAIN = "重新下载或复制一份；不要这张了，就连同它的 .txt 一起删掉"
 EXAMPLE = "写一句话说图里有什么，例如“一只猫坐在窗台上”"
 RESAVE = "用看图软件打开，另存为 png 或 jpg"
-INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))  # 看不见的字；\u200d 连着表情，留下
+# 看不见的字：人读着没有，文字编码器却读得到；换行的控制符由 one_line 管，\u200d 连着表情，留下
+INVISIBLE = dict.fromkeys(
+    [*range(9), *range(14, 28), 31, 127, *range(128, 133), *range(134, 160), 0xAD, 0x61C, 0x180E,
+     0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,
+     *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)]
+)  # fmt: skip
 CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
 
 
@@ -105,7 +110,7 @@ def decode(path: Path, data: bytes, clear: bool = False) -> tuple[Image.Image, f
     """解开一个图片文件的内容，返回 (RGB 图, 做过的处理)；path 只用来说是哪个文件。
 
     处理的代号：alpha、animation、several、rotated、cmyk、sixteen、color、profile（见 to_rgb）；
-    hdr 是没有换的 HDR，grey 是看着像只下载了一半。
+    hdr 是没有换的 HDR，grey 是看着像只下载了一半，key 是以前读错过的一种透明（见 seen.py）。
     """
     image, orientation = open_picture(path, data)
     did = set()
@@ -113,6 +118,8 @@ def decode(path: Path, data: bytes, clear: bool = False) -> tuple[Image.Image, f
         did.add("several" if image.format == "HEIF" else "animation")
     if data[:4] == b"\x89PNG" and data[24] == 16:  # PNG 头里的位深
         did.add("sixteen")
+    if _odd_key(image, data):
+        did.add("key")
     if image.mode == "CMYK":
         did.add("cmyk")
     profile, hdr = profile_of(image, data)
@@ -176,6 +183,8 @@ def open_picture(path: Path, data: bytes, whole: bool = True) -> tuple[Image.Ima
                 image.load()
             if image.width * image.height > MAX_PIXELS:  # HEIC 的头可以说小了，解开才知道
                 raise _bomb(path, f"{image.width}x{image.height}")
+            if whole and _odd_key(image, data):
+                _mend_key(image, data[24])
             orientation = image.getexif().get(ORIENTATION)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # 这时还没有 image，只能从 Pillow 的话里取大小
@@ -186,6 +195,20 @@ def open_picture(path: Path, data: bytes, whole: bool = True) -> tuple[Image.Ima
     except BROKEN as error:
         raise _damaged(path, str(error)) from error
     return image, orientation if isinstance(orientation, int) else None
+
+
+def _odd_key(image: Image.Image, data: bytes) -> bool:
+    """PNG 里“这个颜色算透明”，像素又不是 8 位的：Pillow 只换了像素，没有换这个颜色。"""
+    kinds = ((2, 0), (4, 0), (16, 2))  # 位深、颜色：灰度的，彩色的
+    return image.format == "PNG" and tuple(data[24:26]) in kinds and "transparency" in image.info
+
+
+def _mend_key(image: Image.Image, depth: int):
+    clear = image.info["transparency"]
+    if depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif clear < 1 << depth:
+        image.info["transparency"] = clear * 255 // ((1 << depth) - 1)
 
 
 def _bomb(path: Path, size: str) -> Fault:
