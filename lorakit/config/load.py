@@ -111,7 +111,7 @@ def load_config(
         tree = parse_file(path, problems, known) if tree is None else tree
         if other := recognise(tree, _fits):
             tree = other.ours
-            if tree:
+            if other.lines:
                 said = f"{source}：这是 {other.tool} 的设置，逐项对应如下："
                 say("\n  ".join([said, *other.lines]))
         elif MARK in tree:

@@ -13,9 +13,10 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 from pillow_heif import register_heif_opener
 
-from lorakit.data.color import profile_of, to_rgb
+from lorakit.data.color import mend_key, odd_key, profile_of, to_rgb
 from lorakit.data.report import Fault
 from lorakit.errors import plain_reason
+from lorakit.inert import UNSEEN
 
 LARGEST = 1 << 30  # 字节；一亿像素的图没有压缩也不到
 MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
@@ -64,12 +65,6 @@ Progress = Callable[[str, int, int], None]  # 函数 (在做什么, 第几个, �
 AGAIN = "重新下载或复制一份；不要这张了，就连同它的 .txt 一起删掉"
 EXAMPLE = "写一句话说图里有什么，例如“一只猫坐在窗台上”"
 RESAVE = "用看图软件打开，另存为 png 或 jpg"
-# 看不见的字：人读着没有，文字编码器却读得到；换行的控制符由 one_line 管，\u200d 连着表情，留下
-INVISIBLE = dict.fromkeys(
-    [*range(9), *range(14, 28), 31, 127, 0xAD, 0x61C, 0x180E,
-     0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,
-     *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)]
-)  # fmt: skip
 CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
 
 
@@ -116,12 +111,9 @@ def decode(path: Path, data: bytes, clear: bool = False) -> tuple[Image.Image, f
     did = set()
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO 的第二帧只是缩略图
         did.add("several" if image.format == "HEIF" else "animation")
-    if data[:4] == b"\x89PNG" and data[24] == 16:  # PNG 头里的位深
-        did.add("sixteen")
-    if _odd_key(image, data):
-        did.add("key")
-    if image.mode == "CMYK":
-        did.add("cmyk")
+    marks = {"key": odd_key(image, data), "cmyk": image.mode == "CMYK"}
+    marks["sixteen"] = data[:4] == b"\x89PNG" and data[24] == 16  # PNG 头里的位深
+    did |= {name for name, true in marks.items() if true}
     profile, hdr = profile_of(image, data)
     picture, treated = to_rgb(image, profile, clear)
     did |= treated | ({"hdr"} if hdr else set())
@@ -181,10 +173,9 @@ def open_picture(path: Path, data: bytes, whole: bool = True) -> tuple[Image.Ima
                 raise _bomb(path, f"{image.width}x{image.height}")
             if whole:
                 image.load()
+                mend_key(image, data)
             if image.width * image.height > MAX_PIXELS:  # HEIC 的头可以说小了，解开才知道
                 raise _bomb(path, f"{image.width}x{image.height}")
-            if whole and _odd_key(image, data):
-                _mend_key(image, data[24])
             orientation = image.getexif().get(ORIENTATION)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))  # 这时还没有 image，只能从 Pillow 的话里取大小
@@ -195,20 +186,6 @@ def open_picture(path: Path, data: bytes, whole: bool = True) -> tuple[Image.Ima
     except BROKEN as error:
         raise _damaged(path, str(error)) from error
     return image, orientation if isinstance(orientation, int) else None
-
-
-def _odd_key(image: Image.Image, data: bytes) -> bool:
-    """PNG 里“这个颜色算透明”，像素又不是 8 位的：Pillow 只换了像素，没有换这个颜色。"""
-    kinds = ((2, 0), (4, 0), (16, 2))  # 位深、颜色：灰度的，彩色的
-    return image.format == "PNG" and tuple(data[24:26]) in kinds and "transparency" in image.info
-
-
-def _mend_key(image: Image.Image, depth: int):
-    clear = image.info["transparency"]
-    if depth == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
-    elif clear < 1 << depth:
-        image.info["transparency"] = clear * 255 // ((1 << depth) - 1)
 
 
 def _bomb(path: Path, size: str) -> Fault:
@@ -285,7 +262,7 @@ def read_caption(path: str | Path) -> str:
         raise _encoding(path, "也认不出是什么编码", None) from None
     if "\0" in text:
         raise _encoding(path, "多半是没有文件头的 UTF-16", "UTF-16LE")
-    caption = one_line(text.translate(INVISIBLE))
+    caption = one_line(text)
     if not caption:
         raise Fault("caption_empty", path, "描述是空的", EXAMPLE)
     return caption
@@ -319,9 +296,9 @@ def start_of(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """多行接成一行：行尾没有标点就补一个逗号，中文补中文的。"""
-    result = ""
-    for line in filter(None, (" ".join(line.split()) for line in text.splitlines())):
+    """多行接成一行：看不见的字去掉，行尾没有标点就补一个逗号，中文补中文的。"""
+    result, lines = "", text.translate(UNSEEN).splitlines()
+    for line in filter(None, (" ".join(line.split()) for line in lines)):
         if result and result[-1] in ",.;:!?":
             result += " "
         elif result and result[-1] not in "，。、；：！？":

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from lorakit.config.explain import inline
 from lorakit.data.captions import CAPTION_KEYS, Said, nfc, stay_inside, whole_text
-from lorakit.data.read import IMAGE_SUFFIXES, INVISIBLE, one_line
+from lorakit.data.read import IMAGE_SUFFIXES, one_line
 from lorakit.data.report import Fault, Problem
 from lorakit.data.rows import json_value, repeated
 
@@ -201,7 +201,7 @@ def _caption(row: Mapping) -> str:
     tags = row.get("tags")
     if isinstance(tags, list):
         tags = ", ".join(tag for tag in tags if isinstance(tag, str))
-    parts = [one_line(one.translate(INVISIBLE)) for one in (said, tags) if isinstance(one, str)]
+    parts = [one_line(one) for one in (said, tags) if isinstance(one, str)]
     return ", ".join(filter(None, dict.fromkeys(parts)))
 
 
