@@ -275,3 +275,35 @@ def test_a_trigger_in_look_alike_letters_is_named(tmp_path, scenes, fake):
         (tmp_path / f"{name}.txt").write_text(f"{word} 猫，第 {i} 张", encoding="utf-8")
     (found,) = [p for p in inspect(tmp_path, "ohwx")[1].warnings if p.code == "trigger_missing"]
     assert "1 份没有触发词“ohwx”：c.png；c.png 里写的看着像它" in found.reason
+
+
+@pytest.mark.parametrize(
+    "caption", ["一只橘猫坐在窗台上", "你好", "猫", "沙发上的两只猫，正在睡觉"]
+)
+@pytest.mark.parametrize("read_as", ["latin-1", "gb18030", "cp1252"])
+def test_utf8_read_as_something_else_and_saved_again(caption, read_as):
+    wrecked = caption.encode().decode(read_as, "replace")
+    assert "caption_garbled" in said([wrecked])
+
+
+@pytest.mark.parametrize(
+    "caption", ["锟斤拷一只猫", "a \ufffd cat", "一只\ue1f5", "猫".encode("gbk").decode()]
+)
+def test_letters_that_were_lost(caption):
+    assert "caption_garbled" in said([caption])
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "图片",
+        "你好，世界",
+        "日本の猫",
+        "고양이",
+        "“quotes” — dash…",
+        "Ångström café’s",
+        "😀 一只猫",
+    ],
+)
+def test_letters_that_only_look_odd(caption):
+    assert "caption_garbled" not in said([caption])

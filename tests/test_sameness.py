@@ -173,15 +173,19 @@ def test_a_checkpoint_of_another_run_is_noticed():
         go_on()
 
 
-def test_other_versions_are_told():
+def test_another_version_and_another_machine_are_told():
     first()
     state = Path("run/checkpoint-1/state/state.json")
     facts = json.loads(state.read_text("utf-8"))
     facts["trained_on"]["versions"]["torch"] = "1.0"
+    assert facts["trained_on"]["machine"] == {"设备": "CPU", "精度": "float32"}
+    facts["trained_on"]["machine"] = {"设备": "NVIDIA H100", "精度": "bfloat16"}
     facts.pop(checkpoint.SUM)
     facts[checkpoint.SUM] = checkpoint._sum(facts)
     state.write_text(json.dumps(facts), encoding="utf-8")
-    assert "torch 1.0 -> " in go_on()
+    said = go_on()
+    assert "torch 1.0 -> " in said
+    assert "设备 NVIDIA H100 -> CPU" in said and "精度 bfloat16 -> float32" in said
 
 
 def test_an_old_run_without_records_goes_on_elsewhere(monkeypatch):

@@ -215,7 +215,9 @@ def _rows(path: Path, index: _Index) -> Iterator[tuple[str, dict]]:
             value = json_value(line) if line.strip() else [None]
             if isinstance(value, str):
                 mend = "一行写一个 {}，引号用英文的，行尾不加逗号"
-                raise Fault("metadata_line", path, f"第 {number} 行不是合格的 JSON", mend)
+                raise Fault(
+                    "metadata_line", path, f"第 {number} 行不是合格的 JSON（{value}）", mend
+                )
             if isinstance(value[0], dict):
                 yield f"第 {number} 行", value[0]
     else:
