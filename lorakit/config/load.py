@@ -57,12 +57,10 @@ def presets() -> list[str]:
 
 def preset_for(base: str) -> str | None:
     """底模的名字（Qwen/Qwen-Image）-> 用它的预设，几个里取名字最短的；没有就是 None。"""
-    trees = {
-        name: yaml.safe_load((PRESETS / f"{name}.yaml").read_text("utf-8")) for name in presets()
-    }
-    return min(
-        (n for n, tree in trees.items() if tree["model"]["path"] == base), key=len, default=None
-    )
+    texts = {name: (PRESETS / f"{name}.yaml").read_text("utf-8") for name in presets()}
+    maybe = [name for name, text in texts.items() if base in text]  # 全都解开要半秒
+    named = [name for name in maybe if yaml.safe_load(texts[name])["model"]["path"] == base]
+    return min(named, key=len, default=None)
 
 
 def template(preset: str) -> str:
