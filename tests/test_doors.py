@@ -367,7 +367,7 @@ def test_settings_of_other_trainers(tmp_path):
     )  # fmt: skip
     whole |= st.builds(lambda rows: {"datasets": rows}, st.lists(some, max_size=3))
 
-    @settings(many, max_examples=INPUTS // 6)  # 逐项问这里收不收，一份要几十毫秒
+    @settings(many, max_examples=INPUTS // 2)
     @given(some | whole)
     def anything(tree):
         file.write_text(json.dumps(tree), encoding="utf-8")
