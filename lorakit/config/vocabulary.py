@@ -1,4 +1,4 @@
-"""别的训练器的叫法 -> 这里的：几张表，由 others.py 照着逐项对应。"""
+"""别的训练器的叫法 -> 这里的：几张表，由 translation.py 照着逐项对应。"""
 
 from lorakit.config.foreign import COMMON
 
