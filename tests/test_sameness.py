@@ -12,7 +12,7 @@ from PIL import Image
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InspectionWarning, LorakitWarning
 from lorakit.hub.bundled import bundled
-from lorakit.results import checkpoint
+from lorakit.results import checkpoint, sameness
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -199,3 +199,16 @@ def test_an_old_run_without_records_goes_on_elsewhere(monkeypatch):
         Trainer(load_config("run/config.yaml", ["train.steps=4", "data.folder=other"]))
     config = load_config("run/config.yaml", ["train.steps=3", "data.folder=moved"])
     assert Trainer(config).step == 2
+
+
+def test_changed_controls_and_repeats_are_told():
+    """改图的：控制图换了、次数改了；改了名字的还是同一张。"""
+    row = {"name": "a.png", "picture": "p", "caption": "c", "controls": ["x"], "repeats": 2}
+    before = {"train": [row], "held": [], "prior": []}
+    changes = [
+        ({"controls": ["y"]}, "控制图变了 1 份（a.png）"),
+        ({"repeats": 3}, "重复次数变了 1 份"),
+    ]
+    for change, said in [*changes, ({"name": "b.png"}, "")]:
+        told = sameness._data_told(before, {**before, "train": [{**row, **change}]})
+        assert said in "；".join(told) and bool(told) is bool(said)

@@ -190,6 +190,10 @@ def _empty(path: Path, seen: Seen) -> list[Problem]:
         clear = "整张都是透明的" if "alpha" in seen.did else "整张只有一种颜色"
         mend = "多半是导出时少选了图层，重新导出；不要就移走"
         return [Problem.warning("picture_blank", path, f"{clear}，没有东西可学", mend)]
+    if "zeros" in seen.did:
+        mend = "重新下载或复制一份"
+        reason = "文件的后一截是空的（全是零），多半没有下载完"
+        return [Problem.warning("picture_hollow", path, reason, mend)]
     if "grey" in seen.did:
         mend = "重新下载或复制一份；本来就是灰的就不用管"
         return [Problem.warning("picture_grey", path, "下面一截是一片灰，多半没有下载完", mend)]

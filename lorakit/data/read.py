@@ -51,6 +51,7 @@ BRANDS = {  # ftyp 后面的标记 -> 读不了时说它是什么
 HEIC = (b"hei", b"mif", b"avi")  # 苹果手机的照片、AVIF 的几种标记
 BOXES = {b"ftyp": "视频", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}
 TAIL = 16  # 像素；JPEG 一次解这么多行
+PACKED = ("WEBP", "HEIF", "AVIF")  # 缺了后一截也不报错的；压缩过的里面没有一长串零
 ORIENTATION = 0x0112  # EXIF 里“拍照时怎么拿着相机”的编号
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -105,20 +106,20 @@ def decode(path: Path, data: bytes, clear: bool = False) -> tuple[Image.Image, f
     """解开一个图片文件的内容，返回 (RGB 图, 做过的处理)；path 只用来说是哪个文件。
 
     处理的代号：alpha、animation、several、rotated、cmyk、sixteen、color、profile（见 to_rgb）；
-    hdr 是没有换的 HDR，grey 是看着像只下载了一半，key 是以前读错过的一种透明（见 seen.py）。
+    hdr 是没有换的 HDR，grey、zeros 是看着像只下载了一半，key 是以前读错过的一种透明（见 seen.py）。
     """
     image, orientation = open_picture(path, data)
     did = set()
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO 的第二帧只是缩略图
         did.add("several" if image.format == "HEIF" else "animation")
     marks = {"key": odd_key(image, data), "cmyk": image.mode == "CMYK"}
+    marks["grey"] = image.format in ("JPEG", "MPO") and _grey_below(image)
+    marks["zeros"] = image.format in PACKED and not any(data[-max(512, len(data) // 16) :])
     marks["sixteen"] = data[:4] == b"\x89PNG" and data[24] == 16  # PNG 头里的位深
     did |= {name for name, true in marks.items() if true}
     profile, hdr = profile_of(image, data)
     picture, treated = to_rgb(image, profile, clear)
     did |= treated | ({"hdr"} if hdr else set())
-    if image.format in ("JPEG", "MPO") and _grey_below(picture):
-        did.add("grey")
     # 不用 ImageOps.exif_transpose：它还要重写 EXIF，EXIF 有一点坏就会失败
     if orientation in TURNS:
         did.add("rotated")
@@ -231,12 +232,12 @@ def _unknown(path: Path, data: bytes) -> Fault:
     return Fault("picture_unknown", path, "认不出是什么图片", RESAVE + "；打不开就" + AGAIN)
 
 
-def _grey_below(picture: Image.Image) -> bool:
-    """JPEG 后一半丢了、结尾的标记却还在时，解码器不报错，把剩下的填成正中间的灰。"""
-    width, height = picture.size
-    return height > 2 * TAIL and picture.crop((0, height - TAIL, width, height)).getextrema() == (
-        ((128, 128),) * 3
-    )
+def _grey_below(image: Image.Image) -> bool:
+    """JPEG 后一半丢了、结尾的标记却还在时，解码器不报错，把剩下的填成正中间的灰；看没换颜色的。"""
+    width, height = image.size
+    low = image.crop((0, height - TAIL, width, height)).getextrema()
+    each = low if isinstance(low[0], tuple) else (low,)
+    return height > 2 * TAIL and all(ends in ((127, 127), (128, 128)) for ends in each)
 
 
 def read_caption(path: str | Path) -> str:
