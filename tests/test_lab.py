@@ -44,8 +44,10 @@ def open_static(bundle) -> Image.Image:
 
 def test_lab_is_lazy():
     code = "import sys, lorakit.lab; print('ipywidgets' in sys.modules, 'torch' in sys.modules)"
+    code += "; import lorakit.lab.bar"  # 第一格先摆出进度条，再载入 torch
+    code += "; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["False"] * 4
     with pytest.raises(AttributeError, match="explore"):
         _ = lab.nothing
 
