@@ -491,15 +491,37 @@ def test_estimates_settle(shown, monkeypatch):
     from lorakit.lab import board as boards
     from lorakit.train import Step
 
-    clock = iter(range(0, 10_000, 1))
-    monkeypatch.setattr(boards.time, "monotonic", lambda: next(clock) * 1.0)
+    now = [0.0]
+    monkeypatch.setattr(boards.time, "monotonic", lambda: now[0])
     panel, said = lab.Board(400), []
     for number in range(1, 200):
+        now[0] += 2
         panel.show(Step(number, 1.0, 1e-3, 1.0, 0.5, 9.0 if number % 25 == 0 else 0.1))
         said.append(panel.status.value)
     assert "正在估计" in said[0]
     minutes = [int(m[1]) for m in map(re.compile(r"还要 (\d+) 分钟").search, said) if m]
     assert minutes == sorted(minutes, reverse=True), "一步慢了，估计不跟着跳"
+
+
+def test_the_step_is_told_twice_a_second_however_long_the_curves_take(shown, monkeypatch):
+    from lorakit.lab import board as boards
+    from lorakit.train import Step
+
+    now, drawn, told = [0.0], [], []
+    monkeypatch.setattr(boards.time, "monotonic", lambda: now[0])
+    panel = lab.Board(1000)
+
+    def slow():
+        drawn.append(now[0])
+        now[0] += 0.7  # 忙的机器上画一次曲线要这么久
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(panel, "curves", slow)
+    panel.status.observe(lambda change: told.append(now[0]), names="value")
+    for number in range(1, 200):
+        now[0] += 0.1
+        panel.show(Step(number, 1.0, 1e-3, 1.0, None, 0.1))
+    assert max(np.diff(told)) < 1.5 and min(np.diff(drawn)) > 7
 
 
 def test_film_scrubs_the_strip(shown):

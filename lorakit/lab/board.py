@@ -13,9 +13,9 @@ from lorakit.lab.film import Film
 from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack
 from lorakit.results.report import draw_held, smooth
 
-EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
+EVERY = 0.5  # 秒；一秒最多更新两次，再快眼睛看不见，还会堵住网页
 SURE_STEPS, SURE_SECONDS = 3, 2.0  # 练了几步、几秒以后，才说得准还要多久
-SHARE = 10  # 画图最多占训练时间的十分之一
+SHARE = 10  # 画曲线最多占训练时间的十分之一；步数那一行不用等它
 
 
 class Board(Placed):
@@ -47,7 +47,8 @@ class Board(Placed):
         buttons = w.HBox([self.stop_button, self.continue_button])
         parts = [self.bar, self.status, self.note, buttons, self.lines, self.shots, self.film.box]
         self.box = w.VBox(parts)
-        self._next, self._pace, self._freshen = 0.0, None, lambda static: None
+        self._next = self._redraw = 0.0  # 何时再更新步数那一行、再画曲线
+        self._pace, self._freshen = None, lambda static: None
         put(self.lines, self.curves())
 
     @property
@@ -75,7 +76,7 @@ class Board(Placed):
         return static
 
     def show(self, step):
-        """记下一步；离上次重画太近就先不画。"""
+        """记下一步；离上次更新太近就先不写，曲线画得慢就少画几次。"""
         self.steps.append(step.step)
         self.losses.append(step.loss)
         if step.held is not None:
@@ -90,9 +91,12 @@ class Board(Placed):
             + (f" · 留出集 {self.held[-1][1]:.3f}" if self.held else "")
             + (f" · {left}" if step.step < self.total else "")
         )
+        self._next = start + EVERY
+        if start < self._redraw and step.step < self.total:
+            return
         put(self.lines, self.curves())
         now = time.monotonic()
-        self._next = now + max(EVERY, SHARE * (now - start))
+        self._redraw = now + max(EVERY, SHARE * (now - start))
 
     def _left(self, now: float, step: int) -> str:
         """还要多久：从开始（或继续）到现在平均每步多久，出样张的工夫也算在里面，所以会稳下来。"""
