@@ -643,6 +643,40 @@ def test_a_missing_name_is_told_how_to_go_on():
         InteractiveShell.clear_instance()
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("x = 1\nprint((1, 2)\n\n\nx", "第 2 行：括号 ( 没有配上"),
+        ("print((1, 2)", "还没有写完"),
+        ("print(1))", "多了一个 )"),
+        ("print([1))", "前面开的是 [，后面关的却是 )"),
+        ("print（1）", "中文输入法的 （"),
+        ("print(“你好”)", "中文输入法的 “"),
+        ("def f(x)\n    return x", "少了一个冒号"),
+        ("print('a)", "引号没有配上"),
+        ("x = [1 2]", "少了一个逗号"),
+        ("if x = 1:\n    pass", "比一比是不是相等写 =="),
+        ("def f(x):\nreturn x", "第 2 行：冒号下面的一行要往里缩进"),
+        ("def f(x):\n    y = x\n  return y", "对不齐"),
+        ("return 1", "写到了函数外面"),
+        ("for in range(3): pass", "^ 指着的地方"),
+    ],
+)
+def test_code_that_python_cannot_read_is_told_in_chinese(code, said, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        lost.say_where()
+        lost.say_where()  # 第一格运行了两次
+        done = shell.run_cell(code)
+        assert isinstance(done.error_before_exec, SyntaxError), "仍然算出错，Run All 会停下"
+        told = capsys.readouterr().out
+        assert said in told and told.count("改好再运行这一格") == 1
+    finally:
+        InteractiveShell.clear_instance()
+
+
 def test_the_home_of_a_missing_name_is_known(tmp_path):
     book = str(ROOT / "notebooks" / "01_concepts.ipynb")
     assert lost.home_of("latent", book).startswith("1.2 ")
