@@ -29,6 +29,7 @@ from lorakit.lab import (
     picture,
     questions,
     quiz,
+    runner,
 )
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
@@ -541,13 +542,17 @@ def test_film_scrubs_the_strip(shown):
     assert moving.format == "WEBP" and moving.n_frames == 5
 
 
-def test_waiting_says_so_and_leaves_the_panel_of_the_same_cell(shown, watched, config):
+def test_waiting_says_so_and_leaves_the_panel_of_the_same_cell(shown, watched, config, monkeypatch):
+    monkeypatch.setattr(runner, "BEAT", 0.05)
     run = lab.Run(config("train.steps=2")).start()
     run.result()
     said = [one.get("text/plain") for one in shown]
     told = [i for i, text in enumerate(said) if text and "等它练完" in text]
-    assert len(told) == 1 and "停止" in said[told[0]] and "■" in said[told[0]]
-    assert "" in said[told[0] :], "等完了，那行字擦掉，面板还在"
+    assert "停止" in said[told[0]] and "■" in said[told[0]]
+    assert "" in said[told[-1] :], "等完了，那行字擦掉，面板还在"
+    steps = [said[i] for i in told if "现在：" in said[i]]
+    assert any("正在载入模型" in one for one in steps), "等的时候也看得见练到哪里"
+    assert len(set(steps)) > 1
 
 
 def test_what_is_left_without_a_kernel(shown, watched):

@@ -37,7 +37,8 @@ class Board(Placed):
         self.by_t: list[tuple[int, list[float]]] = []
         self.film = Film(names or [_short(prompt) for prompt in prompts])
         self.bar = w.IntProgress(0, 0, total, layout=w.Layout(width="min(520px, 95%)"))
-        self.status, self.note = w.HTML("还没有开始"), w.HTML()
+        self.said = "还没有开始"  # 状态那一行的字
+        self.status, self.note = w.HTML(self.said), w.HTML()
         self.stop_button = w.Button(description="停止", icon="stop", disabled=True)
         self.continue_button = w.Button(description="继续", icon="play", disabled=True)
         for button in (self.stop_button, self.continue_button):
@@ -135,6 +136,7 @@ class Board(Placed):
 
     def say(self, text: str, bad: bool = False):
         """状态那一行；bad 用红字。几行的报告照原样分行。"""
+        self.said = text
         look = f"color:{RED if bad else 'inherit'};white-space:pre-wrap;line-height:1.5"
         self.status.value = f'<div style="{look}">{in_html(text)}</div>'
 

@@ -132,11 +132,19 @@ def still(static: dict) -> dict:
 
 @contextmanager
 def waiting(text: str):
-    """格子要等一件事：先写出在等什么、怎么停，等完了擦掉；同一格里别的输出不动。"""
+    """格子要等一件事：先写出在等什么、怎么停，等完了擦掉；同一格里别的输出不动。
+
+    交出一个函数，拿新的一句去叫它，就换掉这一句。
+    """
     name = uuid.uuid4().hex
-    publish({"text/html": f"<i>{in_html(text)}</i>", "text/plain": text}, display_id=name)
+
+    def say(text: str, **options):
+        page = {"text/html": f"<i>{in_html(text)}</i>", "text/plain": text}
+        publish(page, display_id=name, **options)
+
+    say(text)
     try:
-        yield
+        yield lambda text: say(text, update=True)
     finally:
         publish({"text/html": "", "text/plain": ""}, display_id=name, update=True)
 

@@ -5,7 +5,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from lorakit.train import Trainer
 
 RUNS: dict[Path, "Run"] = {}  # 结果文件夹 -> 在里面练的那一次
 WAIT = "正在等它练完。想停：按面板上的“停止”，或工具栏上的方块 ■，都会先存好。"
+BEAT = 1.0  # 秒；等的时候隔多久说一次练到哪里：面板多半在屏幕外面
 
 
 class Run(Placed):
@@ -115,12 +116,14 @@ class Run(Placed):
         if headless() or self._job.done():
             self._finish()
         else:
-            with waiting(WAIT):
-                self._finish()
+            with waiting(WAIT) as say:
+                self._finish(lambda: say(f"{WAIT}现在：{self.board.said}"))
         return self
 
-    def _finish(self):
+    def _finish(self, beat: Callable[[], None] | None = None):
         try:
+            while beat and not wait([self._job], BEAT).done:
+                beat()
             self._job.result()
         except KeyboardInterrupt:
             self.stop()
