@@ -17,6 +17,7 @@ from lorakit.data.trigger import apply_trigger, has_trigger, looks_like
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.inert import in_html
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import Placed, both, frame, publish, put, widgets
 from lorakit.lab.picture import to_image, to_tensor
 from lorakit.lab.works import checkup
@@ -38,7 +39,8 @@ def open_editor(work, config: Config | None, family, describe) -> "Editor | None
         said += "有了自己的照片（01 里的 lab.work()），这里就能一张张写描述。"
         publish({"text/html": f"<p>{in_html(said)}</p>", "text/plain": said})
         return None
-    editor = Editor(work, pictures, config, family, describe or installed())
+    with waiting("正在打开照片"):
+        editor = Editor(work, pictures, config, family, describe or installed())
     editor.display()
     return editor
 
@@ -141,7 +143,11 @@ class Editor(Placed):
         return said_of(self.path)
 
     def _ready(self) -> str:
-        return in_html(checkup.verdict(data.inspect(self.work.photos, self.work.trigger)[1]))
+        found = data.inspect(self.work.photos, self.work.trigger, None, self._checking)[1]
+        return in_html(checkup.verdict(found))
+
+    def _checking(self, what: str, done: int, total: int):
+        self.saved.value = f"<small>都写好了，正在体检：第 {done} / {total} 张……</small>"
 
     def _first_empty(self) -> int:
         return next((i for i, path in enumerate(self.pictures) if not said_of(path)), 0)
