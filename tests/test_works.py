@@ -185,6 +185,22 @@ def test_editor_writes_one_caption_at_a_time(mine, shown, family):
     assert any("都写好了，正在体检：第 5 / 12 张" in one for one in said), "体检的几秒里也有动静"
 
 
+def test_the_next_photo_is_ready_while_one_writes(mine, family):
+    photos = mine.pictures()
+    board = editor.Editor(mine, photos, load_config("tiny-qwen-image"), family, None)
+    path, job = board._ahead
+    assert path == photos[1] and len(job.result()) == 3
+    first = board.image.value
+    photos[1].unlink()  # 备好的不用再读
+    photos[2].write_bytes(b"\xff\xd8\xff")
+    board.go(1)
+    assert board.saved.value == "" and board.image.value != first
+    board.go(2)
+    assert photos[2].name in board.saved.value and board.back.layout.display == "none"
+    board.go(8)  # 跳着翻
+    assert board.back.layout.display == "" and board._ahead[0] == photos[9]
+
+
 def test_editor_lets_a_model_write_first(mine, family):
     board = editor.Editor(mine, mine.pictures(), None, None, lambda image: "一只猫")
     board.propose()

@@ -1,5 +1,6 @@
 """问一次“你的作品”：名字、触发词、照片；建好以后，它说现在有几张、能不能练。"""
 
+from contextlib import nullcontext
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -11,6 +12,7 @@ from lorakit.data.report import Report
 from lorakit.errors import LorakitError
 from lorakit.files import write_whole
 from lorakit.inert import in_html
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import Placed, both, frame, put, widgets
 from lorakit.lab.mine import ACCEPT
 from lorakit.lab.picture import wall
@@ -62,7 +64,8 @@ class Panel(Placed):
     def display(self):
         """先摆出来，再看照片：十几张手机照片要看好几秒。"""
         self._freshen = both(self.box, static(self.work))
-        self.refresh()
+        with waiting("正在看照片") if self.work.pictures() else nullcontext():
+            self.refresh()
 
     def make(self):
         """照填的建一件作品。"""
