@@ -4,6 +4,7 @@
 """
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -117,13 +118,15 @@ class Run(Placed):
             self._finish()
         else:
             with waiting(WAIT) as say:
-                self._finish(lambda: say(f"{WAIT}现在：{self.board.said}"))
+                self._finish(say)
         return self
 
-    def _finish(self, beat: Callable[[], None] | None = None):
+    def _finish(self, say: Callable[[str], None] | None = None):
+        begun = time.monotonic()
         try:
-            while beat and not wait([self._job], BEAT).done:
-                beat()
+            while say and not wait([self._job], BEAT).done:
+                so_far = f"（等了 {time.monotonic() - begun:.0f} 秒）"
+                say(f"{WAIT}现在：{self.board.said}{so_far}")
             self._job.result()
         except KeyboardInterrupt:
             self.stop()
