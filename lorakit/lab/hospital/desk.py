@@ -1,0 +1,188 @@
+"""诊断室的门诊：`lab.clinic()` 看有哪些病人，`lab.clinic(3)` 看一份病历，`lab.treat(3, …)` 治一个。
+
+治好了哪几个，只记在这台机器上。
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lorakit.errors import LorakitError
+from lorakit.files import kept, write_text
+from lorakit.inert import in_html
+from lorakit.lab.bar import waiting
+from lorakit.lab.display import both, pictured, publish, table
+from lorakit.lab.hospital.cases import ALL, MOST, Case, prescribed
+from lorakit.lab.hospital.chart import ASKED, CELL, board, chart, strip
+from lorakit.lab.hospital.handover import Script
+from lorakit.lab.hospital.photos import CUPBOARD
+from lorakit.lab.hospital.record import SHOWN
+from lorakit.lab.hospital.treatment import NAMES, Checked, checked, configured, drawn, gained
+from lorakit.lab.lights import COLORS
+from lorakit.lab.notes import fresh, notes, workplace
+from lorakit.lab.picture import wall
+from lorakit.lab.quiz import Guess, page
+from lorakit.lab.runner import Run
+from lorakit.results.verdict import Verdict
+
+STATES = ("还没看过", "认出了病因", "治好了")
+BLANK = "未完成：把 ... 换成处方，再运行。"
+
+
+def clinic(number: int | None = None):
+    """不写号码：列出病人和治到哪一步；写号码：摆出病历，请你认病因。
+
+    Raises:
+        LorakitError: 没有这一号。
+    """
+    if number is None:
+        return _waiting_room()
+    case = find(number)
+    publish(pictured(board(case)))
+    publish(_story(number, case))
+    asked = Diagnosis(case)
+    both(asked.box, page(f"{number} 号。", case.cause))
+
+
+def find(number: int) -> Case:
+    """号码 -> 病人。"""
+    if type(number) is not int or not 1 <= number <= len(ALL):
+        raise LorakitError(f"没有 {number} 号病人：写 1 到 {len(ALL)}，例如 lab.clinic(3)。")
+    return ALL[number - 1]
+
+
+class Diagnosis(Guess):
+    """认病因的那道题；认对了就记下。"""
+
+    def __init__(self, case: Case):
+        self.case = case
+        super().__init__(case.cause, f"{ALL.index(case) + 1} 号。", "按“揭晓”看对不对。")
+
+    def open(self):
+        """揭晓；选对了才算认出。"""
+        super().open()
+        if self.ask.choice == self.case.cause.right:
+            remember(self.case, 1)
+
+
+def state(case: Case) -> int:
+    """治到哪一步：STATES 里的第几项。"""
+    found = kept(_place(), {}, {}).get(case.name)
+    return found if found in range(len(STATES)) else 0
+
+
+def remember(case: Case, step: int):
+    """记下治到了哪一步；只进不退。"""
+    known = {one.name: state(one) for one in ALL}
+    write_text(_place(), json.dumps(known | {case.name: max(step, known[case.name])}))
+
+
+def _place() -> Path:
+    return notes() / "clinic.json"
+
+
+def _waiting_room():
+    """候诊室：一览图，和一行一个病人。"""
+    publish(pictured(strip()))
+    rows = [(str(i), one.complaint, STATES[state(one)]) for i, one in enumerate(ALL, 1)]
+    cured = sum(state(one) == 2 for one in ALL)
+    tail = f"一共 {len(ALL)} 个，治好了 {cured} 个；只记在这台机器上。看一个：lab.clinic(1)。"
+    lines = [f"{number:>2} 号  {said}（{now}）" for number, said, now in rows]
+    marked = table((f"{n} 号", in_html(said), now) for n, said, now in rows)
+    publish({"text/html": f"{marked}<p>{tail}</p>", "text/plain": "\n".join([*lines, tail])})
+
+
+def _story(number: int, case: Case) -> dict:
+    """主诉、三个灯、单子、日志。"""
+    one = chart(case.name)
+    verdict, log = one.checked.verdict, "\n".join(one.facts["log"])
+    cupboard = f"病人的图（图库里另有 {'、'.join(CUPBOARD)}）"
+    values = {"data.folder": cupboard, **case.plan.settings}
+    sheet = "\n".join(f"{name} = {value}" for name, value in values.items())
+    head = f"{number} 号：“{case.complaint}。”预设 {case.plan.preset}。"
+    marked = "".join(f"<details><summary>{title}</summary><pre>{in_html(text)}</pre></details>"
+                     for title, text in (("单子：设置", sheet), ("日志", log)))  # fmt: skip
+    html = f"<p><b>{in_html(head)}</b></p>{_lights(verdict)}{marked}"
+    text = "\n".join([head, *map(str, verdict.lights), "单子：", sheet, "日志：", log])
+    return {"text/html": html.replace("<details>", "<details open>"), "text/plain": text}
+
+
+def _lights(verdict: Verdict) -> str:
+    rows = [(f'<span style="color:{COLORS[one.color]}">●</span> {in_html(one.name)}',
+             in_html(one.said)) for one in verdict.lights]  # fmt: skip
+    return table(rows)
+
+
+def treat(
+    number: int,
+    *changes: str,
+    photos: Callable[[Path], object] | None = None,
+    file: Script | None = None,
+) -> Checked | None:
+    """照处方再练一次（二十秒左右），请法官复查：治好了，还是没治好、往哪里想。
+
+    Args:
+        changes: 一句一项“设置=值”，设置是单子上有的；data.folder 写图库里的名字。
+        photos: 函数 (图的文件夹)：练之前改图、改描述。
+        file: 函数 (结果文件夹, 写到哪里)：练完换一种办法交出文件。
+
+    Raises:
+        LorakitError: 没有这一号，处方写错了，或太久。
+    """
+    case = find(number)
+    if ... in (*changes, photos, file) or not (changes or photos or file):
+        print(BLANK)
+        return None
+    plan = prescribed(case.plan, changes)
+    home = fresh(workplace("clinic") / str(number))
+    home.mkdir(parents=True)
+    config = configured(plan, home, photos)
+    if config.train.steps * config.train.batch_size > MOST:
+        raise LorakitError(
+            f"处方太久：{config.train.steps} 步、每步 {config.train.batch_size} 张，"
+            f"一共不能超过 {MOST} 张。真的病人也没有那么多时间。"
+        )
+    run = Run(config).start().result()
+    if run.step < config.train.steps:
+        print("停下了，没有练完，不判。")
+        return None
+    with waiting("法官在看：画几十张没练过的……"):
+        found, _ = checked(plan, run, file)
+    tell(number, case, found, drawn(config, "asked-0")[:SHOWN])
+    return found
+
+
+def tell(number: int, case: Case, found: Checked, images: list):
+    """治之前与治之后：图、几个数、差的区间、一句话。"""
+    before = chart(case.name)
+    rows = {"治之前": before.rows[ASKED], "治之后": images}
+    columns = [str(i + 1) for i in range(SHOWN)]
+    publish(pictured(wall(list(rows.values()), list(rows), columns, CELL)))
+    gain, low, high = gained(case, before.checked, found)
+    lines = [str(one) for one in found.verdict.lights]
+    numbers = [("", "治之前", "治之后")] + [
+        (NAMES[what][0], str(before.checked.shares[what]), str(share))
+        for what, share in found.shares.items()
+        if what in before.checked.shares
+    ]
+    said = f"主诉（{NAMES[case.measure][0]}）好了 {100 * gain:+.0f} 个百分点"
+    said += f"（95% 区间 {100 * low:+.0f} 到 {100 * high:+.0f}）。"
+    cured = found.well and low > 0
+    if cured:
+        remember(case, 2)
+        end = f"✓ {number} 号治好了。"
+    else:
+        end = f"没治好：{_why(found, low)}提示：{case.hint}"
+    text = ["  ".join(filter(None, row)) for row in numbers[1:]]
+    html = f"{_lights(found.verdict)}{table([tuple(map(in_html, row)) for row in numbers])}"
+    html += f"<p>{in_html(said)}</p><p><b>{in_html(end)}</b></p>"
+    publish({"text/html": html, "text/plain": "\n".join([*lines, *text, said, end])})
+
+
+def _why(found: Checked, low: float) -> str:
+    """三个灯不好，还是和治之前分不出。"""
+    if found.verdict.word != "学到了":
+        return f"法官说“{found.verdict.word}”。"
+    if not found.well:
+        return "三个灯好了，可是还有一样没有好。"
+    return "三个灯好了，可是和治之前的差，区间里还有 0。"

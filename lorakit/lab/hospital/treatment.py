@@ -1,0 +1,124 @@
+"""照一份样子练一次、交出文件、请法官看：记录病人和读者自己的治疗，走的是同一条路。"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lorakit import data, lora
+from lorakit.config import Config, load_config
+from lorakit.judge import Judge, eye_for
+from lorakit.judge.drawing import Progress
+from lorakit.judge.tiny_eye import TinyEye
+from lorakit.lab.hospital import photos
+from lorakit.lab.hospital.cases import FOLDERS, Case, Plan
+from lorakit.lab.hospital.handover import SCRIPTS, Script, hand_over
+from lorakit.lab.runner import Run
+from lorakit.lora.audit import Audit, audit
+from lorakit.results.evidence import Share, newcombe
+from lorakit.results.verdict import Verdict
+from lorakit.tiny import lessons
+from lorakit.tiny.edits import change
+from lorakit.tiny.world import Scene, render
+
+DRAW, SEEDS = 10, 4  # 画一张走几步；认帽子时戴与不戴各画几张作对照
+KEPT = 0.5  # 不说触发词，至少这么多还是普通的猫；没让戴的帽子，最多这么多
+FIXED = ("eval.every=20", "train.save_every=1000", f"sample.steps={DRAW}", "train.keep=1")
+NAMES = {  # 主诉 -> (怎么说, 1 是越多越好，-1 是越少越好)
+    "right": ("画成了要的样子", 1),
+    "kept": ("不说触发词，还是普通的猫", 1),
+    "closer": ("照训练描述画的，离训练图比换个种子还近", -1),
+    "hats": ("没让戴，却戴着帽子", -1),
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """一次复查：法官的判断、几个要数的比例（NAMES 里的，没有的不在）。"""
+
+    verdict: Verdict
+    shares: dict[str, Share]
+
+    @property
+    def well(self) -> bool:
+        """现在健康：三个灯说学到了，普通的猫没有忘，没有脱不下来的帽子。"""
+        kept, hats = self.shares.get("kept", 1.0), self.shares.get("hats", 0.0)
+        return self.verdict.word == "学到了" and kept >= KEPT and hats <= KEPT
+
+
+def gained(case: Case, before: Checked, after: Checked) -> tuple[float, float, float]:
+    """主诉好了多少：(差, 95% 区间的两边)，好的是正的。"""
+    sign = NAMES[case.measure][1]
+    new, old = after.shares[case.measure], before.shares[case.measure]
+    one, two = (new, old) if sign > 0 else (old, new)
+    return float(one) - float(two), *newcombe(one, two)
+
+
+def configured(plan: Plan, home: Path, mend: Callable[[Path], object] | None = None) -> Config:
+    """样子 -> 设置；图写到 home 里（mend 收到那个文件夹，可以改），结果在 home/run。"""
+    own = [f"data.folder={photos.write(plan.photos, home / 'photos')}", f"run.output={home / 'run'}"]
+    if mend is not None:
+        mend(home / "photos")
+    for name, value in plan.settings.items():
+        if name in FOLDERS:
+            value = photos.write(value, home / value)
+        own.append(f"{name}={value}")
+    base = load_config(plan.preset, [*own, *FIXED])
+    return base.model_copy(
+        update={"sample": base.sample.model_copy(update={"every": base.train.steps})}
+    )
+
+
+def checked(
+    plan: Plan, run: Run, script: Script | None = None, progress: Progress | None = None
+) -> tuple[Checked, Audit]:
+    """练完的 run：照脚本交出文件，再请法官看 -> (复查, 文件的体检)。
+
+    Args:
+        script: 读者自己的脚本；不给就用 plan 里的那一段。
+    """
+    config, family = run.config, run.family
+    script = script or SCRIPTS.get(plan.script)
+    if script:
+        found = hand_over(script, config.run.output, family)
+    else:
+        found = audit(lora.find(config.run.output), family.skeleton())
+    steps = [config.train.steps]
+    verdict = Judge(eye_for(None, config))(config, steps, progress, family).verdicts[steps[0]]
+    return Checked(verdict, shares(config, verdict)), found
+
+
+def shares(config: Config, verdict: Verdict) -> dict[str, Share]:
+    """复查要数的几个比例。"""
+    facts = {**verdict.lights[1].facts, **verdict.lights[2].facts}
+    found = {name: Share(*facts[name][:2]) for name in NAMES if name in facts}
+    if "kept" in found:  # 教的是那只猫
+        found["hats"] = hats([drawn(config, f"asked-{turn}") for turn in range(2)])
+    return found
+
+
+def drawn(config: Config, name: str) -> list[Image.Image]:
+    """法官画过的一组图；没有画过是空的。"""
+    home = config.run.output / "judge" / f"checkpoint-{config.train.steps}" / name
+    return [data.read_image(file) for file in sorted(home.glob("*.png"))]
+
+
+def hats(turns: Sequence[Sequence[Image.Image]]) -> Share:
+    """没说帽子的 ohwx 猫，戴着帽子的有几张：离戴着的样子近，还是离没戴的近。"""
+    scenes = lessons.character_scenes()[:12]
+    pairs = [pair for images in turns for pair in zip(images, scenes, strict=True)]
+    return Share.of([wears_hat(*pair) for pair in pairs])
+
+
+def wears_hat(image: Image.Image, scene: Scene) -> bool:
+    """这张图里的猫戴没戴帽子。"""
+    eye = TinyEye()
+    me = eye.features([image])
+
+    def far(hat: bool) -> float:
+        known = [render(replace(change(scene, hat=hat), seed=900 + k)) for k in range(SEEDS)]
+        return float(np.linalg.norm(eye.features(known) - me, axis=1).min())
+
+    return far(True) < far(False)
