@@ -13,7 +13,7 @@ STYLE = {
     "lora.alpha": "16",
     "train.steps": "100",
     "train.batch_size": "6",
-    "train.lr": "7e-4",
+    "train.lr": "1e-3",
     "train.timestep.shift": "auto",
 }
 LOUD = STYLE | {"lora.alpha": "64", "train.lr": "3e-4"}
@@ -21,10 +21,9 @@ CAT = STYLE | {
     "data.class_folder": "cats",
     "train.steps": "120",
     "train.batch_size": "4",
-    "train.lr": "1e-3",
 }
 FLUX = CAT | {"train.guidance": "1"}
-EDIT = STYLE | {"train.steps": "120", "train.batch_size": "4", "train.lr": "1e-3"}
+EDIT = STYLE | {"train.steps": "120", "train.batch_size": "4"}
 FOLDERS = ("data.folder", "data.class_folder")  # 处方里写图库里的名字
 
 
@@ -108,7 +107,7 @@ ALL = (
         "lr_high",
         "练得飞快，纸是剪纸的纸，剪的是什么却常常认不出",
         "paper",
-        ("train.lr", "7e-3"),
+        ("train.lr", "1e-2"),
         "看损失头 20 步，再和绿的虚线比：是一步步走下来的，还是一下子跨到底的？",
     ),
     Case(
@@ -146,7 +145,7 @@ ALL = (
         "lr_low",
         "练完和没练一个样",
         "paper",
-        ("train.lr", "7e-6"),
+        ("train.lr", "1e-5"),
         "红线几乎是平的：它在走，只是步子太小。小了几倍？",
     ),
     Case(

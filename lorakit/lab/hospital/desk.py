@@ -26,17 +26,20 @@ from lorakit.lab.runner import Run
 from lorakit.results.verdict import Verdict
 
 STATES = ("还没看过", "认出了病因", "治好了")
+NOBODY = f"未完成：把 ... 换成病人的号码，1 到 {len(ALL)}，再运行。"
 BLANK = "未完成：把 ... 换成处方，再运行。"
 
 
 def clinic(number: int | None = None):
-    """不写号码：列出病人和治到哪一步；写号码：摆出病历，请你认病因。
+    """不写号码：列出病人和治到哪一步；写号码：摆出病历，请你认病因。还没有填（...）就说一声。
 
     Raises:
         LorakitError: 没有这一号。
     """
     if number is None:
         return _waiting_room()
+    if number is ...:
+        return print(NOBODY)
     case = find(number)
     publish(pictured(board(case)))
     publish(_story(number, case))
@@ -115,24 +118,25 @@ def _lights(verdict: Verdict) -> str:
 
 def treat(
     number: int,
-    *changes: str,
+    *changes: str | None,
     photos: Callable[[Path], object] | None = None,
     file: Script | None = None,
 ) -> Checked | None:
     """照处方再练一次（二十秒左右），请法官复查：治好了，还是没治好、往哪里想。
 
     Args:
-        changes: 一句一项“设置=值”，设置是单子上有的；data.folder 写图库里的名字。
+        changes: 一句一项“设置=值”，设置是单子上有的；data.folder 写图库里的名字；None 是不改。
         photos: 函数 (图的文件夹)：练之前改图、改描述。
         file: 函数 (结果文件夹, 写到哪里)：练完换一种办法交出文件。
 
     Raises:
         LorakitError: 没有这一号，处方写错了，或太久。
     """
-    case = find(number)
-    if ... in (*changes, photos, file) or not (changes or photos or file):
+    changes = tuple(change for change in changes if change is not None)
+    if ... in (number, *changes, photos, file) or not (changes or photos or file):
         print(BLANK)
         return None
+    case = find(number)
     plan = prescribed(case.plan, changes)
     home = fresh(workplace("clinic") / str(number))
     home.mkdir(parents=True)

@@ -13,8 +13,8 @@ from lorakit.lora import fused
 from lorakit.lora.audit import Audit, audit
 from lorakit.lora.export import write
 from lorakit.lora.foreign import meaning
-from lorakit.lora.tensors import write_tensors
 from lorakit.lora.steps import all_of
+from lorakit.lora.tensors import write_tensors
 
 GIVEN = "给别人的.safetensors"
 Script = Callable[[Path, Path], object]  # (结果文件夹, 写到哪里)

@@ -57,7 +57,9 @@ def _cats() -> list[Scene]:
 def _half_trigger(folder: Path):
     """一半的描述没有触发词。"""
     said = [caption(scene) for scene in _cats()]
-    _put(folder, _cats(), [one.replace("ohwx ", "") if i % 2 else one for i, one in enumerate(said)])
+    _put(
+        folder, _cats(), [one.replace("ohwx ", "") if i % 2 else one for i, one in enumerate(said)]
+    )
 
 
 def _hats(folder: Path):

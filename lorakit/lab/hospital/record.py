@@ -85,7 +85,10 @@ def diary(plan: Plan, run: Run, file: Audit) -> list[str]:
     """日志：体检、描述、算术、损失、交出去的文件。"""
     config, trainer = run.config, run.trainer
     report = data.inspect(config.data.sources[0].folder, config.data.trigger)[1]
-    lines = [f"体检：{report.total} 张图，{report.usable} 张能练", *report.gathered(report.warnings)]
+    lines = [
+        f"体检：{report.total} 张图，{report.usable} 张能练",
+        *report.gathered(report.warnings),
+    ]
     said = [item.record.caption for item in trainer.dataset.train[:4]]
     lines += ["描述（前四句）：", *(f"  {one}" for one in said)]
     lines += trainer.plan().text().splitlines()

@@ -58,7 +58,10 @@ def gained(case: Case, before: Checked, after: Checked) -> tuple[float, float, f
 
 def configured(plan: Plan, home: Path, mend: Callable[[Path], object] | None = None) -> Config:
     """样子 -> 设置；图写到 home 里（mend 收到那个文件夹，可以改），结果在 home/run。"""
-    own = [f"data.folder={photos.write(plan.photos, home / 'photos')}", f"run.output={home / 'run'}"]
+    own = [
+        f"data.folder={photos.write(plan.photos, home / 'photos')}",
+        f"run.output={home / 'run'}",
+    ]
     if mend is not None:
         mend(home / "photos")
     for name, value in plan.settings.items():
