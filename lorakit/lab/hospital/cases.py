@@ -22,7 +22,7 @@ CAT = STYLE | {
     "train.steps": "120",
     "train.batch_size": "4",
 }
-FLUX = CAT | {"train.guidance": "1"}
+FLUX = CAT | {"train.guidance": "1", "train.steps": "180"}
 EDIT = STYLE | {"train.steps": "120", "train.batch_size": "4"}
 FOLDERS = ("data.folder", "data.class_folder")  # 处方里写图库里的名字
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -15,12 +16,13 @@ from lorakit.lab.hospital.record import SHOWN
 from lorakit.lab.hospital.treatment import Checked
 from lorakit.lab.picture import GREEN, stack, wall
 from lorakit.results.evidence import Share
+from lorakit.results.report import smooth
 from lorakit.results.verdict import Light, Verdict
 
 HOME = ASSETS / "clinic"
 CELL, SMALL = 92, 54  # 像素：病历里、一览里一张图的边长
 ASKED = "没练过的"
-LOOK = {"color": GREEN, "ls": "--", "lw": 1.4, "label": "健康的对照"}
+LOOK = {"color": GREEN, "ls": "--", "lw": 1.4, "label": "健康的对照（点线是滑动平均）"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def board(case: Case) -> Image.Image:
     """面板与几行图，上下一张；绿的虚线、最后一行是健康的对照。"""
     mine, well = chart(case.name), chart(case.control)
     rows = {title.replace("样张", "样张\n前 3 后 3"): images for title, images in mine.rows.items()}
-    rows["健康的对照\n" + ASKED] = well.rows[ASKED]
+    rows["对照画的"] = well.rows[ASKED]
     blank = Image.new("RGB", (CELL, CELL), "white")
     filled = [[*images, *[blank] * (SHOWN - len(images))] for images in rows.values()]
     columns = [str(i + 1) for i in range(SHOWN)]
@@ -72,8 +74,9 @@ def lines(mine: Chart, well: Chart) -> Figure:
     panel.held, panel.by_t = facts["held"], facts["by_t"]
     figure = panel.curves()
     left, right = figure.axes
+    left.plot(panel.steps, smooth(np.array(well.facts["losses"]))[: panel.total], color=GREEN, lw=1, ls=":")
     left.plot(*zip(*well.facts["held"], strict=True), **LOOK)
-    right.plot(EVAL_T, well.facts["by_t"][-1][1], **LOOK)
+    right.plot(EVAL_T, well.facts["by_t"][-1][1], **LOOK | {"label": "健康的对照"})
     top = max(*(loss for _, loss in facts["held"]), *(loss for _, loss in well.facts["held"]))
     left.set_ylim(0, max(left.get_ylim()[1], 1.35 * top))
     for axes in (left, right):

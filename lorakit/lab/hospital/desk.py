@@ -98,7 +98,7 @@ def _waiting_room():
 def _story(number: int, case: Case) -> dict:
     """主诉、三个灯、单子、日志。"""
     one = chart(case.name)
-    verdict, log = one.checked.verdict, "\n".join(one.facts["log"])
+    verdict, log = one.checked.verdict, "\n".join([*one.facts["log"], *_control(case)])
     cupboard = f"病人的图（图库里另有 {'、'.join(CUPBOARD)}）"
     values = {"data.folder": cupboard, **case.plan.settings}
     sheet = "\n".join(f"{name} = {value}" for name, value in values.items())
@@ -108,6 +108,14 @@ def _story(number: int, case: Case) -> dict:
     html = f"<p><b>{in_html(head)}</b></p>{_lights(verdict)}{marked}"
     text = "\n".join([head, *map(str, verdict.lights), "单子：", sheet, "日志：", log])
     return {"text/html": html.replace("<details>", "<details open>"), "text/plain": text}
+
+
+def _control(case: Case) -> list[str]:
+    """健康的对照：损失到了哪里，各块改了多大。"""
+    facts = chart(case.control).facts
+    blocks = "、".join(f"{norm:.3g}" for norm in facts["blocks"].values())
+    step, held = facts["held"][-1]
+    return [f"健康的对照：第 {step} 步留出集 {held:.3f}，各块改了 {blocks}"]
 
 
 def _lights(verdict: Verdict) -> str:
@@ -139,7 +147,7 @@ def treat(
     case = find(number)
     plan = prescribed(case.plan, changes)
     home = fresh(workplace("clinic") / str(number))
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     config = configured(plan, home, photos)
     if config.train.steps * config.train.batch_size > MOST:
         raise LorakitError(
@@ -162,28 +170,32 @@ def tell(number: int, case: Case, found: Checked, images: list):
     rows = {"治之前": before.rows[ASKED], "治之后": images}
     columns = [str(i + 1) for i in range(SHOWN)]
     publish(pictured(wall(list(rows.values()), list(rows), columns, CELL)))
-    gain, low, high = gained(case, before.checked, found)
-    lines = [str(one) for one in found.verdict.lights]
-    numbers = [("", "治之前", "治之后")] + [
-        (NAMES[what][0], str(before.checked.shares[what]), str(share))
-        for what, share in found.shares.items()
-        if what in before.checked.shares
-    ]
+    lines, numbers = [str(one) for one in found.verdict.lights], [("", "治之前", "治之后")]
+    for what, share in found.shares.items():
+        earlier = before.checked.shares.get(what, "没有数")
+        numbers.append((NAMES[what][0], str(earlier), str(share)))
+    end, gain = _conclude(number, case, found, before.checked)
+    text = ["  ".join(row) for row in numbers[1:]] + gain
+    said = "".join(f"<p>{in_html(one)}</p>" for one in gain)
+    html = f"{_lights(found.verdict)}{table([tuple(map(in_html, row)) for row in numbers])}"
+    html += f"{said}<p><b>{in_html(end)}</b></p>"
+    publish({"text/html": html, "text/plain": "\n".join([*lines, *text, end])})
+
+
+def _conclude(number: int, case: Case, found: Checked, before: Checked) -> tuple[str, list[str]]:
+    """(治好了没有的一句话, 主诉好了多少的一句话)；治好了就记下。"""
+    if found.shares.keys() != chart(case.control).checked.shares.keys():
+        return f"没治好：这张处方教的，已经不是他要学的了。提示：{case.hint}", []
+    gain, low, high = gained(case, before, found)
     said = f"主诉（{NAMES[case.measure][0]}）好了 {100 * gain:+.0f} 个百分点"
     said += f"（95% 区间 {100 * low:+.0f} 到 {100 * high:+.0f}）。"
-    cured = found.well and low > 0
-    if cured:
+    if found.well and low > 0:
         remember(case, 2)
-        end = f"✓ {number} 号治好了。"
-    else:
-        end = f"没治好：{_why(found, low)}提示：{case.hint}"
-    text = ["  ".join(filter(None, row)) for row in numbers[1:]]
-    html = f"{_lights(found.verdict)}{table([tuple(map(in_html, row)) for row in numbers])}"
-    html += f"<p>{in_html(said)}</p><p><b>{in_html(end)}</b></p>"
-    publish({"text/html": html, "text/plain": "\n".join([*lines, *text, said, end])})
+        return f"✓ {number} 号治好了。", [said]
+    return f"没治好：{_why(found)}提示：{case.hint}", [said]
 
 
-def _why(found: Checked, low: float) -> str:
+def _why(found: Checked) -> str:
     """三个灯不好，还是和治之前分不出。"""
     if found.verdict.word != "学到了":
         return f"法官说“{found.verdict.word}”。"
