@@ -19,10 +19,10 @@ STYLE = {
 LOUD = STYLE | {"lora.alpha": "64", "train.lr": "3e-4"}
 CAT = STYLE | {
     "data.class_folder": "cats",
-    "train.steps": "120",
+    "train.steps": "160",
     "train.batch_size": "4",
 }
-FLUX = CAT | {"train.guidance": "1", "train.steps": "180"}
+FLUX = STYLE | {"train.guidance": "1", "train.steps": "120"}
 EDIT = STYLE | {"train.steps": "120", "train.batch_size": "4"}
 FOLDERS = ("data.folder", "data.class_folder")  # 处方里写图库里的名字
 
@@ -99,9 +99,9 @@ CHARACTER = "tiny-character"
 PAPER = Plan("tiny-qwen-image", STYLE, "papercut")
 LOUDER = Plan("tiny-qwen-image", LOUD, "papercut")
 OHWX = Plan(CHARACTER, CAT, "ohwx-cat")
-SHOT = Plan("tiny-flux", FLUX, "ohwx-cat")
+FLUXED = Plan("tiny-flux", FLUX, "papercut")
 PAIRS = Plan("tiny-qwen-image-edit", EDIT, "edit-papercut")
-CONTROLS = {"paper": PAPER, "louder": LOUDER, "ohwx": OHWX, "shot": SHOT, "pairs": PAIRS}
+CONTROLS = {"paper": PAPER, "louder": LOUDER, "ohwx": OHWX, "flux": FLUXED, "pairs": PAIRS}
 ALL = (
     Case(
         "lr_high",
@@ -188,7 +188,7 @@ ALL = (
     Case(
         "guidance",
         "FLUX，训练时损失降得最多，画出来却淡",
-        "shot",
+        "flux",
         ("train.guidance", "3.5"),
         "损失从哪么高的地方降下来？没练时就该猜得准的，为什么一开头这么高？",
     ),
