@@ -18,7 +18,7 @@ STYLE = {
 }
 LOUD = STYLE | {"lora.alpha": "64", "train.lr": "3e-4"}
 CAT = STYLE | {
-    "data.class_folder": "cats",
+    "data.class_folder": "plain-cats",
     "train.steps": "160",
     "train.batch_size": "4",
 }
@@ -124,7 +124,7 @@ ALL = (
         "ohwx",
         ("photos", "half-trigger"),
         "把四句描述并排读一遍。photos= 的函数收到图的文件夹，里面每个 .txt 都可以改。",
-        "kept",
+        "leaked",
     ),
     Case(
         "alpha",

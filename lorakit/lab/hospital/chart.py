@@ -74,7 +74,7 @@ def lines(mine: Chart, well: Chart) -> Figure:
     panel.held, panel.by_t = facts["held"], facts["by_t"]
     figure = panel.curves()
     left, right = figure.axes
-    left.plot(panel.steps, smooth(np.array(well.facts["losses"]))[: panel.total], color=GREEN, lw=1, ls=":")
+    left.plot(panel.steps, smooth(np.array(well.facts["losses"])), color=GREEN, lw=1, ls=":")
     left.plot(*zip(*well.facts["held"], strict=True), **LOOK)
     right.plot(EVAL_T, well.facts["by_t"][-1][1], **LOOK | {"label": "健康的对照"})
     top = max(*(loss for _, loss in facts["held"]), *(loss for _, loss in well.facts["held"]))

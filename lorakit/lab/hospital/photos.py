@@ -49,9 +49,15 @@ def _one_caption(folder: Path):
     _put(folder, scenes, [f"{STYLES['papercut'][0]}，一张图"] * len(scenes))
 
 
-def _cats() -> list[Scene]:
+def _cats(kind: str = "ohwx") -> list[Scene]:
     rng = np.random.default_rng(SEED)
-    return [samples.character_scene(rng) for _ in range(samples.COUNT)]
+    return [samples.character_scene(rng, kind) for _ in range(samples.COUNT)]
+
+
+def _plain_cats(folder: Path):
+    """普通的猫，作同类图片；描述里不说颜色：“猫”这个词要靠它们守住。"""
+    scenes = _cats("cat")
+    _put(folder, scenes, [caption(change(one, kind="ohwx")).replace("ohwx ", "") for one in scenes])
 
 
 def _half_trigger(folder: Path):
@@ -84,7 +90,8 @@ def swap(folder: Path):
     aside.rename(control)
 
 
-SICK: dict[str, Callable[[Path], object]] = {
+OWN: dict[str, Callable[[Path], object]] = {  # 头一份是好的，别的都有毛病
+    "plain-cats": _plain_cats,
     "few": _few,
     "burst": _burst,
     "one-caption": _one_caption,
@@ -101,8 +108,8 @@ def write(name: str, folder: Path) -> Path:
         LorakitError: 没有这份图。
     """
     shutil.rmtree(folder, ignore_errors=True)
-    if name in SICK:
-        SICK[name](folder)
+    if name in OWN:
+        OWN[name](folder)
     elif name in samples.NAMES:
         samples.write(name, folder)
     else:

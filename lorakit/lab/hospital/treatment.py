@@ -10,7 +10,7 @@ from PIL import Image
 from lorakit import data, lora
 from lorakit.config import Config, load_config
 from lorakit.judge import Judge, eye_for
-from lorakit.judge.drawing import Progress
+from lorakit.judge.drawing import Progress, Question, Studio
 from lorakit.judge.tiny_eye import TinyEye
 from lorakit.lab.hospital import photos
 from lorakit.lab.hospital.cases import FOLDERS, Case, Plan
@@ -21,14 +21,16 @@ from lorakit.results.evidence import Share, newcombe
 from lorakit.results.verdict import Verdict
 from lorakit.tiny import lessons
 from lorakit.tiny.edits import change
-from lorakit.tiny.world import Scene, render
+from lorakit.tiny.examiner import examine, share
+from lorakit.tiny.world import Scene, caption, render
 
 DRAW, SEEDS = 10, 4  # 画一张走几步；认帽子时戴与不戴各画几张作对照
-KEPT = 0.5  # 不说触发词，至少这么多还是普通的猫；没让戴的帽子，最多这么多
+KEPT = 0.5  # 至少这么多还是普通的猫；没让戴的帽子、没叫的 ohwx，最多这么多
 FIXED = ("eval.every=20", "train.save_every=1000", f"sample.steps={DRAW}", "train.keep=1")
 NAMES = {  # 主诉 -> (怎么说, 1 是越多越好，-1 是越少越好)
     "right": ("画成了要的样子", 1),
-    "kept": ("不说触发词，还是普通的猫", 1),
+    "kept": ("说某种颜色的猫，还是普通的猫", 1),
+    "leaked": ("只说“猫”，画的却是 ohwx", -1),
     "closer": ("照训练描述画的，离训练图比换个种子还近", -1),
     "hats": ("没让戴，却戴着帽子", -1),
 }
@@ -43,9 +45,13 @@ class Checked:
 
     @property
     def well(self) -> bool:
-        """现在健康：三个灯说学到了，普通的猫没有忘，没有脱不下来的帽子。"""
-        kept, hats = self.shares.get("kept", 1.0), self.shares.get("hats", 0.0)
-        return self.verdict.word == "学到了" and kept >= KEPT and hats <= KEPT
+        """现在健康：三个灯说学到了，普通的猫没有忘，没有脱不下来的帽子，“猫”也没有变成 ohwx。"""
+        enough = all(
+            share >= KEPT if NAMES[what][1] > 0 else share <= KEPT
+            for what, share in self.shares.items()
+            if what in ("kept", "hats", "leaked")
+        )
+        return self.verdict.word == "学到了" and enough
 
 
 def gained(case: Case, before: Checked, after: Checked) -> tuple[float, float, float]:
@@ -90,16 +96,26 @@ def checked(
         found = audit(lora.find(config.run.output), family.skeleton())
     steps = [config.train.steps]
     verdict = Judge(eye_for(None, config))(config, steps, progress, family).verdicts[steps[0]]
-    return Checked(verdict, shares(config, verdict)), found
+    return Checked(verdict, shares(config, verdict, family)), found
 
 
-def shares(config: Config, verdict: Verdict) -> dict[str, Share]:
+def shares(config: Config, verdict: Verdict, family) -> dict[str, Share]:
     """复查要数的几个比例。"""
     facts = {**verdict.lights[1].facts, **verdict.lights[2].facts}
     found = {name: Share(*facts[name][:2]) for name in NAMES if name in facts}
     if "kept" in found:  # 教的是那只猫
         found["hats"] = hats([drawn(config, f"asked-{turn}") for turn in range(2)])
+        found["leaked"] = leaked(config, family)
     return found
+
+
+def leaked(config: Config, family) -> Share:
+    """只说“猫”，不说 ohwx，也不说颜色：画成了那一只的有几张。"""
+    said = [caption(scene).replace("ohwx ", "") for scene in lessons.character_scenes()[:12]]
+    paper = {"leaked": [Question(one, (config.data.resolution,) * 2) for one in said]}
+    studio = Studio(config, family, paper)
+    turns = [studio.draw(config.train.steps, "leaked", turn) for turn in range(2)]
+    return share([one for images in turns for one in examine(images)], character="ohwx")
 
 
 def drawn(config: Config, name: str) -> list[Image.Image]:
