@@ -21,6 +21,7 @@ CAT = STYLE | {
     "data.class_folder": "plain-cats",
     "train.steps": "160",
     "train.batch_size": "4",
+    "train.lr": "2e-3",
 }
 FLUX = STYLE | {"train.guidance": "1", "train.steps": "120"}
 EDIT = STYLE | {"train.steps": "120", "train.batch_size": "4"}
@@ -112,15 +113,15 @@ ALL = (
     ),
     Case(
         "four",
-        "说什么都画成那几张",
+        "照训练的描述画，出来的就是训练图，换个种子也一样",
         "paper",
         ("photos", "few"),
         "设置怎么改，看的也还是那几张。图库里有别的：data.folder=papercut。",
-        "closer",
+        "twins",
     ),
     Case(
         "trigger",
-        "没说 ohwx，只说“猫”，来的也是那一只",
+        "没说 ohwx，只说“猫”，有时也画成那一只",
         "ohwx",
         ("photos", "half-trigger"),
         "把四句描述并排读一遍。photos= 的函数收到图的文件夹，里面每个 .txt 都可以改。",
@@ -172,11 +173,11 @@ ALL = (
     ),
     Case(
         "burst",
-        "二十四张，不算少，画出来的还是训练图",
+        "二十四张，不算少，可是照描述画，出来的还是训练图",
         "paper",
         ("photos", "burst"),
         "二十四张里真正不同的有几张？图库里有各不相同的：data.folder=papercut。",
-        "closer",
+        "twins",
     ),
     Case(
         "shift",
