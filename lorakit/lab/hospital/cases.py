@@ -24,7 +24,7 @@ CAT = STYLE | {
     "train.lr": "2e-3",
 }
 FLUX = STYLE | {"train.guidance": "1", "train.steps": "120"}
-EDIT = STYLE | {"train.steps": "120", "train.batch_size": "4"}
+EDIT = STYLE | {"train.steps": "160", "train.batch_size": "4", "train.lr": "2e-3"}
 FOLDERS = ("data.folder", "data.class_folder")  # 处方里写图库里的名字
 
 
@@ -137,7 +137,7 @@ ALL = (
     ),
     Case(
         "swapped",
-        "叫它变成剪纸，它倒把剪纸变回来",
+        "叫它变成剪纸，它就是不变",
         "pairs",
         ("photos", "swapped"),
         "看头两行，哪一行是改之前。photos= 的函数收到的文件夹里有 images 和 control。",
@@ -181,17 +181,19 @@ ALL = (
     ),
     Case(
         "shift",
-        "颜色和大块都对，细处却是糊的",
+        "留出集的损失停在比别人高的地方，再练也下不去",
         "paper",
         ("train.timestep.shift", "8"),
-        "右边那张图：t 的哪一头没有降？单子上管 t 的是哪一项？",
+        "右边那张图：t 的哪一头比对照高？单子上管 t 的是哪一项？",
+        "fine",
     ),
     Case(
         "guidance",
-        "FLUX，训练时损失降得最多，画出来却淡",
+        "FLUX，损失降得比谁都多，画出来却不比谁好",
         "flux",
         ("train.guidance", "3.5"),
-        "损失从哪么高的地方降下来？没练时就该猜得准的，为什么一开头这么高？",
+        "损失从那么高的地方降下来：没练时就该猜得准的，为什么一开头这么高？",
+        "start",
     ),
     Case(
         "caption",

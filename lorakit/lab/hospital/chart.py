@@ -38,7 +38,8 @@ class Chart:
         facts = self.facts
         lights = tuple(Light(*light) for light in facts["lights"])
         counts = {what: Share(*count) for what, count in facts["shares"].items()}
-        return Checked(Verdict(facts["word"], facts["sentence"], lights=lights), counts)
+        verdict = Verdict(facts["word"], facts["sentence"], lights=lights)
+        return Checked(verdict, counts, facts["measured"])
 
 
 @cache

@@ -186,9 +186,7 @@ def _conclude(number: int, case: Case, found: Checked, before: Checked) -> tuple
     """(治好了没有的一句话, 主诉好了多少的一句话)；治好了就记下。"""
     if found.shares.keys() != chart(case.control).checked.shares.keys():
         return f"没治好：这张处方教的，已经不是他要学的了。提示：{case.hint}", []
-    gain, low, high = gained(case, before, found)
-    said = f"主诉（{NAMES[case.measure][0]}）好了 {100 * gain:+.0f} 个百分点"
-    said += f"（95% 区间 {100 * low:+.0f} 到 {100 * high:+.0f}）。"
+    _, low, said = gained(case.measure, before, found)
     if found.well and low > 0:
         remember(case, 2)
         return f"✓ {number} 号治好了。", [said]

@@ -46,6 +46,7 @@ def record(name: str, plan: Plan, out: Path) -> Checked:
         "sentence": found.verdict.sentence,
         "lights": [[light.name, light.color, light.said] for light in found.verdict.lights],
         "shares": {what: [share.k, share.n] for what, share in found.shares.items()},
+        "measured": {what: [round(x, 4) for x in row] for what, row in found.losses.items()},
         "blocks": {block: round(norm, 3) for block, (norm, _) in file.blocks.items()},
     }
     write_text(out / f"{name}.json", json.dumps(facts, ensure_ascii=False, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """照一份样子练一次、交出文件、请法官看：记录病人和读者自己的治疗，走的是同一条路。"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from lorakit.judge import Judge, eye_for
 from lorakit.judge.drawing import Progress, Question, Studio
 from lorakit.judge.tiny_eye import TinyEye
 from lorakit.lab.hospital import photos
-from lorakit.lab.hospital.cases import FOLDERS, Case, Plan
+from lorakit.lab.hospital.cases import FOLDERS, Plan
 from lorakit.lab.hospital.handover import SCRIPTS, Script, hand_over
 from lorakit.lab.runner import Run
 from lorakit.lora.audit import Audit, audit
-from lorakit.results.evidence import Share, newcombe
+from lorakit.results import folder as run_folder
+from lorakit.results.evidence import Share, mean_difference, newcombe
 from lorakit.results.verdict import Verdict
 from lorakit.tiny import lessons
 from lorakit.tiny.edits import change
@@ -34,14 +35,19 @@ NAMES = {  # 主诉 -> (怎么说, 1 是越多越好，-1 是越少越好)
     "twins": ("照训练描述画的，几乎就是训练图", -1),
     "hats": ("没让戴，却戴着帽子", -1),
 }
+LOSSES = {  # 主诉 -> (怎么说, 第几次检验, 哪几个 t)
+    "start": ("没练时，留出集的损失", 0, slice(None)),
+    "fine": ("练完后，t 小的一半的损失", -1, slice(4)),
+}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """一次复查：法官的判断、几个要数的比例（NAMES 里的，没有的不在）。"""
+    """一次复查：法官的判断、要数的比例（NAMES 里的，没有的不在）、要看的损失（LOSSES 里的）。"""
 
     verdict: Verdict
     shares: dict[str, Share]
+    losses: dict[str, list[float]] = field(default_factory=dict)  # 每张留出图、每个 t 一个
 
     @property
     def well(self) -> bool:
@@ -54,12 +60,20 @@ class Checked:
         return self.verdict.word == "学到了" and enough
 
 
-def gained(case: Case, before: Checked, after: Checked) -> tuple[float, float, float]:
-    """主诉好了多少：(差, 95% 区间的两边)，好的是正的。"""
-    sign = NAMES[case.measure][1]
-    new, old = after.shares[case.measure], before.shares[case.measure]
-    one, two = (new, old) if sign > 0 else (old, new)
-    return float(one) - float(two), *newcombe(one, two)
+def gained(measure: str, before: Checked, after: Checked) -> tuple[float, float, str]:
+    """主诉好了多少：(好的是正的, 95% 区间的下边, 一句话)；区间不含 0 才算真的好了。"""
+    if measure in LOSSES:
+        one, two = before.losses[measure], after.losses[measure]
+        found = mean_difference(np.log(one), np.log(two), len(one) == len(two))
+        gain, low, high = (float(-np.expm1(-value)) for value in found)
+        said = f"{LOSSES[measure][0]}低了 {gain:.0%}（95% 区间 {low:.0%} 到 {high:.0%}）"
+    else:
+        name, sign = NAMES[measure]
+        one, two = (x.shares[measure] for x in ((after, before) if sign > 0 else (before, after)))
+        gain, (low, high) = float(one) - float(two), newcombe(one, two)
+        said = f"{name}：好了 {100 * gain:+.0f} 个百分点"
+        said += f"（95% 区间 {100 * low:+.0f} 到 {100 * high:+.0f}）"
+    return gain, low, f"主诉：{said}。"
 
 
 def configured(plan: Plan, home: Path, mend: Callable[[Path], object] | None = None) -> Config:
@@ -96,7 +110,15 @@ def checked(
         found = audit(lora.find(config.run.output), family.skeleton())
     steps = [config.train.steps]
     verdict = Judge(eye_for(None, config))(config, steps, progress, family).verdicts[steps[0]]
-    return Checked(verdict, shares(config, verdict, family)), found
+    return Checked(verdict, shares(config, verdict, family), losses(config)), found
+
+
+def losses(config: Config) -> dict[str, list[float]]:
+    """要看的几组损失：每张留出图、每个 t 一个数。"""
+    exams = [
+        np.array(m["held_each"]) for m in run_folder.read(config.run.output) if "held_each" in m
+    ]
+    return {what: exams[when][:, at].ravel().tolist() for what, (_, when, at) in LOSSES.items()}
 
 
 def shares(config: Config, verdict: Verdict, family) -> dict[str, Share]:
