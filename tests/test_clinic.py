@@ -83,9 +83,8 @@ def test_the_recordings_are_light_and_none_is_left_over():
 def test_the_fault_shows_and_its_cure_cures(case):
     sick, well = chart.chart(case.name).checked, chart.chart(case.control).checked
     assert well.well and (case.measure in treatment.LOSSES or not sick.well)
-    gain, low, said = treatment.gained(case.measure, sick, well)
-    assert 0 < low <= gain, said
-    _, low, said = treatment.gained(case.measure, sick, sick)
+    assert treatment.cured(case.measure, sick, well), treatment.gained(case.measure, sick, well)
+    _, low, _ = treatment.gained(case.measure, sick, sick)
     assert low <= 0, "没有治，就没有好"
 
 
@@ -142,13 +141,18 @@ def test_telling_cured_from_not(shown, own_cache):
     assert desk.state(case) == 2
 
 
-def test_well_needs_all_of_it():
-    def one(word="学到了", **shares):
-        return Checked(Verdict(word, ""), shares).well
+def test_cured_needs_the_lights_and_the_complaint():
+    def one(word="学到了", losses=(1.0, 1.1, 0.9), **shares):
+        return Checked(Verdict(word, ""), shares, {"fine": list(losses), "start": list(losses)})
 
-    assert one() and one(kept=Share(12, 24), hats=Share(12, 24))
-    assert not one("还早") and not one(kept=Share(11, 24)) and not one(hats=Share(13, 24))
-    assert one(right=Share(1, 24)) and not one(leaked=Share(13, 24))
+    cured, few, many = treatment.cured, Share(2, 24), Share(22, 24)
+    assert cured("right", one(right=few), one(right=many))
+    assert not cured("right", one(right=few), one("还早", right=many))
+    assert not cured("right", one(right=many), one(right=Share(23, 24))), "区间里有 0"
+    assert cured("hats", one(hats=many), one(hats=few))
+    assert not cured("hats", one(hats=Share(24, 24)), one(hats=Share(14, 24))), "少了，还是多半戴着"
+    assert cured("fine", one(), one(losses=(0.5, 0.56, 0.45)))
+    assert not cured("fine", one(), one(losses=(1.0, 1.0, 1.0)))
 
 
 def test_sick_pictures_are_sick(tmp_path):

@@ -17,7 +17,15 @@ from lorakit.lab.hospital.chart import ASKED, CELL, board, chart, strip
 from lorakit.lab.hospital.handover import Script
 from lorakit.lab.hospital.photos import CUPBOARD
 from lorakit.lab.hospital.record import SHOWN
-from lorakit.lab.hospital.treatment import NAMES, Checked, checked, configured, drawn, gained
+from lorakit.lab.hospital.treatment import (
+    NAMES,
+    Checked,
+    checked,
+    configured,
+    cured,
+    drawn,
+    gained,
+)
 from lorakit.lab.lights import COLORS
 from lorakit.lab.notes import fresh, notes, workplace
 from lorakit.lab.picture import wall
@@ -186,17 +194,9 @@ def _conclude(number: int, case: Case, found: Checked, before: Checked) -> tuple
     """(治好了没有的一句话, 主诉好了多少的一句话)；治好了就记下。"""
     if found.shares.keys() != chart(case.control).checked.shares.keys():
         return f"没治好：这张处方教的，已经不是他要学的了。提示：{case.hint}", []
-    _, low, said = gained(case.measure, before, found)
-    if found.well and low > 0:
+    said = gained(case.measure, before, found)[2]
+    if cured(case.measure, before, found):
         remember(case, 2)
         return f"✓ {number} 号治好了。", [said]
-    return f"没治好：{_why(found)}提示：{case.hint}", [said]
-
-
-def _why(found: Checked) -> str:
-    """三个灯不好，还是和治之前分不出。"""
-    if found.verdict.word != "学到了":
-        return f"法官说“{found.verdict.word}”。"
-    if not found.well:
-        return "三个灯好了，可是还有一样没有好。"
-    return "三个灯好了，可是和治之前的差，区间里还有 0。"
+    why = "三个灯好了，可是主诉还没有。" if found.well else f"法官说“{found.verdict.word}”。"
+    return f"没治好：{why}提示：{case.hint}", [said]

@@ -26,7 +26,7 @@ from lorakit.tiny.examiner import examine, share
 from lorakit.tiny.world import Scene, caption, render
 
 DRAW, SEEDS = 10, 4  # 画一张走几步；认帽子时戴与不戴各画几张作对照
-KEPT = 0.5  # 至少这么多还是普通的猫；没让戴的帽子、没叫的 ohwx，最多这么多
+MOSTLY = 0.5  # 没让戴的帽子、没叫的 ohwx、照抄的，最多这么多
 FIXED = ("eval.every=20", "train.save_every=1000", f"sample.steps={DRAW}", "train.keep=1")
 NAMES = {  # 主诉 -> (怎么说, 1 是越多越好，-1 是越少越好)
     "right": ("画成了要的样子", 1),
@@ -51,13 +51,14 @@ class Checked:
 
     @property
     def well(self) -> bool:
-        """现在健康：三个灯说学到了，普通的猫没有忘，没有脱不下来的帽子，“猫”也没有变成 ohwx。"""
-        enough = all(
-            share >= KEPT if NAMES[what][1] > 0 else share <= KEPT
-            for what, share in self.shares.items()
-            if what in ("kept", "hats", "leaked")
-        )
-        return self.verdict.word == "学到了" and enough
+        """三个灯说学到了。"""
+        return self.verdict.word == "学到了"
+
+
+def cured(measure: str, before: Checked, after: Checked) -> bool:
+    """治好了：三个灯好了，主诉也真的好了；要少的（帽子、照抄……），还得少到一半以下。"""
+    few = NAMES.get(measure, ("", 1))[1] > 0 or after.shares[measure] <= MOSTLY
+    return after.well and few and gained(measure, before, after)[1] > 0
 
 
 def gained(measure: str, before: Checked, after: Checked) -> tuple[float, float, str]:
