@@ -20,7 +20,12 @@ LOUD = STYLE | {"lora.alpha": "64", "train.lr": "3e-4"}
 CAT = STYLE | {"train.steps": "120", "train.batch_size": "4"}
 KIN = CAT | {"data.class_folder": "plain-cats", "data.class_weight": "0.3", "train.steps": "160"}
 FLUX = STYLE | {"train.guidance": "1", "train.steps": "120"}
-EDIT = STYLE | {"train.steps": "160", "train.batch_size": "4", "train.lr": "2e-3"}
+EDIT = STYLE | {
+    "train.steps": "160",
+    "train.batch_size": "4",
+    "train.lr": "2e-3",
+    "sample.steps": "20",
+}
 FOLDERS = ("data.folder", "data.class_folder")  # 处方里写图库里的名字
 
 

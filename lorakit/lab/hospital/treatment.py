@@ -25,7 +25,7 @@ from lorakit.tiny.edits import change
 from lorakit.tiny.examiner import examine, share
 from lorakit.tiny.world import Scene, caption, render
 
-DRAW, SEEDS = 10, 4  # 画一张走几步；认帽子时戴与不戴各画几张作对照
+DRAW, TURNS, SEEDS = 10, 2, 4  # 画一张走几步；画几轮；认帽子时戴与不戴各画几张作对照
 MOSTLY = 0.5  # 没让戴的帽子、没叫的 ohwx、照抄的，最多这么多
 FIXED = ("eval.every=20", "train.save_every=1000", f"sample.steps={DRAW}", "train.keep=1")
 NAMES = {  # 主诉 -> (怎么说, 1 是越多越好，-1 是越少越好)
@@ -89,7 +89,7 @@ def configured(plan: Plan, home: Path, mend: Callable[[Path], object] | None = N
         if name in FOLDERS:
             value = photos.write(value, home / value)
         own.append(f"{name}={value}")
-    base = load_config(plan.preset, [*own, *FIXED])
+    base = load_config(plan.preset, [*FIXED, *own])
     return base.model_copy(
         update={"sample": base.sample.model_copy(update={"every": base.train.steps})}
     )
@@ -126,19 +126,25 @@ def shares(config: Config, verdict: Verdict, family) -> dict[str, Share]:
     """复查要数的几个比例。"""
     facts = {**verdict.lights[1].facts, **verdict.lights[2].facts}
     found = {name: Share(*facts[name][:2]) for name in NAMES if name in facts}
-    if "kept" in found:  # 教的是那只猫
-        found["hats"] = hats([drawn(config, f"asked-{turn}") for turn in range(2)])
-        found["leaked"] = leaked(config, family)
+    if any("ohwx" in file.read_text("utf-8") for file in _captions(config)):
+        scenes = lessons.character_scenes()[:12]
+        said = [caption(scene) for scene in scenes]
+        plain = [one.replace("ohwx ", "") for one in said]
+        found["leaked"] = share(examine(_ask(config, family, "leaked", plain)), character="ohwx")
+        found["hats"] = hats(_ask(config, family, "named", said), scenes * TURNS)
     return found
 
 
-def leaked(config: Config, family) -> Share:
-    """只说“猫”，不说 ohwx，也不说颜色：画成了那一只的有几张。"""
-    said = [caption(scene).replace("ohwx ", "") for scene in lessons.character_scenes()[:12]]
-    paper = {"leaked": [Question(one, (config.data.resolution,) * 2) for one in said]}
+def _captions(config: Config) -> list[Path]:
+    return sorted(config.data.sources[0].folder.rglob("*.txt"))
+
+
+def _ask(config: Config, family, name: str, said: Sequence[str]) -> list[Image.Image]:
+    """练好的照几句话画，换着种子画 TURNS 轮。"""
+    paper = {name: [Question(one, (config.data.resolution,) * 2) for one in said]}
     studio = Studio(config, family, paper)
-    turns = [studio.draw(config.train.steps, "leaked", turn) for turn in range(2)]
-    return share([one for images in turns for one in examine(images)], character="ohwx")
+    turns = [studio.draw(config.train.steps, name, turn) for turn in range(TURNS)]
+    return [image for images in turns for image in images]
 
 
 def drawn(config: Config, name: str) -> list[Image.Image]:
@@ -147,11 +153,9 @@ def drawn(config: Config, name: str) -> list[Image.Image]:
     return [data.read_image(file) for file in sorted(home.glob("*.png"))]
 
 
-def hats(turns: Sequence[Sequence[Image.Image]]) -> Share:
+def hats(images: Sequence[Image.Image], scenes: Sequence[Scene]) -> Share:
     """没说帽子的 ohwx 猫，戴着帽子的有几张：离戴着的样子近，还是离没戴的近。"""
-    scenes = lessons.character_scenes()[:12]
-    pairs = [pair for images in turns for pair in zip(images, scenes, strict=True)]
-    return Share.of([wears_hat(*pair) for pair in pairs])
+    return Share.of([wears_hat(*pair) for pair in zip(images, scenes, strict=True)])
 
 
 def wears_hat(image: Image.Image, scene: Scene) -> bool:
