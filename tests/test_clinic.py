@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -82,8 +83,8 @@ def test_the_recordings_are_light_and_none_is_left_over():
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_the_fault_shows_and_its_cure_cures(case):
     sick, well = chart.chart(case.name).checked, chart.chart(case.control).checked
-    assert well.well and (case.measure in treatment.LOSSES or not sick.well)
-    assert treatment.cured(case.measure, sick, well), treatment.gained(case.measure, sick, well)
+    assert treatment.cured(case, sick, well), treatment.gained(case.measure, sick, well)
+    assert not treatment.cured(case, sick, sick)
     _, low, _ = treatment.gained(case.measure, sick, sick)
     assert low <= 0, "没有治，就没有好"
 
@@ -141,11 +142,14 @@ def test_telling_cured_from_not(shown, own_cache):
     assert desk.state(case) == 2
 
 
-def test_cured_needs_the_lights_and_the_complaint():
+def test_cured_needs_the_judge_and_the_complaint():
     def one(word="学到了", losses=(1.0, 1.1, 0.9), **shares):
-        return Checked(Verdict(word, ""), shares, {"fine": list(losses), "start": list(losses)})
+        return Checked(Verdict(word, ""), shares, {"fine": list(losses)})
 
-    cured, few, many = treatment.cured, Share(2, 24), Share(22, 24)
+    def cured(measure, before, after):
+        return treatment.cured(replace(ALL[0], measure=measure), before, after)
+
+    few, many = Share(2, 24), Share(22, 24)
     assert cured("right", one(right=few), one(right=many))
     assert not cured("right", one(right=few), one("还早", right=many))
     assert not cured("right", one(right=many), one(right=Share(23, 24))), "区间里有 0"
@@ -218,7 +222,7 @@ def test_a_treatment_is_trained_and_judged(shown, quick):
         *("train.lr=1e-3", "train.steps=2", "train.batch_size=2"),
         photos=lambda folder: touched.append(len(list(folder.glob("*.png")))),
     )
-    assert touched == [24] and not found.well and found.shares["right"].n == 26
+    assert touched == [24] and found.verdict.word != "学到了" and found.shares["right"].n == 26
     assert "没治好" in shown[-1]["text/plain"] and desk.state(ALL[0]) == 0
 
 

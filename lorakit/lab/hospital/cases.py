@@ -24,7 +24,6 @@ EDIT = STYLE | {
     "train.steps": "160",
     "train.batch_size": "4",
     "train.lr": "2e-3",
-    "sample.steps": "20",
 }
 FOLDERS = ("data.folder", "data.class_folder")  # 处方里写图库里的名字
 
@@ -52,6 +51,7 @@ class Case:
     fault: tuple[str, str]
     hint: str  # 没治好时给的
     measure: str = "right"
+    words: tuple[str, ...] = ("学到了",)  # 治好以后，法官说的应是其中一个
 
     @property
     def healthy(self) -> Plan:
@@ -149,6 +149,7 @@ ALL = (
         "pairs",
         ("photos", "swapped"),
         "看头两行，哪一行是改之前。photos= 的函数收到的文件夹里有 images 和 control。",
+        words=("学到了", "还早"),  # 二十秒里，健康的对照也只到“还早”
     ),
     Case(
         "lr_low",
@@ -167,10 +168,11 @@ ALL = (
     ),
     Case(
         "dropout",
-        "说了 ohwx，画出来的却不太是它",
+        "学得比别人慢：同样的步数，红线一直在对照的上面",
         "ohwx",
         ("data.caption_dropout", "0.9"),
         "单子上哪一项管“看不看得到描述”？平常是 0.1。",
+        "end",
     ),
     Case(
         "keys",

@@ -195,8 +195,9 @@ def _conclude(number: int, case: Case, found: Checked, before: Checked) -> tuple
     if found.shares.keys() != chart(case.control).checked.shares.keys():
         return f"没治好：这张处方教的，已经不是他要学的了。提示：{case.hint}", []
     said = gained(case.measure, before, found)[2]
-    if cured(case.measure, before, found):
+    if cured(case, before, found):
         remember(case, 2)
         return f"✓ {number} 号治好了。", [said]
-    why = "三个灯好了，可是主诉还没有。" if found.well else f"法官说“{found.verdict.word}”。"
+    word = found.verdict.word
+    why = "法官满意了，可是主诉还没有好。" if word in case.words else f"法官说“{word}”。"
     return f"没治好：{why}提示：{case.hint}", [said]

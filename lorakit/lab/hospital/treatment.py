@@ -13,7 +13,7 @@ from lorakit.judge import Judge, eye_for
 from lorakit.judge.drawing import Progress, Question, Studio
 from lorakit.judge.tiny_eye import TinyEye
 from lorakit.lab.hospital import photos
-from lorakit.lab.hospital.cases import FOLDERS, Plan
+from lorakit.lab.hospital.cases import FOLDERS, Case, Plan
 from lorakit.lab.hospital.handover import SCRIPTS, Script, hand_over
 from lorakit.lab.runner import Run
 from lorakit.lora.audit import Audit, audit
@@ -37,6 +37,7 @@ NAMES = {  # 主诉 -> (怎么说, 1 是越多越好，-1 是越少越好)
 }
 LOSSES = {  # 主诉 -> (怎么说, 第几次检验, 哪几个 t)
     "start": ("没练时，留出集的损失", 0, slice(None)),
+    "end": ("练完后，留出集的损失", -1, slice(None)),
     "fine": ("练完后，t 小的一半的损失", -1, slice(4)),
 }
 
@@ -49,16 +50,12 @@ class Checked:
     shares: dict[str, Share]
     losses: dict[str, list[float]] = field(default_factory=dict)  # 每张留出图、每个 t 一个
 
-    @property
-    def well(self) -> bool:
-        """三个灯说学到了。"""
-        return self.verdict.word == "学到了"
 
-
-def cured(measure: str, before: Checked, after: Checked) -> bool:
-    """治好了：三个灯好了，主诉也真的好了；要少的（帽子、照抄……），还得少到一半以下。"""
-    few = NAMES.get(measure, ("", 1))[1] > 0 or after.shares[measure] <= MOSTLY
-    return after.well and few and gained(measure, before, after)[1] > 0
+def cured(case: Case, before: Checked, after: Checked) -> bool:
+    """治好了：法官说的对，主诉也真的好了；要少的（帽子、照抄……），还得少到一半以下。"""
+    sign = NAMES.get(case.measure, ("", 1))[1]
+    few = sign > 0 or after.shares[case.measure] <= MOSTLY
+    return after.verdict.word in case.words and few and gained(case.measure, before, after)[1] > 0
 
 
 def gained(measure: str, before: Checked, after: Checked) -> tuple[float, float, str]:
