@@ -162,8 +162,6 @@ def test_cured_needs_the_judge_and_the_complaint():
 def test_sick_pictures_are_sick(tmp_path):
     few = photos.write("few", tmp_path / "a")
     assert len(list(few.glob("*.png"))) == photos.FEW
-    said = [f.read_text("utf-8") for f in photos.write("half-trigger", few).glob("*.txt")]
-    assert len(said) == samples.COUNT and sum("ohwx" in one for one in said) == samples.COUNT // 2
     one = photos.write("one-caption", few)
     assert len({file.read_text("utf-8") for file in one.glob("*.txt")}) == 1
     pairs = photos.write("swapped", few)
@@ -189,18 +187,16 @@ def norms(run) -> float:
 
 def test_scripts_lose_what_they_say_and_export_does_not(trained):
     run, family = trained
-    whole, file = norms(run), lora.find(run).read_bytes()
+    whole = norms(run)
 
     def export(run, out):
         main(["export", str(run), "--to", "kohya", "--dtype", "fp32", "--out", str(out)])
 
     found = handover.hand_over(export, run, family)
     assert found.good and norms(run) == pytest.approx(whole, rel=1e-4)
-    lora.find(run).write_bytes(file)
     found = handover.hand_over(handover.SCRIPTS["no-alpha"], run, family)
     assert found.good and "没有写强度" in found.strength
     assert norms(run) == pytest.approx(whole / 4, rel=1e-4)
-    lora.find(run).write_bytes(file)
     found = handover.hand_over(handover.SCRIPTS["half-named"], run, family)
     assert not found.good and len(found.unknown) == 2 * found.layers
     with pytest.raises(LorakitError, match="没有写出文件"):

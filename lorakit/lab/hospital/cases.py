@@ -18,14 +18,12 @@ STYLE = {
 }
 LOUD = STYLE | {"lora.alpha": "64", "train.lr": "3e-4"}
 CAT = STYLE | {"train.steps": "120", "train.batch_size": "4"}
-KIN = CAT | {"data.class_folder": "plain-cats", "data.class_weight": "0.3", "train.steps": "160"}
 FLUX = STYLE | {"train.guidance": "1", "train.steps": "120"}
 EDIT = STYLE | {
     "train.steps": "160",
     "train.batch_size": "4",
     "train.lr": "2e-3",
 }
-FOLDERS = ("data.folder", "data.class_folder")  # 处方里写图库里的名字
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,12 @@ def prescribed(plan: Plan, changes: tuple[str, ...]) -> Plan:
 PAPER = Plan("tiny-qwen-image", STYLE, "papercut")
 LOUDER = Plan("tiny-qwen-image", LOUD, "papercut")
 OHWX = Plan("tiny-qwen-image", CAT, "ohwx-cat")
-FAMILY = Plan("tiny-character", KIN, "ohwx-cat")
 FLUXED = Plan("tiny-flux", FLUX, "papercut")
 PAIRS = Plan("tiny-qwen-image-edit", EDIT, "edit-papercut")
 CONTROLS = {
     "paper": PAPER,
     "louder": LOUDER,
     "ohwx": OHWX,
-    "family": FAMILY,
     "flux": FLUXED,
     "pairs": PAIRS,
 }
@@ -126,14 +122,6 @@ ALL = (
         ("photos", "few"),
         "设置怎么改，看的也还是那几张。图库里有别的：data.folder=papercut。",
         "twins",
-    ),
-    Case(
-        "trigger",
-        "没说 ohwx，只说“猫”，有时也画成那一只",
-        "family",
-        ("photos", "half-trigger"),
-        "把四句描述并排读一遍。photos= 的函数收到图的文件夹，里面每个 .txt 都可以改。",
-        "leaked",
     ),
     Case(
         "alpha",

@@ -1,5 +1,6 @@
 """练完以后把文件交给别的软件：抄来的脚本会弄丢东西，别的软件又不出声；这里都照着做一遍。"""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lorakit.lora.foreign import meaning
 from lorakit.lora.steps import all_of
 from lorakit.lora.tensors import write_tensors
 
-GIVEN = "给别人的.safetensors"
+GIVEN, KEPT = "给别人的.safetensors", "练出来的.safetensors"
 Script = Callable[[Path, Path], object]  # (结果文件夹, 写到哪里)
 
 
@@ -53,6 +54,8 @@ def hand_over(script: Script, run: Path, family) -> Audit:
         LorakitError: 脚本没有写出文件，或一层也放不上。
     """
     out, shell = run.parent / GIVEN, family.skeleton()
+    place, kept = all_of(run)[-1] / lora.FILE, run.parent / KEPT
+    shutil.copy(kept, place) if kept.is_file() else shutil.copy(place, kept)  # 再交一次也从头来
     out.unlink(missing_ok=True)
     script(run, out)
     if not out.is_file():
@@ -62,7 +65,6 @@ def hand_over(script: Script, run: Path, family) -> Audit:
         raise LorakitError("写出来的文件一层也放不上：再看看名字，或用 lorakit export。")
     modules = [name for name, one in shell.named_modules() if isinstance(one, nn.Linear)]
     used = meaning(out, modules, fused.slots(family.original, shell)).layers
-    card = lora.read(lora.find(run))[1]
-    place = all_of(run)[-1] / lora.FILE
+    card = lora.read(place)[1]
     write(used, "diffusers", place, card, dtype=torch.float32)
     return found

@@ -49,23 +49,9 @@ def _one_caption(folder: Path):
     _put(folder, scenes, [f"{STYLES['papercut'][0]}，一张图"] * len(scenes))
 
 
-def _cats(kind: str = "ohwx") -> list[Scene]:
+def _cats() -> list[Scene]:
     rng = np.random.default_rng(SEED)
-    return [samples.character_scene(rng, kind) for _ in range(samples.COUNT)]
-
-
-def _plain_cats(folder: Path):
-    """普通的猫，作同类图片；描述里不说颜色：“猫”这个词要靠它们守住。"""
-    scenes = _cats("cat")
-    _put(folder, scenes, [caption(change(one, kind="ohwx")).replace("ohwx ", "") for one in scenes])
-
-
-def _half_trigger(folder: Path):
-    """一半的描述没有触发词。"""
-    said = [caption(scene) for scene in _cats()]
-    _put(
-        folder, _cats(), [one.replace("ohwx ", "") if i % 2 else one for i, one in enumerate(said)]
-    )
+    return [samples.character_scene(rng) for _ in range(samples.COUNT)]
 
 
 def _hats(folder: Path):
@@ -90,12 +76,10 @@ def swap(folder: Path):
     aside.rename(control)
 
 
-OWN: dict[str, Callable[[Path], object]] = {  # 头一份是好的，别的都有毛病
-    "plain-cats": _plain_cats,
+SICK: dict[str, Callable[[Path], object]] = {
     "few": _few,
     "burst": _burst,
     "one-caption": _one_caption,
-    "half-trigger": _half_trigger,
     "hats": _hats,
     "swapped": _swapped,
 }
@@ -108,8 +92,8 @@ def write(name: str, folder: Path) -> Path:
         LorakitError: 没有这份图。
     """
     shutil.rmtree(folder, ignore_errors=True)
-    if name in OWN:
-        OWN[name](folder)
+    if name in SICK:
+        SICK[name](folder)
     elif name in samples.NAMES:
         samples.write(name, folder)
     else:

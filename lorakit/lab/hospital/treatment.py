@@ -13,7 +13,7 @@ from lorakit.judge import Judge, eye_for
 from lorakit.judge.drawing import Progress, Question, Studio
 from lorakit.judge.tiny_eye import TinyEye
 from lorakit.lab.hospital import photos
-from lorakit.lab.hospital.cases import FOLDERS, Case, Plan
+from lorakit.lab.hospital.cases import Case, Plan
 from lorakit.lab.hospital.handover import SCRIPTS, Script, hand_over
 from lorakit.lab.runner import Run
 from lorakit.lora.audit import Audit, audit
@@ -82,10 +82,7 @@ def configured(plan: Plan, home: Path, mend: Callable[[Path], object] | None = N
     ]
     if mend is not None:
         mend(home / "photos")
-    for name, value in plan.settings.items():
-        if name in FOLDERS:
-            value = photos.write(value, home / value)
-        own.append(f"{name}={value}")
+    own += [f"{name}={value}" for name, value in plan.settings.items()]
     base = load_config(plan.preset, [*FIXED, *own])
     return base.model_copy(
         update={"sample": base.sample.model_copy(update={"every": base.train.steps})}
