@@ -45,11 +45,16 @@ def measure(home: Path, steps=STEPS) -> tuple[dict, list[list[Image.Image]]]:
         if step.step in steps:
             trainer.save()
             rows.append(look())
+    return recorded(config, steps, "python tests/measure_trap.py", COLUMNS), rows
+
+
+def recorded(config, steps, command: str, columns) -> dict:
+    """请考官判这几个检查点 -> 一份记录要记下的事实。"""
     judged = Judge(eye_for(None, config))(config, steps)
     held = held_by_step(run_folder.read(config.run.output))
-    facts = {
-        "command": "python tests/measure_trap.py",
-        "columns": list(COLUMNS),
+    return {
+        "command": command,
+        "columns": list(columns),
         "rows": [0, *steps],
         "held": [[step, round(loss, 4)] for step, loss in held.items()],
         "checkpoints": [
@@ -57,22 +62,26 @@ def measure(home: Path, steps=STEPS) -> tuple[dict, list[list[Image.Image]]]:
             for step, one in judged.verdicts.items()
         ],
     }
-    return facts, rows
 
 
 def main():
     with tempfile.TemporaryDirectory() as home:
         facts, rows = measure(Path(home))
-    sheet = Image.new("RGB", (CELL * len(COLUMNS), CELL * len(rows)))
+    write("trap", facts, rows)
+
+
+def write(name: str, facts: dict, rows: list[list[Image.Image]]):
+    """存成 assets/recordings 里的一份记录，印出每个检查点的词和灯。"""
+    sheet = Image.new("RGB", (CELL * len(facts["columns"]), CELL * len(rows)))
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
             sheet.paste(
                 picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (j * CELL, i * CELL)
             )
     HOME.mkdir(exist_ok=True)
-    sheet.save(HOME / "trap.webp", quality=80)
+    sheet.save(HOME / f"{name}.webp", quality=80)
     text = json.dumps(facts, ensure_ascii=False, indent=1)
-    (HOME / "trap.json").write_text(text + "\n", encoding="utf-8")
+    (HOME / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     for one in facts["checkpoints"]:
         print(one["step"], one["word"], *(light["color"] for light in one["lights"]))
 

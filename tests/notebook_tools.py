@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -48,20 +49,29 @@ def execute(book: Path, cache: Path, package: Path | None = ROOT):
 def minutes(notebook) -> float:
     """照实读一遍要几分钟：一分钟 300 个汉字，一行代码 6 秒，一道题 20 秒，一道练习 3 分钟。
 
-    折起来的（<details>）和另算时间的大作业不算；准备的第一格只要按一下，也不算。
+    折起来的（<details>、选读的节）和另算时间的大作业不算；准备的第一格只要按一下，也不算。
     """
-    total, apart = 0.0, False
+    return sum(_minutes(cell) for cell, apart in with_apart(notebook) if not apart)
+
+
+def _minutes(cell) -> float:
+    if cell.cell_type == "markdown":
+        text = re.sub(r"<details>.*?</details>", "", cell.source, flags=re.S)
+        return len(re.findall(r"[\u4e00-\u9fff]", text)) / 300
+    if "find_spec" in cell.source:
+        return 0.0
+    asked = cell.source.count("lab.predict(") + 3 * cell.source.count("lab.recall(")
+    return (cell.source.count("\n") + 1) / 10 + 3 * cell.source.count("lab.check.") + asked / 3
+
+
+def with_apart(notebook) -> Iterator[tuple]:
+    """一格格，各带它是不是在选读、大作业里：从那个标题起，到下一个同级或更高的标题为止。"""
+    level = 0
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            heading = re.search(r"^##? .*", cell.source)
-            apart = "大作业" in heading[0] if heading else apart
-            text = re.sub(r"<details>.*?</details>", "", cell.source, flags=re.S)
-            total += 0 if apart else len(re.findall(r"[\u4e00-\u9fff]", text)) / 300
-        elif not apart and "find_spec" not in cell.source:
-            total += (cell.source.count("\n") + 1) / 10
-            total += 3 * cell.source.count("lab.check.")
-            total += (cell.source.count("lab.predict(") + 3 * cell.source.count("lab.recall(")) / 3
-    return total
+        heading = re.match(r"(#+) (.*)", cell.source) if cell.cell_type == "markdown" else None
+        if heading and len(heading[1]) <= (level or 9):
+            level = len(heading[1]) if re.search("选读|大作业|另算", heading[2]) else 0
+        yield cell, bool(level)
 
 
 def said(cell) -> str:

@@ -8,7 +8,18 @@ import statistics
 import tomllib
 
 import pytest
-from notebook_tools import BOOKS, ROOT, VIEW, code_cells, minutes, pictures, prose, read, said
+from notebook_tools import (
+    BOOKS,
+    ROOT,
+    VIEW,
+    code_cells,
+    minutes,
+    pictures,
+    prose,
+    read,
+    said,
+    with_apart,
+)
 
 from lorakit.lab import exercises, picture, questions
 from lorakit.lab.glossary import TERMS, sentence
@@ -148,20 +159,38 @@ def test_static_page_has_no_blank_widget(book, committed, tmp_path):
     assert "缺字" not in page and "\ufffd" not in page
 
 
-HONEST = {"01_concepts", "02_dataset"}  # 数过、改到 60 分钟以内的；一本改好就加进来
-APART = {book.stem for book in BOOKS}  # 运行过准备的几格，每一节都能单独跑的
+@pytest.mark.parametrize("book", BOOKS, ids=[book.stem for book in BOOKS])
+def test_an_hour_is_enough(book):
+    assert minutes(read(book)) <= 60
 
 
-@pytest.mark.parametrize("name", sorted(HONEST))
-def test_an_hour_is_enough(name):
-    assert minutes(read(ROOT / "notebooks" / f"{name}.ipynb")) <= 60
+@pytest.mark.parametrize("book", BOOKS, ids=[book.stem for book in BOOKS])
+def test_what_is_folded_can_be_left_out(book):
+    """选读的节真的折着；从它的标题到下一个标题，都从新的一格开始；后面没有用到里面造的名字。"""
+    known, inside, folded = set(dir(builtins)), set(), []
+    for cell, apart in with_apart(read(book)):
+        if cell.cell_type == "markdown":
+            titles = re.findall(r"^(#+ .*选读.*)$", cell.source, re.M)
+            assert all(cell.source.startswith(title) for title in titles)
+            assert bool(titles) == cell.metadata.get("jp-MarkdownHeadingCollapsed", False)
+            folded += [cell.id] if titles else []
+            continue
+        made, used = names_in(cell.source)
+        if apart:
+            inside |= made
+        else:
+            known |= made
+            assert used <= known, (cell.source[:60], used - known)
+    colab = read(book).metadata.get("colab", {})
+    assert colab.get("collapsed_sections", []) == folded, "Colab 照这个折"
+    assert inside or not folded
 
 
-@pytest.mark.parametrize("name", sorted(APART))
-def test_each_section_runs_after_the_set_up_cells(name):
+@pytest.mark.parametrize("book", BOOKS, ids=[book.stem for book in BOOKS])
+def test_each_section_runs_after_the_set_up_cells(book):
     """一节用到的名字，要么准备的几格里有，要么这一节自己先写过，要么它说了要 Run All Above。"""
     shared, known, ready, told, before = set(dir(builtins)), set(), False, False, set()
-    for cell in read(ROOT / "notebooks" / f"{name}.ipynb").cells:
+    for cell in read(book).cells:
         if cell.cell_type == "markdown" and re.search(r"^## \d\.\d+ ", cell.source, re.M):
             shared, known, ready = (shared, set(), True) if ready else (shared | known, set(), True)
             told = "Run All Above" in cell.source

@@ -1,11 +1,9 @@
 """像素杯：自己想办法，在 300 步之内超过随书的像素成绩；法官看最后一个检查点，成绩只记在本机。"""
 
-import json
 from pathlib import Path
 
-from lorakit.files import kept, write_text
 from lorakit.judge import Judge, eye_for, open_run
-from lorakit.lab.notes import notes
+from lorakit.lab.notes import best
 from lorakit.results.evidence import Share
 from lorakit.tiny.styles import STYLES
 
@@ -53,9 +51,6 @@ def _row(value: object) -> bool:
 
 
 def _remember(style: list[int], config) -> list[str]:
-    place = notes() / "pixel_cup.json"
-    earlier = kept(place, [_row], [])
     one = [style[0], style[1], config.train.steps, config.lora.rank, config.train.lr]
-    best = sorted([*earlier, one], key=lambda row: (-row[0] / row[1], row[2]))[:5]
-    write_text(place, json.dumps(best))
-    return [f"{k}/{n}（{steps} 步，秩 {rank}，学习率 {lr:g}）" for k, n, steps, rank, lr in best]
+    rows = best("pixel_cup.json", one, _row, lambda row: (-row[0] / row[1], row[2]), 5)
+    return [f"{k}/{n}（{steps} 步，秩 {rank}，学习率 {lr:g}）" for k, n, steps, rank, lr in rows]

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from lorakit import data
-from lorakit.files import kept, write_text
 from lorakit.inert import in_html
 from lorakit.lab.display import headless, publish
-from lorakit.lab.notes import notes
+from lorakit.lab.notes import best, notes
 from lorakit.tiny import samples
 from lorakit.tiny.examiner import UNSURE, examine
 from lorakit.tiny.world import BACKGROUNDS, SIDES
@@ -190,9 +188,5 @@ def _count(value: object) -> bool:
 
 def _ranked(count: int) -> list[str]:
     """记下这一次留了几张，列出这台机器上最好的三次。"""
-    place = notes() / BEST
-    scores = kept(place, [_count], [])
-    scores = sorted([*scores, count], reverse=True)[:3]
-    write_text(place, json.dumps(scores))
-    shown = "、".join(f"{score} 张" for score in scores)
+    shown = "、".join(f"{score} 张" for score in best(BEST, count, _count))
     return [f"这台机器上最好的几次（留下的张数，越多越好）：{shown}。"]

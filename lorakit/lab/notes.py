@@ -1,15 +1,18 @@
 """你的图、答案、通过的练习记在哪里：总在你的缓存文件夹里，练习册临时换一个空缓存也不会丢。"""
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from lorakit.errors import LorakitError
-from lorakit.files import cache_root
+from lorakit.files import cache_root, kept, write_text
 from lorakit.results import lock
 
 JOBS: dict[Path, Future] = {}  # 结果文件夹 -> 在后台练它的活（runner.py 记）
@@ -20,6 +23,14 @@ HOME = "LORAKIT_NOTES"  # 换缓存之前的文件夹；另起的进程也看得
 def notes() -> Path:
     """记着你的图、前后测和练习的文件夹。"""
     return Path(os.environ.get(HOME) or cache_root())
+
+
+def best(name: str, one: Any, shape: Any, key: Callable = lambda score: -score, keep: int = 3):
+    """大作业的榜：记下成绩 one，返回本机最好的几次；key 小的在前，shape 见 `files.kept`。"""
+    place = notes() / name
+    scores = sorted([*kept(place, [shape], []), one], key=key)[:keep]
+    write_text(place, json.dumps(scores))
+    return scores
 
 
 def workplace(book: str) -> Path:
