@@ -1,4 +1,4 @@
-"""像人一样用浏览器走一遍：等的时候停得下，隔天打开不空白，自己的照片从上传练到 LoRA。"""
+"""像人一样用浏览器走一遍：等时停得下，隔天打开不空白，照片从上传练到 LoRA，重启后接得上。"""
 
 import io
 import json
@@ -23,6 +23,7 @@ from PIL import Image
 work = Path("scratch").resolve()
 papers = samples.write("papercut", work / "papers")
 small = ["eval.every=20", "sample.every=20", "sample.steps=4", "train.batch_size=2"]
+lab.ready()
 """
 SLIDE = """
 def draw(t): return Image.new("RGB", (120, 80), (t * 20, 80, 0))
@@ -192,7 +193,23 @@ def reopened(browser, url: str, name: str, seen: dict, folder):
     time.sleep(1)  # 颜色是渐渐换过去的
     seen["contrast"] = page.evaluate(CONTRAST)
     page.screenshot(path=folder / "dark.png")
+    restarted(book, seen)
     page.close()
+
+
+def restarted(book: Page, seen: dict):
+    """内核是新的：只运行准备的格子和要接着学的那一格；少了一格，它说怎么接上。"""
+    book.wait("(p) => p.sessionContext.session?.kernel?.status === 'idle'", 120)
+    book.run("lab.ready()")
+    book.finish(120)
+    book.run("作品.tries()")
+    book.finish(30)
+    seen["lost"], seen["lost_told"] = book.failures(), texts(book)
+    book.run(ASK)
+    book.finish(60)
+    book.run("作品.tries()")
+    book.finish(30)
+    seen["found"] = book.failures(), texts(book)
 
 
 CONTRAST = """() => {
@@ -242,6 +259,13 @@ def test_own_photos_from_upload_to_a_lora(walked, folder):
 
 def test_dark_theme_is_legible(walked):
     assert len(walked["contrast"]) >= 3 and min(walked["contrast"]) >= 4.5
+
+
+def test_after_a_restart_one_section_goes_on(walked):
+    assert len(walked["lost"]) == 1 and "没有叫 作品 的东西" in walked["lost_told"]
+    assert "Run All Above" in walked["lost_told"], "说怎么接上"
+    failures, said = walked["found"]
+    assert failures == [] and "第 1 次" in said and "checkpoint-20" in said, "作品和练过的都还在"
 
 
 def test_console_has_no_errors(walked):

@@ -29,6 +29,7 @@ from lorakit.lab import (
     picture,
     questions,
     quiz,
+    runner,
 )
 from lorakit.tiny import samples
 from lorakit.tiny.world import Scene, Thing, render
@@ -44,8 +45,10 @@ def open_static(bundle) -> Image.Image:
 
 def test_lab_is_lazy():
     code = "import sys, lorakit.lab; print('ipywidgets' in sys.modules, 'torch' in sys.modules)"
+    code += "; import lorakit.lab.bar"  # 第一格先摆出进度条，再载入 torch
+    code += "; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["False"] * 4
     with pytest.raises(AttributeError, match="explore"):
         _ = lab.nothing
 
@@ -489,15 +492,37 @@ def test_estimates_settle(shown, monkeypatch):
     from lorakit.lab import board as boards
     from lorakit.train import Step
 
-    clock = iter(range(0, 10_000, 1))
-    monkeypatch.setattr(boards.time, "monotonic", lambda: next(clock) * 1.0)
+    now = [0.0]
+    monkeypatch.setattr(boards.time, "monotonic", lambda: now[0])
     panel, said = lab.Board(400), []
     for number in range(1, 200):
+        now[0] += 2
         panel.show(Step(number, 1.0, 1e-3, 1.0, 0.5, 9.0 if number % 25 == 0 else 0.1))
         said.append(panel.status.value)
     assert "正在估计" in said[0]
     minutes = [int(m[1]) for m in map(re.compile(r"还要 (\d+) 分钟").search, said) if m]
     assert minutes == sorted(minutes, reverse=True), "一步慢了，估计不跟着跳"
+
+
+def test_the_step_is_told_twice_a_second_however_long_the_curves_take(shown, monkeypatch):
+    from lorakit.lab import board as boards
+    from lorakit.train import Step
+
+    now, drawn, told = [0.0], [], []
+    monkeypatch.setattr(boards.time, "monotonic", lambda: now[0])
+    panel = lab.Board(1000)
+
+    def slow():
+        drawn.append(now[0])
+        now[0] += 0.7  # 忙的机器上画一次曲线要这么久
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(panel, "curves", slow)
+    panel.status.observe(lambda change: told.append(now[0]), names="value")
+    for number in range(1, 200):
+        now[0] += 0.1
+        panel.show(Step(number, 1.0, 1e-3, 1.0, None, 0.1))
+    assert max(np.diff(told)) < 1.5 and min(np.diff(drawn)) > 7
 
 
 def test_film_scrubs_the_strip(shown):
@@ -517,13 +542,17 @@ def test_film_scrubs_the_strip(shown):
     assert moving.format == "WEBP" and moving.n_frames == 5
 
 
-def test_waiting_says_so_and_leaves_the_panel_of_the_same_cell(shown, watched, config):
+def test_waiting_says_so_and_leaves_the_panel_of_the_same_cell(shown, watched, config, monkeypatch):
+    monkeypatch.setattr(runner, "BEAT", 0.05)
     run = lab.Run(config("train.steps=2")).start()
     run.result()
     said = [one.get("text/plain") for one in shown]
     told = [i for i, text in enumerate(said) if text and "等它练完" in text]
-    assert len(told) == 1 and "停止" in said[told[0]] and "■" in said[told[0]]
-    assert "" in said[told[0] :], "等完了，那行字擦掉，面板还在"
+    assert "停止" in said[told[0]] and "■" in said[told[0]]
+    assert "" in said[told[-1] :], "等完了，那行字擦掉，面板还在"
+    steps = [said[i] for i in told if "现在：" in said[i]]
+    assert any("正在载入模型" in one for one in steps), "等的时候也看得见练到哪里"
+    assert len(set(steps)) > 1
 
 
 def test_what_is_left_without_a_kernel(shown, watched):
@@ -615,6 +644,40 @@ def test_a_missing_name_is_told_how_to_go_on():
         assert "第 2 行 `print(picture)`" in said and "Run All Above" in said
         assert "Traceback" not in said
         assert "UnboundLocalError" in "".join(told[1])
+    finally:
+        InteractiveShell.clear_instance()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("x = 1\nprint((1, 2)\n\n\nx", "第 2 行：括号 ( 没有配上"),
+        ("print((1, 2)", "还没有写完"),
+        ("print(1))", "多了一个 )"),
+        ("print([1))", "前面开的是 [，后面关的却是 )"),
+        ("print（1）", "中文输入法的 （"),
+        ("print(“你好”)", "中文输入法的 “"),
+        ("def f(x)\n    return x", "少了一个冒号"),
+        ("print('a)", "引号没有配上"),
+        ("x = [1 2]", "少了一个逗号"),
+        ("if x = 1:\n    pass", "比一比是不是相等写 =="),
+        ("def f(x):\nreturn x", "第 2 行：冒号下面的一行要往里缩进"),
+        ("def f(x):\n    y = x\n  return y", "对不齐"),
+        ("return 1", "写到了函数外面"),
+        ("for in range(3): pass", "^ 指着的地方"),
+    ],
+)
+def test_code_that_python_cannot_read_is_told_in_chinese(code, said, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        lost.say_where()
+        lost.say_where()  # 第一格运行了两次
+        done = shell.run_cell(code)
+        assert isinstance(done.error_before_exec, SyntaxError), "仍然算出错，Run All 会停下"
+        told = capsys.readouterr().out
+        assert said in told and told.count("改好再运行这一格") == 1
     finally:
         InteractiveShell.clear_instance()
 

@@ -133,6 +133,18 @@ def test_panel_makes_the_work_that_later_cells_hold(tmp_path, monkeypatch, shown
     assert held.sample
 
 
+def test_photos_are_looked_at_after_the_panel_is_there(mine, shown):
+    board, told = panel.Panel(mine), []
+    board.said.observe(lambda change: told.append((len(shown), change["new"])), names="value")
+    assert not shown and not told, "还没有摆出来，就先不看：十几张大照片要看好几秒"
+    board.display()
+    assert all(before for before, _ in told), "先摆出面板，再看"
+    said = [text for _, text in told]
+    assert any("正在看图，第 7 / 12 张" in text for text in said)
+    assert any("正在摆小图，第 7 / 12 张" in text for text in said)
+    assert "共 12 张照片" in said[-1] and board.sheet.layout.display == ""
+
+
 # ---- 体检、描述 ----
 
 
@@ -166,8 +178,27 @@ def test_editor_writes_one_caption_at_a_time(mine, shown, family):
     told(mine)
     board.go(11)
     board.text.value = "ohwx 猫在左边，背景是沙滩"
+    said = []
+    board.saved.observe(lambda change: said.append(change["new"]), names="value")
     board.next()
     assert checkup.READY in board.saved.value
+    assert any("都写好了，正在体检：第 5 / 12 张" in one for one in said), "体检的几秒里也有动静"
+
+
+def test_the_next_photo_is_ready_while_one_writes(mine, family):
+    photos = mine.pictures()
+    board = editor.Editor(mine, photos, load_config("tiny-qwen-image"), family, None)
+    path, job = board._ahead
+    assert path == photos[1] and len(job.result()) == 3
+    first = board.image.value
+    photos[1].unlink()  # 备好的不用再读
+    photos[2].write_bytes(b"\xff\xd8\xff")
+    board.go(1)
+    assert board.saved.value == "" and board.image.value != first
+    board.go(2)
+    assert photos[2].name in board.saved.value and board.back.layout.display == "none"
+    board.go(8)  # 跳着翻
+    assert board.back.layout.display == "" and board._ahead[0] == photos[9]
 
 
 def test_editor_lets_a_model_write_first(mine, family):

@@ -49,8 +49,9 @@ def _workflow(args) -> int:
     from lorakit.config import load_config
     from lorakit.families.registry import workflow_of
     from lorakit.lora import comfyui, convert, names
+    from lorakit.results import checkpoint
 
-    file = lora.find(args.file)
+    file = checkpoint.exported(args.file)
     made = convert.named(args.out) if args.out else file
     tensors, card = lora.read(made)
     kinds = {place.kind for key in tensors if (place := names.parse(key))}
@@ -166,14 +167,14 @@ def _refuse_idle(args):
 def _convert(args):
     from torch import nn
 
-    from lorakit import lora
     from lorakit.lora import audit as lora_audit
     from lorakit.lora import convert
     from lorakit.lora import fused as lora_fused
+    from lorakit.results import checkpoint
 
     if args.rank is not None and args.rank < 1:
         raise ConfigError(f"--rank：秩至少是 1，得到 {args.rank}。")
-    files = [lora.find(path) for path in (args.file, *args.also)]
+    files = [checkpoint.exported(path) for path in (args.file, *args.also)]
     weights = args.weight or [1.0] * len(files)
     if strange := [weight for weight in weights if not abs(weight) <= MOST]:
         raise ConfigError(f"--weight：份量是 0.5、1 这样的数，得到 {strange[0]:g}。")
@@ -285,15 +286,13 @@ def _say_readers(family, style: str, layers, raw: bool):
 @command("lorakit audit runs/mine", *_FILE)
 def audit(args) -> int:
     """体检一个 LoRA 文件：对不对得上底模、改了多少、有没有坏数。"""
-    from lorakit import lora
     from lorakit.lora import audit as lora_audit
     from lorakit.lora import fused as lora_fused
     from lorakit.results import checkpoint
 
     if (args.file / "metrics.jsonl").is_file():
         print(_held(args.file))
-    file, family = lora.find(args.file), _family(args, args.file)
-    checkpoint.refuse_changed(file)
+    file, family = checkpoint.exported(args.file), _family(args, args.file)
     shell = family.skeleton()
     result = lora_audit.audit(file, shell, lora_fused.slots(family.original, shell))
     print(result.text())

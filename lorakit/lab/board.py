@@ -13,9 +13,9 @@ from lorakit.lab.film import Film
 from lorakit.lab.picture import BLUE, GRAY, RED, chart, stack
 from lorakit.results.report import draw_held, smooth
 
-EVERY = 0.5  # 秒；一秒最多重画两次，再快眼睛看不见，还会堵住网页
+EVERY = 0.5  # 秒；一秒最多更新两次，再快眼睛看不见，还会堵住网页
 SURE_STEPS, SURE_SECONDS = 3, 2.0  # 练了几步、几秒以后，才说得准还要多久
-SHARE = 10  # 画图最多占训练时间的十分之一
+SHARE = 10  # 画曲线最多占训练时间的十分之一；步数那一行不用等它
 
 
 class Board(Placed):
@@ -37,7 +37,8 @@ class Board(Placed):
         self.by_t: list[tuple[int, list[float]]] = []
         self.film = Film(names or [_short(prompt) for prompt in prompts])
         self.bar = w.IntProgress(0, 0, total, layout=w.Layout(width="min(520px, 95%)"))
-        self.status, self.note = w.HTML("还没有开始"), w.HTML()
+        self.said = "还没有开始"  # 状态那一行的字
+        self.status, self.note = w.HTML(self.said), w.HTML()
         self.stop_button = w.Button(description="停止", icon="stop", disabled=True)
         self.continue_button = w.Button(description="继续", icon="play", disabled=True)
         for button in (self.stop_button, self.continue_button):
@@ -47,7 +48,8 @@ class Board(Placed):
         buttons = w.HBox([self.stop_button, self.continue_button])
         parts = [self.bar, self.status, self.note, buttons, self.lines, self.shots, self.film.box]
         self.box = w.VBox(parts)
-        self._next, self._pace, self._freshen = 0.0, None, lambda static: None
+        self._next = self._redraw = 0.0  # 何时再更新步数那一行、再画曲线
+        self._pace, self._freshen = None, lambda static: None
         put(self.lines, self.curves())
 
     @property
@@ -75,7 +77,7 @@ class Board(Placed):
         return static
 
     def show(self, step):
-        """记下一步；离上次重画太近就先不画。"""
+        """记下一步；离上次更新太近就先不写，曲线画得慢就少画几次。"""
         self.steps.append(step.step)
         self.losses.append(step.loss)
         if step.held is not None:
@@ -90,9 +92,12 @@ class Board(Placed):
             + (f" · 留出集 {self.held[-1][1]:.3f}" if self.held else "")
             + (f" · {left}" if step.step < self.total else "")
         )
+        self._next = start + EVERY
+        if start < self._redraw and step.step < self.total:
+            return
         put(self.lines, self.curves())
         now = time.monotonic()
-        self._next = now + max(EVERY, SHARE * (now - start))
+        self._redraw = now + max(EVERY, SHARE * (now - start))
 
     def _left(self, now: float, step: int) -> str:
         """还要多久：从开始（或继续）到现在平均每步多久，出样张的工夫也算在里面，所以会稳下来。"""
@@ -131,6 +136,7 @@ class Board(Placed):
 
     def say(self, text: str, bad: bool = False):
         """状态那一行；bad 用红字。几行的报告照原样分行。"""
+        self.said = text
         look = f"color:{RED if bad else 'inherit'};white-space:pre-wrap;line-height:1.5"
         self.status.value = f'<div style="{look}">{in_html(text)}</div>'
 

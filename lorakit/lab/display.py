@@ -8,13 +8,13 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from matplotlib.figure import Figure
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from lorakit.errors import LorakitError
 from lorakit.inert import in_html, inert
-from lorakit.lab.picture import Picture, encode, fingerprint, render
+
+if TYPE_CHECKING:  # picture 要载入 torch，好几秒：有图可画时才载入，第一格的进度条才马上摆得出来
+    from lorakit.lab.picture import Picture
 
 ROOT = Path(__file__).parents[2]
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -52,8 +52,10 @@ def frame(**options):
     return w.Image(layout=w.Layout(align_self="flex-start", max_width="100%"), **options)
 
 
-def put(image, picture: Picture):
+def put(image, picture: "Picture"):
     """给放图的控件换一张图。"""
+    from lorakit.lab.picture import encode
+
     kind, content = encode(picture)
     image.format, image.value = kind.split("/")[1], content
 
@@ -73,16 +75,21 @@ def publish(bundle: dict, **options):
     display(bundle, raw=True, **options)
 
 
-def pictured(picture: Picture) -> dict:
+def pictured(picture: "Picture") -> dict:
     """一张图的输出：图本身，和一行可以核对的文字（大小与内容的指纹）。"""
+    from lorakit.lab.picture import encode, fingerprint, render
+
     kind, content = encode(picture)
     size = "{}x{}".format(*render(picture).size)
     data = base64.b64encode(content).decode()
     return {kind: data, "text/plain": f"〔图 {size}，指纹 {fingerprint(picture)}〕"}
 
 
-def show(picture: Picture, *more: Picture):
+def show(picture: "Picture", *more: "Picture"):
     """摆出一张或几张图：PIL 图、[-1, 1] 的张量，或 `chart` 画的图表。"""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
     for one in (picture, *more):
         if not isinstance(one, (Image.Image, Figure)) and not hasattr(one, "detach"):
             raise LorakitError(f"show 只会摆图：得到 {type(one).__name__}，应为图、张量或图表。")
@@ -125,11 +132,19 @@ def still(static: dict) -> dict:
 
 @contextmanager
 def waiting(text: str):
-    """格子要等一件事：先写出在等什么、怎么停，等完了擦掉；同一格里别的输出不动。"""
+    """格子要等一件事：先写出在等什么、怎么停，等完了擦掉；同一格里别的输出不动。
+
+    交出一个函数，拿新的一句去叫它，就换掉这一句。
+    """
     name = uuid.uuid4().hex
-    publish({"text/html": f"<i>{in_html(text)}</i>", "text/plain": text}, display_id=name)
+
+    def say(text: str, **options):
+        page = {"text/html": f"<i>{in_html(text)}</i>", "text/plain": text}
+        publish(page, display_id=name, **options)
+
+    say(text)
     try:
-        yield
+        yield lambda text: say(text, update=True)
     finally:
         publish({"text/html": "", "text/plain": ""}, display_id=name, update=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 from lorakit.files import kept
+from lorakit.lab import typos
 from lorakit.lab.exercises.mishaps import unknown
 
 ABOVE = (
@@ -28,12 +29,14 @@ SESSION = "JPY_SESSION_NAME"  # JupyterLab 在这里告诉内核，打开的是�
 
 
 def say_where():
-    """从这里起，NameError 说人话；不在 IPython 里就什么也不做。"""
+    """从这里起，NameError 和写法上的错说人话；不在 IPython 里就什么也不做。"""
     from IPython import get_ipython
 
     shell = get_ipython()
     if shell:
         shell.set_custom_exc((NameError,), _told)
+        if typos.tell not in shell.events.callbacks["post_run_cell"]:  # 第一格再运行一次，不说两遍
+            shell.events.register("post_run_cell", typos.tell)
 
 
 def _told(shell, kind, error, trace, tb_offset=None):

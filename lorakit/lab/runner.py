@@ -4,8 +4,9 @@
 """
 
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from lorakit.train import Trainer
 
 RUNS: dict[Path, "Run"] = {}  # 结果文件夹 -> 在里面练的那一次
 WAIT = "正在等它练完。想停：按面板上的“停止”，或工具栏上的方块 ■，都会先存好。"
+BEAT = 1.0  # 秒；等的时候隔多久说一次练到哪里：面板多半在屏幕外面
 
 
 class Run(Placed):
@@ -115,12 +117,16 @@ class Run(Placed):
         if headless() or self._job.done():
             self._finish()
         else:
-            with waiting(WAIT):
-                self._finish()
+            with waiting(WAIT) as say:
+                self._finish(say)
         return self
 
-    def _finish(self):
+    def _finish(self, say: Callable[[str], None] | None = None):
+        begun = time.monotonic()
         try:
+            while say and not wait([self._job], BEAT).done:
+                so_far = f"（等了 {time.monotonic() - begun:.0f} 秒）"
+                say(f"{WAIT}现在：{self.board.said}{so_far}")
             self._job.result()
         except KeyboardInterrupt:
             self.stop()

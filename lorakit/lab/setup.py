@@ -16,7 +16,7 @@ from lorakit.errors import LorakitError
 WANTED = re.compile(r"([\w.-]+)>=([\w.]+)(?:; extra == \"(\w+)\")?$")
 # 练习册已经打开了，前端和它的中文就不用再装（Colab、VS Code 有自己的）
 FRONT = {"jupyterlab", "jupyterlab-language-pack-zh-cn"}
-HEAVY = "lorakit.train", "lorakit.lab.models", "lorakit.lab.display"  # 后面都要用，一起载入
+HEAVY = "lorakit.train", "lorakit.lab.models", "lorakit.lab.picture"  # 后面都要用，一起载入
 RESTART = "Colab 选“代码执行程序 > 重启会话”，JupyterLab 选 Kernel > Restart，VS Code 点“重启”"
 
 

@@ -4,6 +4,7 @@ from lorakit import data
 from lorakit.data import fix
 from lorakit.data.report import SEVERITIES, Report
 from lorakit.inert import in_html
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import publish
 
 LOOKS = {"error": "#c4382c", "warning": "#b3730f", "note": "#6b7685"}
@@ -16,7 +17,13 @@ def show(work):
         said = "样例的图都是好的，不用查。换成自己的照片：先运行 01 里的 lab.work()。"
         publish({"text/html": f"<p>{said}</p>", "text/plain": said})
         return
-    publish(page(data.inspect(work.photos, work.trigger)[1]))
+    publish(page(inspected(work)))
+
+
+def inspected(work) -> Report:
+    """体检一遍；十几张手机照片要看好几秒，所以摆一条进度条。"""
+    with waiting("正在看照片"):
+        return data.inspect(work.photos, work.trigger)[1]
 
 
 def clean(work, undo: bool = False):
@@ -26,7 +33,8 @@ def clean(work, undo: bool = False):
     elif undo:
         said = fix.undo(work.photos)
     else:
-        said = fix.fix(work.photos)
+        with waiting("正在改照片"):
+            said = fix.fix(work.photos)
     publish({"text/html": f"<pre>{in_html(said)}</pre>", "text/plain": said})
 
 

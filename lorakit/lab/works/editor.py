@@ -1,6 +1,7 @@
 """描述编辑器：一张张看照片，边写边看哪里不妥、裁成什么样、VAE 还原得怎样；回车存下，换下一张。"""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -17,6 +18,7 @@ from lorakit.data.trigger import apply_trigger, has_trigger, looks_like
 from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.inert import in_html
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import Placed, both, frame, publish, put, widgets
 from lorakit.lab.picture import to_image, to_tensor
 from lorakit.lab.works import checkup
@@ -28,6 +30,7 @@ HELP = (
 )
 BIG, SMALL = 380, 190  # 像素：大图、裁出来与还原的
 BOX = "#3f6fb5"
+_hands = ThreadPoolExecutor(1, thread_name_prefix="editor")
 
 
 def open_editor(work, config: Config | None, family, describe) -> "Editor | None":
@@ -38,7 +41,8 @@ def open_editor(work, config: Config | None, family, describe) -> "Editor | None
         said += "有了自己的照片（01 里的 lab.work()），这里就能一张张写描述。"
         publish({"text/html": f"<p>{in_html(said)}</p>", "text/plain": said})
         return None
-    editor = Editor(work, pictures, config, family, describe or installed())
+    with waiting("正在打开照片"):
+        editor = Editor(work, pictures, config, family, describe or installed())
     editor.display()
     return editor
 
@@ -57,7 +61,7 @@ class Editor(Placed):
     def __init__(self, work, pictures: list[Path], config: Config | None, family, describe):
         w = widgets()
         self.work, self.pictures, self.describe = work, pictures, describe
-        self.config, self.family = config, family
+        self._how, self._ahead = (config, family), (None, None)  # 备好的下一张：(照片, 三张图)
         self.at, self._busy = 0, False
         line = w.Layout(width="min(640px, 98%)")
         self.slider = w.IntSlider(1, min=1, max=len(pictures), description="第几张", layout=line)
@@ -141,7 +145,11 @@ class Editor(Placed):
         return said_of(self.path)
 
     def _ready(self) -> str:
-        return in_html(checkup.verdict(data.inspect(self.work.photos, self.work.trigger)[1]))
+        found = data.inspect(self.work.photos, self.work.trigger, None, self._checking)[1]
+        return in_html(checkup.verdict(found))
+
+    def _checking(self, what: str, done: int, total: int):
+        self.saved.value = f"<small>都写好了，正在体检：第 {done} / {total} 张……</small>"
 
     def _first_empty(self) -> int:
         return next((i for i, path in enumerate(self.pictures) if not said_of(path)), 0)
@@ -162,23 +170,22 @@ class Editor(Placed):
             self.verdict.value = f'<div style="color:{color};line-height:1.5">{said}</div>'
 
     def _show(self):
-        """大图（画着裁切框）、训练时看见的、VAE 还原的。"""
+        """大图（画着裁切框）、训练时看见的、VAE 还原的；人在写的时候，先备好下一张的。"""
+        path, job = self._ahead
         try:
-            picture = read_image(self.path)
+            found = job.result() if path == self.path else looks(self.path, *self._how)
         except LorakitError as error:
             self.saved.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
-            picture = Image.new("RGB", (SMALL, SMALL), "white")
-        side = self.config.data.resolution if self.config else 1024
-        multiple = self.family.multiple if self.family else 16
-        cut, box = data.fit(picture, data.bucket_for(picture.size, side, multiple))
-        put(self.image, outlined(picture, box))
-        put(self.cut, fitted(cut, SMALL))
-        self.back.layout.display = "none"
-        if self.family:
-            x = to_tensor(cut)  # (1, 3, H, W)
-            again = self.family.decode(self.family.encode_images(x)[0])
-            put(self.back, fitted(to_image(again), SMALL))
-            self.back.layout.display = ""
+            found = [Image.new("RGB", (SMALL, SMALL), "white")] * 2
+        for box, picture in zip((self.image, self.cut, self.back), found, strict=False):
+            put(box, picture)
+        self.back.layout.display = "" if len(found) == 3 else "none"
+        if job:
+            job.cancel()  # 跳着翻的，备好的用不上
+        self._ahead = None, None
+        if self.at + 1 < len(self.pictures):
+            later = self.pictures[self.at + 1]
+            self._ahead = later, _hands.submit(looks, later, *self._how)
 
     def _static(self) -> dict:
         lines = [f"{path.name}：{said_of(path) or '（还没有写）'}" for path in self.pictures]
@@ -213,6 +220,24 @@ def judged(caption: str, trigger: str, path: Path) -> list[str]:
         )
     record = data.Record(path, caption, (1, 1), "")
     return found + [one.line(path.parent) for one in lint.lint([record], trigger, path.parent)]
+
+
+def looks(path: Path, config: Config | None, family) -> list[Image.Image]:
+    """一张照片摆出来的样子：画着裁切框的、裁出来的、VAE 还原的（没有 family 就没有）。
+
+    Raises:
+        LorakitError: 照片打不开。
+    """
+    picture = read_image(path)
+    side = config.data.resolution if config else 1024
+    multiple = family.multiple if family else 16
+    cut, box = data.fit(picture, data.bucket_for(picture.size, side, multiple))
+    found = [outlined(picture, box), fitted(cut, SMALL)]
+    if family:
+        x = to_tensor(cut)  # (1, 3, H, W)
+        again = family.decode(family.encode_images(x)[0])
+        found.append(fitted(to_image(again), SMALL))
+    return found
 
 
 def outlined(picture: Image.Image, box) -> Image.Image:

@@ -1,26 +1,30 @@
 """问一次“你的作品”：名字、触发词、照片；建好以后，它说现在有几张、能不能练。"""
 
+from contextlib import nullcontext
 from pathlib import Path, PurePath
 
 from PIL import Image
 
 from lorakit import data
 from lorakit.data.folder import IMAGE_SUFFIXES
-from lorakit.data.read import read_image
+from lorakit.data.read import Progress, read_image
 from lorakit.data.report import Report
 from lorakit.errors import LorakitError
 from lorakit.files import write_whole
 from lorakit.inert import in_html
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import Placed, both, frame, put, widgets
 from lorakit.lab.mine import ACCEPT
 from lorakit.lab.picture import wall
 from lorakit.lab.works import checkup, shelf
 
 SHEET, MOST = 12, 3  # 墙上最多摆几张、错误最多说几条
-# 网页一次只能传这么大；更大的会断线，什么也收不到
+TILE = 110  # 像素：墙上的一张
+# 网页收不下时会断线，什么也收不到，也什么都不说
 HEAVY = (
-    "照片大（一张 10 MB 以上，或一次选了很多）：网页收不下，会断线，什么也不说。"
-    "这样的照片拖进左边的文件栏，放到{}，再按“看看照片”。"
+    "照片大，选好以后要多等一会儿。等了几分钟还是一张也没有，就是网页收不下，断线了"
+    "（不是用 lorakit book 打开的，一次只收 10 MB）：把照片拖进左边的文件栏，放到{}，"
+    "再按“看看照片”。"
 )
 
 
@@ -54,11 +58,14 @@ class Panel(Placed):
         self.second = w.HBox([self.upload, self.look])
         parts = [self.name, self.trigger, w.HBox([self.set, self.back])]
         self.box = w.VBox([*parts, self.second, self.said, self.sheet])
-        self._freshen = lambda static: None
-        self.refresh()
+        self._freshen, self.report = lambda static: None, None
+        self._fold()
 
     def display(self):
-        self._freshen = both(self.box, static(self.work, self.report))
+        """先摆出来，再看照片：十几张手机照片要看好几秒。"""
+        self._freshen = both(self.box, static(self.work))
+        with waiting("正在看照片") if self.work.pictures() else nullcontext():
+            self.refresh()
 
     def make(self):
         """照填的建一件作品。"""
@@ -95,20 +102,27 @@ class Panel(Placed):
     def refresh(self, news: list[str] | None = None):
         """再看一遍照片文件夹：几张、长什么样、能不能练。"""
         made, self.report = self.work, None
-        self.second.layout.display = "none" if made.sample else ""
-        self.sheet.layout.display = "none"
+        self._fold()
         lines = [*(news or []), made.text()]
         if not made.sample:
             lines.append(HEAVY.format(f"“{shelf.near(made.photos)}”"))
             if pictures := made.pictures():
                 self.say(f"正在看 {len(pictures)} 张照片……")
-                self.report = report = data.inspect(made.photos, made.trigger)[1]
+                self.report = report = data.inspect(made.photos, made.trigger, None, self._at)[1]
                 lines += [checkup.verdict(report), *report.gathered(report.errors)[:MOST]]
                 lines.append("描述不用一个个建文件：在 02 里运行 作品.captions()，一张张写。")
-                put(self.sheet, contact(pictures[:SHEET]))
+                put(self.sheet, contact(pictures[:SHEET], self._at))
                 self.sheet.layout.display = ""
         self.say("\n".join(lines))
         self._freshen(static(made, self.report))
+
+    def _fold(self):
+        """样例不用传照片；墙先收着。"""
+        self.second.layout.display = "none" if self.work.sample else ""
+        self.sheet.layout.display = "none"
+
+    def _at(self, what: str, done: int, total: int):
+        self.say(f"正在{what}，第 {done} / {total} 张……")
 
     def say(self, text: str, bad: bool = False):
         """底下的几行话；bad 用红字。"""
@@ -147,15 +161,17 @@ def store(folder: Path, name: str, content: bytes) -> Path:
     return path
 
 
-def contact(pictures: list[Path]) -> Image.Image:
-    """一墙小图，打不开的留白。"""
+def contact(pictures: list[Path], progress: Progress = lambda *at: None) -> Image.Image:
+    """一墙小图，打不开的留白；每摆一张说一声。"""
     tiles = []
-    for path in pictures:
+    for number, path in enumerate(pictures, 1):
+        progress("摆小图", number, len(pictures))
         try:
             tiles.append(read_image(path))
+            tiles[-1].thumbnail((2 * TILE, 2 * TILE))  # 大照片不一起放在内存里
         except LorakitError:
             tiles.append(Image.new("RGB", (8, 8), "white"))
     across = min(6, len(tiles))
     rows = [tiles[i : i + across] for i in range(0, len(tiles), across)]
     rows[-1] += [Image.new("RGB", (8, 8), "white")] * (across - len(rows[-1]))
-    return wall(rows, [""] * len(rows), [""] * across, 110)
+    return wall(rows, [""] * len(rows), [""] * across, TILE)

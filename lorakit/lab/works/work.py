@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from lorakit import data
 from lorakit.lab.display import headless, publish
-from lorakit.lab.works import panel, shelf
+from lorakit.lab.works import checkup, panel, shelf
 
 
 def work(name: str = "", photos: str | Path | None = None, trigger: str = "") -> shelf.Work:
@@ -20,7 +19,7 @@ def work(name: str = "", photos: str | Path | None = None, trigger: str = "") ->
     """
     if name:
         made = shelf.keep(name, photos, trigger)
-        found = data.inspect(made.photos, made.trigger)[1] if made.pictures() else None
+        found = checkup.inspected(made) if made.pictures() else None
         publish(panel.static(made, found))
         return made
     if headless():  # 没人看时总用样例
