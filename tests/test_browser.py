@@ -134,7 +134,7 @@ def train_and_stop(book: Page, seen: dict, folder):
     page.get_by_text("拖一拖步数").wait_for(timeout=90_000)
     page.screenshot(path=folder / "waiting.png")
     page.get_by_role("button", name="停止").click()
-    page.get_by_text(re.compile("停在第 .* 步，已经存好")).wait_for(timeout=60_000)
+    page.get_by_text(re.compile("^停在第 .* 步，已经存好")).wait_for(timeout=60_000)
     book.finish(60)
     seen["waiting_left"] = page.get_by_text("正在等它练完").count()
     seen["summary"] = texts(book)
