@@ -134,7 +134,7 @@ def train_and_stop(book: Page, seen: dict, folder):
     page.get_by_text("拖一拖步数").wait_for(timeout=90_000)
     page.screenshot(path=folder / "waiting.png")
     page.get_by_role("button", name="停止").click()
-    page.get_by_text(re.compile("停在第 .* 步，已经存好")).wait_for(timeout=60_000)
+    page.get_by_text(re.compile("^停在第 .* 步，已经存好")).wait_for(timeout=60_000)
     book.finish(60)
     seen["waiting_left"] = page.get_by_text("正在等它练完").count()
     seen["summary"] = texts(book)
@@ -243,7 +243,8 @@ def test_stop_works_while_a_later_cell_waits(walked):
 
 
 def test_nothing_goes_blank_without_a_kernel(walked):
-    assert len(walked["stills"]) == 6 and all(walked["stills"]), "滑块、两块面板、作品、编辑器、表"
+    assert len(walked["stills"]) == 9, "滑块、两块面板、作品、编辑器、表、三条进度条"
+    assert all(walked["stills"])
     assert not any(walked["broken"]), "Error displaying widget 不许看得见"
     assert walked["still_text"].count("运行这一格，就能再动它") == len(walked["stills"])
     assert walked["still_pictures"] >= 3, "滑块的图、面板、样张的动图"
