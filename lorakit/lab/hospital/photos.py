@@ -15,7 +15,7 @@ from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import TRAINED, Scene, caption, render, style_caption, style_scenes
 
 SEED = 11  # 与样例数据集一样
-FEW, BURST = 4, 6  # 只有四张；每一张连拍六张
+FEW, BURST = 4, 6  # 只有四张；每一张存了六遍
 CUPBOARD = ("papercut", "ohwx-cat", "edit-papercut")  # 图库：处方里可以换上的
 
 
@@ -38,9 +38,13 @@ def _few(folder: Path):
 
 
 def _burst(folder: Path):
-    """四个场景各连拍六张：只有笔画的抖动不同。"""
-    scenes = [replace(one, seed=one.seed + k) for one in _styled(FEW) for k in range(BURST)]
-    _put(folder, scenes, [style_caption(scene) for scene in scenes])
+    """四张各存了六遍：亮一点点、换一种压缩，就算又一张。"""
+    folder.mkdir(parents=True)
+    for i, scene in enumerate(_styled(FEW)):
+        for k in range(BURST):
+            file = folder / f"{i * BURST + k + 1:02d}_{scene.things[0].kind}.jpg"
+            render(scene).point(lambda v, k=k: min(255, v + k)).save(file, quality=96 - 4 * k)
+            write_text(file.with_suffix(".txt"), style_caption(scene) + "\n")
 
 
 def _one_caption(folder: Path):
