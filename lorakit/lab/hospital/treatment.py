@@ -9,6 +9,7 @@ from PIL import Image
 
 from lorakit import data, lora
 from lorakit.config import Config, load_config
+from lorakit.files import read_words
 from lorakit.judge import Judge, eye_for
 from lorakit.judge.drawing import Progress, Question, Studio
 from lorakit.judge.tiny_eye import TinyEye
@@ -120,7 +121,7 @@ def shares(config: Config, verdict: Verdict, family) -> dict[str, Share]:
     """复查要数的几个比例。"""
     facts = {**verdict.lights[1].facts, **verdict.lights[2].facts}
     found = {name: Share(*facts[name][:2]) for name in NAMES if name in facts}
-    if any("ohwx" in file.read_text("utf-8") for file in _captions(config)):
+    if any("ohwx" in read_words(file) for file in _captions(config)):
         scenes = lessons.character_scenes()[:12]
         said = [caption(scene) for scene in scenes]
         plain = [one.replace("ohwx ", "") for one in said]
