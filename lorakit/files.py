@@ -127,7 +127,7 @@ class Unreadable(LorakitError):
 
 
 def parse_json(raw: bytes | str, shape: Any = dict, finite: bool = True) -> Any:
-    """JSON -> 值；样子不对、套得太深、数大得离谱都不收。
+    """JSON -> 值；样子不对、套得太深、数大得离谱、同一个名字写着两个值都不收。
 
     Args:
         shape: 该是什么样：类型、几个类型的元组、[每一项]、{str: 每个值}、{"名字": 样子}
@@ -140,7 +140,8 @@ def parse_json(raw: bytes | str, shape: Any = dict, finite: bool = True) -> Any:
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
         real = _float if finite else float
-        value = json.loads(text, parse_int=_int, parse_float=real, parse_constant=real)
+        kinds = {"parse_int": _int, "parse_float": real, "parse_constant": real}
+        value = json.loads(text, object_pairs_hook=_once, **kinds)
     except UnicodeDecodeError as error:
         raise Unreadable("不是 UTF-8 的文字") from error
     except RecursionError as error:
@@ -253,6 +254,16 @@ def inside(folder: Path, name: str) -> Path | None:
         except OSError:  # 名字太长之类
             return None
     return path
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json 遇到重复的名字会悄悄用后一个。"""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise Unreadable(f"“{name[:40]}”写了两次，值不一样")
+        found[name] = value
+    return found
 
 
 def _int(text: str) -> int:

@@ -465,3 +465,22 @@ def test_every_family_is_split_by_its_blocks(name, module, tmp_path):
     processes.prepare(where, model, None)
     names = set(plugin.transformer_cls_names_to_wrap or model._no_split_modules)
     assert names == {type(block).__name__ for block in loading.blocks(model).values()}
+
+
+def test_a_changed_lora_of_a_checkpoint_is_told_wherever_it_is_used(config, tmp_path, capsys):
+    """导出、画图、对比、发布：都不悄悄用上存好以后坏了的那一份。"""
+    list(Trainer(config("train.steps=1")))
+    run = config().run.output
+    file = run / "checkpoint-1" / "pytorch_lora_weights.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    out = str(tmp_path / "o.safetensors")
+    said = ["--prompt", "一只猫"]
+    for command in (["export", str(run), "--out", out], ["export", str(file), "--out", out],
+                    ["generate", str(run), *said], ["compare", str(run), *said],
+                    ["compare", str(run), *said, "--checkpoints", "all"],
+                    ["audit", str(run)]):  # fmt: skip
+        assert main(command) == 1, command
+        assert "和存的时候不一样了" in capsys.readouterr().err
+    assert not os.path.exists(out)

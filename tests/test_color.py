@@ -18,6 +18,7 @@ from lorakit.data import read as data_read
 from lorakit.data.color import to_rgb
 from lorakit.data.fix import fix, undo
 from lorakit.data.huggingface import write_dataset
+from lorakit.data.mask import read_alpha
 from lorakit.lab import mine
 
 PATCH = (200, 80, 60)
@@ -392,3 +393,55 @@ def test_rows_of_a_dataset_keep_their_colour(tmp_path):
     curve = converted(np.eye(3), lambda v: v / 255)
     want = [RED, RED, converted(FROM_P3), curve, RED]
     assert np.abs(np.subtract(got, want)).max() <= 3
+
+
+# ---- PNG 里“这个颜色算透明”：不是 8 位的，这个颜色也要换成 8 位 ----
+
+
+def raw_png(depth: int, kind: int, rows: list[bytes], key: bytes) -> bytes:
+    """自己写的 PNG：Pillow 不存 2 位、4 位的灰度和 16 位的彩色。宽高 64。"""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, depth, kind, 0, 0, 0)), (b"tRNS", key)]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "clear"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 3), (4, 5), (4, 15), (8, 200), (16, 9)]
+)
+def test_the_clear_grey_of_any_depth(tmp_path, depth, clear):
+    levels = 1 << depth
+    row = [clear if x < 16 else (clear + 1 + x % 3) % levels for x in range(64)]
+    bits = "".join(f"{value:0{depth}b}" for value in row)
+    packed = int(bits, 2).to_bytes(len(bits) // 8)
+    path = tmp_path / "a.png"
+    path.write_bytes(raw_png(depth, 0, [packed] * 64, struct.pack(">H", clear)))
+    want = np.array([0 if value == clear else 255 for value in row])
+    assert (np.asarray(read_alpha(path)) == want).all()
+    grey = np.array([value * 255 / (levels - 1) for value in row]).round()
+    shown = np.where(want == 0, 255, grey)
+    assert np.abs(np.asarray(read_image(path)).astype(int) - shown[None, :, None]).max() <= 1
+    assert "alpha" in said(path)
+
+
+@pytest.mark.parametrize("clear", [(65535, 0, 0), (0x0100, 0, 0), (0x1234, 0x5678, 0x9ABC)])
+def test_the_clear_colour_of_sixteen_bits(tmp_path, clear):
+    row = np.zeros((64, 3), ">u2")  # 别处是黑的：它的后八位和 0x0100 的一样
+    row[:20] = clear
+    path = tmp_path / "a.png"
+    path.write_bytes(raw_png(16, 2, [row.tobytes()] * 64, struct.pack(">HHH", *clear)))
+    assert (np.asarray(read_alpha(path))[0] == np.where(np.arange(64) < 20, 0, 255)).all()
+    assert read_image(path).getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(path).getpixel((40, 0)) == (0, 0, 0)
+
+
+def test_a_picture_once_read_wrong_is_encoded_again(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(raw_png(2, 0, [bytes([0b11_01_10_00] * 16)] * 64, struct.pack(">H", 3)))
+    with seen.Album() as album:
+        first = album.see(path)
+    assert first.digest != hashlib.sha256(path.read_bytes()).hexdigest()
+    with seen.Album() as album:
+        assert album.see(path) == first

@@ -312,3 +312,99 @@ def test_a_name_written_twice_on_one_line(tmp_path):
     (tmp_path / "x.yaml").write_text("train: {lr: 1e-4, lr: 2e-4}", encoding="utf-8")
     with pytest.raises(ConfigError, match="lr：第 1 行写了两次"):
         load_config(tmp_path / "x.yaml")
+
+
+# ---- 一份里写了几样：用不上的说出来，会少练数据的停下 ----
+
+SETS = """
+[[datasets]]
+image_directory = "/d/a"
+resolution = [960, 544]
+batch_size = 2
+caption_extension = ".txt"
+cache_directory = "/c"
+[[datasets]]
+image_directory = "/d/b"
+resolution = [512, 512]
+batch_size = 2
+num_repeats = 4
+control_directory = "/d/b_before"
+caption_extension = ".cap"
+"""
+
+
+def test_musubi_without_general_and_with_several_datasets(said):
+    config, lines = said("d.toml", SETS, "model.path=tiny-qwen-image")
+    places = [(str(s.folder), s.repeats, s.control_folder) for s in config.data.sources]
+    assert places[0] == ("/d/a", 1, None) and str(places[1][2]) == "/d/b_before"
+    assert (config.data.resolution, config.train.batch_size) == (720, 2)
+    assert config.data.sources[1].repeats == 4
+    left = next(line for line in lines.split("\n") if "没有用到" in line)
+    for word in ("cache_directory（/c）", "第 2 个 datasets 的 resolution（[512, 512]",
+                 "caption_extension（.cap", "第 2 个 datasets 没有写 cache_directory"):  # fmt: skip
+        assert word in left, word
+    assert "batch_size（" not in left
+
+
+def test_general_of_musubi_holds_for_every_dataset(said):
+    text = "[general]\nresolution = 512\nnum_repeats = 3\n" + SETS.replace("resolution", "x")
+    config, _ = said("d.toml", text, "model.path=tiny-qwen-image")
+    assert config.data.resolution == 512 and [s.repeats for s in config.data.sources] == [3, 4]
+
+
+KOHYA_SUBSETS = KOHYA_DATASET + '  [[datasets.subsets]]\n  is_reg = true\n  image_dir = "/r2"\n'
+LEFT_OUT = {  # 会悄悄少练的 -> 说的话
+    "video": ("d.toml", SETS + '[[datasets]]\nvideo_directory = "/v"\n', "第 3 个 datasets 是视频"),
+    "only video": ("d.toml", '[[datasets]]\nvideo_jsonl_file = "/v.jsonl"\n', "是视频（/v.jsonl）"),
+    "two class folders": ("d.toml", KOHYA_SUBSETS, "is_reg 不止一个：/data/reg 和 /r2"),
+    "two priors": ("o.json", json.dumps(ONETRAINER | {"concepts": [
+        {"path": "/a", "type": "PRIOR_PREDICTION"}, {"path": "/b", "type": "PRIOR_PREDICTION"}]}),
+        "不止一个：/a 和 /b"),
+    "a list of controls": ("a.yaml", AI_TOOLKIT.replace(
+        "caption_ext: txt", "control_path: [/c1, /c2]"), "有 2 个控制图文件夹"),
+    "numbered controls": ("a.yaml", AI_TOOLKIT.replace(
+        "caption_ext: txt", "control_path_1: /c1\n          control_path_2: /c2"), "有 2 个控制图"),
+    "two values": ("o.json", json.dumps(ONETRAINER)[:-1] + ', "lora_rank": 4}', "写了两次"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_data_that_would_be_left_out_stops(said, name):
+    file, text, why = LEFT_OUT[name]
+    with pytest.raises(ConfigError, match=why):
+        said(file, text, "model.path=tiny-qwen-image")
+
+
+def test_ai_toolkit_with_two_processes_and_class_pictures(said):
+    text = AI_TOOLKIT.replace("resolution: [512, 768, 1024]", "resolution: [512, 768]").replace(
+        "      train:\n", "        - {folder_path: /data/reg, is_reg: true}\n      train:\n", 1
+    )
+    one = yaml.safe_load(text)["config"]["process"][0]
+    tree = {"job": "extension", "config": {"process": [one, {**one, "trigger_word": "other"}]}}
+    config, lines = said("a.json", json.dumps(tree))
+    assert "有 2 项，只对应第 1 项" in lines.split("\n")[1]
+    assert (str(config.data.folder), str(config.data.class_folder)) == ("/data/cats", "/data/reg")
+    assert (config.data.trigger, config.data.resolution) == ("ohwx", 768)
+    slider = AI_TOOLKIT.replace("sd_trainer", "concept_slider")
+    assert "type 是 concept_slider" in said("a.yaml", slider)[1]
+
+
+def test_one_numbered_control_folder_is_the_control_folder(said):
+    text = AI_TOOLKIT.replace("caption_ext: txt", "control_path_1: /c1")
+    assert str(said("a.yaml", text)[0].data.sources[0].control_folder) == "/c1"
+
+
+def test_what_onetrainer_means(said):
+    more = {"ema": "GPU", "ema_decay": 0.99, "lora_decompose": True, "resolution": "512,768",
+            "epochs": 100, "layer_filter": "attn", "dropout_probability": 0.0, "debug_dir": "x",
+            "optimizer": {"optimizer": "ADAMW", "weight_decay": 0.05}}  # fmt: skip
+    config, lines = said("o.json", json.dumps(ONETRAINER | more))
+    assert (config.train.ema, config.lora.variant, config.data.resolution) == (0.99, "dora", 768)
+    assert config.train.weight_decay == 0.05
+    assert "没有用到：epochs、layer_filter" in lines and "dropout" not in lines
+    assert "项没有对应，没有用到" in lines
+    off = said("o.json", json.dumps(ONETRAINER | more | {"ema": "OFF"}))[0]
+    assert off.train.ema == 0
+    assert (
+        said("o.json", json.dumps(ONETRAINER | {"resolution": "960x544"}))[0].data.resolution == 720
+    )

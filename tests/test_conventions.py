@@ -347,7 +347,9 @@ SYNTAX = ["a (red:1.2) cat", "a cat <lora:fur:0.8>", "a cat BREAK a dog", "cat \
           "a __color__ cat", "a {red|blue} cat", "a ((red)) cat", "{{red}} cat",
           "a cat <|im_end|>", "</s> a cat", "<wildcard:animal> sofa", "red::2 cat",
           "a cat Negative prompt: bad Steps: 20, Sampler: Euler", "a cat --ar 16:9",
-          "1girl, long_hair, blue_eyes", "ohwx ||| a cat"]  # fmt: skip
+          "1girl, long_hair, blue_eyes", "ohwx ||| a cat", "a (cat)++ on sofa", "(cat)1.3, sofa",
+          "1.2::red cat::, sofa", "a {red} cat", "a [class] on sofa", "[filewords]", "<style> cat",
+          "\x1b[31ma cat\x1b[0m", "a cat\\non a sofa", "{}"]  # fmt: skip
 
 
 @pytest.mark.parametrize("caption", SYNTAX)
@@ -365,3 +367,73 @@ def test_ordinary_captions_are_not_syntax(tmp_path, caption):
     draw(tmp_path, "a.png", "b.png", said="my_cat, sofa number {}")
     (tmp_path / "b.txt").write_text(caption, encoding="utf-8")
     assert "caption_syntax" not in codes(tmp_path, "warning", "my_cat")
+
+
+TEMPLATES = [
+    "［trigger］",
+    "｛触发词｝",
+    "（触发词）",
+    "「触发词」",
+    "[V]",
+    "<subject>",
+    "{identifier}",
+]
+
+
+@pytest.mark.parametrize("mark", TEMPLATES)
+def test_more_placeholders(tmp_path, mark):
+    draw(tmp_path, "a.png", "b.png", said=f"{mark} 在沙发上，第" + " {} 张")
+    assert [r.caption for r in load_records(tmp_path, "ohwx")] == [
+        "ohwx 在沙发上，第 0 张", "ohwx 在沙发上，第 1 张"
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="没有触发词可换"):
+        load_records(tmp_path)
+
+
+# ---- 没有用到的数据 ----
+
+
+def test_a_linked_folder_of_pictures_is_an_error(tmp_path):
+    draw(tmp_path / "d", "a.png")
+    draw(tmp_path / "more/deep", "b.png")
+    (tmp_path / "empty").mkdir()
+    for name, target in {"more": "more", "nothing": "empty", "round": "d"}.items():
+        (tmp_path / "d" / name).symlink_to(tmp_path / target)
+    report = inspect(tmp_path / "d")[1]
+    assert [(p.code, p.path.name) for p in report.errors] == [("link_folder", "more")]
+    assert {p.path.name for p in report.warnings} == {"nothing", "round"}
+
+
+def test_what_stands_beside_the_pictures_is_told(tmp_path):
+    draw(tmp_path / "img/10_ohwx", "a.png", "b.png")
+    draw(tmp_path / "reg/1_cat", "c.png")
+    draw(tmp_path / "control", "a.png", "b.png", said="")
+    for folder in (tmp_path / "img", tmp_path / "img/10_ohwx"):
+        report = inspect(folder)[1]
+        (control,) = [p for p in report.warnings if p.code == "control_beside"]
+        assert f"data.control_folder: {tmp_path / 'control'}" in control.mend
+        assert f"data.class_folder: {tmp_path / 'reg'}" in report.text(("note",))
+    assert "control_beside" not in codes(
+        tmp_path / "img/10_ohwx", "warning", "", tmp_path / "control"
+    )
+    data = load_config(
+        {"data": {"folder": str(tmp_path / "img"), "class_folder": str(tmp_path / "reg")}}
+    )
+    assert "class_beside" not in [p.code for p in inspect_sources(data.data)[0][1].problems]
+
+
+def test_a_video_with_a_caption_is_an_error(tmp_path):
+    draw(tmp_path, "a.png")
+    for name in ("a.mov", "b.mp4"):  # a 是苹果手机的实况照片
+        (tmp_path / name).write_bytes(b"\0\0\0\x20ftypisom")
+    (tmp_path / "b.txt").write_text("一段视频", encoding="utf-8")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.path.name == "b.mp4" and "只练图" in problem.reason
+
+
+def test_a_control_picture_that_is_not_read_is_named(tmp_path):
+    draw(tmp_path / "images", "a.png")
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control/a.tif").write_bytes(b"II*\0")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.code == "control_missing" and "a.tif 这种文件不读" in problem.mend

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lorakit.data import Record, inspect
+from lorakit.data.color import matrix_profile
 from lorakit.data.lint import lint
 from lorakit.data.lookalike import look, near_duplicates
 from lorakit.tiny import samples
@@ -241,6 +242,42 @@ def test_a_jpeg_that_lost_its_second_half_is_named(tmp_path, turned):
     assert found == ["cut.jpg", "zeros.jpg"]
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "L", "wide"])
+def test_half_a_jpeg_is_named_whatever_its_colours(tmp_path, mode):
+    """印刷色、带颜色配置的：换过颜色以后就不是正中间的灰了。"""
+    image = Image.open(io.BytesIO(noisy_jpeg()))
+    icc, file = gamma_one() if mode == "wide" else None, io.BytesIO()
+    image.convert("RGB" if mode == "wide" else mode).save(file, "JPEG", icc_profile=icc)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(file.getvalue()[: len(file.getvalue()) // 2] + b"\xff\xd9")
+    path.with_suffix(".txt").write_text("一张图", encoding="utf-8")
+    assert "picture_grey" in [p.code for p in inspect(tmp_path)[1].warnings]
+
+
+def gamma_one() -> bytes:
+    """一份线性的 RGB 配置：128 换成 sRGB 是 188。"""
+    corners = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+    return matrix_profile(corners, (0.3127, 0.3290), 1.0)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "HEIF", "AVIF"])
+def test_a_file_that_ends_in_zeros_is_named(tmp_path, kind):
+    """下载的程序先占好了地方、没有写满：这几种的解码器不报错。"""
+    image, file = Image.open(io.BytesIO(noisy_jpeg())), io.BytesIO()
+    image.save(file, kind)
+    whole = file.getvalue()
+    for name, data in (
+        ("whole", whole),
+        ("cut", whole[: len(whole) // 2].ljust(len(whole), b"\0")),
+    ):
+        path = tmp_path / f"{name}.{'heic' if kind == 'HEIF' else kind.lower()}"
+        path.write_bytes(data)
+        path.with_suffix(".txt").write_text(f"图 {name}", encoding="utf-8")
+    problems = inspect(tmp_path)[1].problems
+    told = ("picture_hollow", "picture_broken", "picture_unknown")
+    assert [p.path.stem for p in problems if p.code in told] == ["cut"]
+
+
 def _segment(body: bytes) -> bytes:
     return (len(body) + 2).to_bytes(2, "big") + body
 
@@ -275,3 +312,35 @@ def test_a_trigger_in_look_alike_letters_is_named(tmp_path, scenes, fake):
         (tmp_path / f"{name}.txt").write_text(f"{word} 猫，第 {i} 张", encoding="utf-8")
     (found,) = [p for p in inspect(tmp_path, "ohwx")[1].warnings if p.code == "trigger_missing"]
     assert "1 份没有触发词“ohwx”：c.png；c.png 里写的看着像它" in found.reason
+
+
+@pytest.mark.parametrize(
+    "caption", ["一只橘猫坐在窗台上", "你好", "猫", "沙发上的两只猫，正在睡觉"]
+)
+@pytest.mark.parametrize("read_as", ["latin-1", "gb18030", "cp1252"])
+def test_utf8_read_as_something_else_and_saved_again(caption, read_as):
+    wrecked = caption.encode().decode(read_as, "replace")
+    assert "caption_garbled" in said([wrecked])
+
+
+@pytest.mark.parametrize(
+    "caption", ["锟斤拷一只猫", "a \ufffd cat", "一只\ue1f5", "猫".encode("gbk").decode()]
+)
+def test_letters_that_were_lost(caption):
+    assert "caption_garbled" in said([caption])
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "图片",
+        "你好，世界",
+        "日本の猫",
+        "고양이",
+        "“quotes” — dash…",
+        "Ångström café’s",
+        "😀 一只猫",
+    ],
+)
+def test_letters_that_only_look_odd(caption):
+    assert "caption_garbled" not in said([caption])

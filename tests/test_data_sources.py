@@ -305,3 +305,52 @@ def test_a_caption_that_is_another_kind_of_file(tmp_path, start, kind):
     write(tmp_path / "a.txt", start + bytes(range(200)))
     (error,) = inspect(tmp_path)[1].errors
     assert error.code == "caption_kind" and kind in error.reason and "纯文本" in error.mend
+
+
+TWICE = {  # 同一个名字写着两个值：各种解析的库都悄悄用后一个
+    "metadata.jsonl": '{"file_name": "a.png", "text": "甲", "text": "乙"}',
+    "a.json": '{"caption": "甲", "caption": "乙"}',
+    "all.json": '{"a.png": "甲", "a.png": "乙"}',
+    "list.json": '[{"image": "a.png", "caption": "甲", "caption": "乙"}]',
+    "rows.jsonl": '{"image": "a.png", "caption": "甲", "caption": "乙"}',
+    "metadata.csv": "file_name,text,text\na.png,甲,乙\n",
+    "all.csv": "image,caption,caption\na.png,甲,乙\n",
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_name_with_two_values_is_never_chosen_in_silence(tmp_path, name):
+    draw(tmp_path, "a.png")
+    write(tmp_path / name, TWICE[name])
+    records, report = inspect(tmp_path)
+    assert records == [] and "写了两次" in report.text(("error", "warning"))
+
+
+def test_the_same_value_twice_is_fine(tmp_path):
+    draw(tmp_path, "a.png")
+    write(tmp_path / "metadata.jsonl", '{"file_name": "a.png", "text": "甲", "text": "甲"}')
+    assert said(load_records(tmp_path), tmp_path) == {"a.png": "甲"}
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8-sig"])
+def test_a_csv_of_a_spreadsheet(tmp_path, encoding):
+    """中文版的 Excel：分号隔开，GBK 或带 BOM；GBK 的说清楚、--fix 换好以后读得对。"""
+    draw(tmp_path, "a.png")
+    write(
+        tmp_path / "metadata.csv", 'file_name;text\r\na.png;"一只猫；在睡觉"\r\n'.encode(encoding)
+    )
+    if encoding == "gbk":
+        assert inspect(tmp_path)[1].errors[0].code == "caption_encoding"
+        fix(tmp_path)
+    assert said(load_records(tmp_path), tmp_path) == {"a.png": "一只猫；在睡觉"}
+
+
+@pytest.mark.parametrize("stray", ["\x1a", "\u202e", "\u200b", "\xad", "\x07", "\U000e0041"])
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "metadata.jsonl", "all.csv"])
+def test_letters_nobody_sees_do_not_reach_the_model(tmp_path, stray, name):
+    draw(tmp_path, "a.png")
+    caption = f"一只{stray}猫{stray}"
+    row = {"file_name": "a.png", "text": caption}
+    text = {"a.txt": caption, "all.csv": f"file_name,text\na.png,{caption}\n"}
+    write(tmp_path / name, text.get(name, json.dumps(row)))
+    assert said(load_records(tmp_path), tmp_path) == {"a.png": "一只猫"}

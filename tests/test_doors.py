@@ -342,6 +342,42 @@ def test_settings_as_a_dictionary(tree):
     only_a_sentence(lambda: load_config(tree), ConfigError)
 
 
+FOREIGN = [  # 各训练器的文件里走得到的几处：里层的也换
+    {"job": "extension", "config": {"name": "x", "process": [{"type": "sd_trainer"}]}},
+    {"type": "sd_trainer", "training_folder": "o", "trigger_word": "x", "datasets": [], "train": {},
+     "model": {"name_or_path": "x", "arch": "flux"}, "network": {"linear": 4}, "sample": {}},
+    {"folder_path": "/a", "is_reg": True, "control_path": ["/c"], "resolution": [512, 768]},
+    {"training_method": "LORA", "base_model_name": "x", "concepts": [{"path": "/a"}], "ema": "GPU",
+     "ema_decay": 0.9, "optimizer": {"optimizer": "ADAMW"}, "resolution": "512x768"},
+    {"path": "/a", "type": "PRIOR_PREDICTION", "balancing": 2.0, "text": {"prompt_source": "x"}},
+    {"general": {"resolution": 512}, "datasets": [{"image_directory": "/a"}]},
+    {"image_dir": "/a", "subsets": [{"is_reg": True, "image_dir": "/r"}], "num_repeats": 3,
+     "image_jsonl_file": "/a/x.jsonl", "alpha_mask": True, "caption_extension": ".txt"},
+    {"network_dim": 8, "train_data_dir": "x", "dit": "/m.safetensors", "unet_lr": 1e-4},
+]  # fmt: skip
+
+
+def test_settings_of_other_trainers(tmp_path):
+    file = tmp_path / "x.json"
+    some = st.one_of(*map(near, FOREIGN))
+    whole = st.builds(lambda one: {"config": {"process": [one]}}, some)
+    whole |= st.builds(
+        lambda key, rows: {key: rows, "training_method": "LORA", "base_model_name": "x"},
+        st.sampled_from(["datasets", "concepts"]), st.lists(some, max_size=3),
+    )  # fmt: skip
+    whole |= st.builds(lambda rows: {"datasets": rows}, st.lists(some, max_size=3))
+
+    @settings(many, max_examples=INPUTS // 2)
+    @given(some | whole)
+    def anything(tree):
+        file.write_text(json.dumps(tree), encoding="utf-8")
+        only_a_sentence(
+            lambda: load_config(file, ["model.path=m"], say=lambda _: None), ConfigError
+        )
+
+    anything()
+
+
 TAGS = ["int", "float", "bool", "timestamp", "binary", "set", "omap", "pairs", "seq", "map", "null",
         "str", "python/object:os.system", "merge", "value"]  # fmt: skip
 
@@ -483,7 +519,7 @@ def test_odd_prompt_files_are_one_sentence(tmp_path):
 
 SHIPPED = {  # 读随包的、我们自己造模型时的文件：不是别人写的，坏了就是我们的错
     "config/load.py", "hub/bundled.py", "lab/questions/bank.py", "lora/comfyui.py",
-    "tiny/examiner.py", "lab/exercises/trial.py", "lab/recordings.py",
+    "tiny/examiner.py", "lab/exercises/trial.py", "lab/recordings.py", "lab/hospital/chart.py",
 }  # fmt: skip
 PARSERS = ("json.loads(", "json.load(", "yaml.safe_load(", "yaml.load(")
 

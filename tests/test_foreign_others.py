@@ -79,7 +79,7 @@ KINDS = {
     "Tucker": {**PAIR, f"transformer.{Q}.lora_mid.weight": ONES(2, 2, 3, 3)},
     "DoRA 的 LoKr": {f"x.{Q}.lokr_w1": ONES(2, 2), f"x.{Q}.lokr_w2": ONES(64, 64),
                     f"x.{Q}.dora_scale": ONES(128, 1)},
-    "两份": {**PAIR, f"{Q}.lora_A.weight": ONES(1, 128)},
+    "两份": {**PAIR, f"{Q}.lora_A.weight": ONES(1, 128) * 2},
 }  # fmt: skip
 
 

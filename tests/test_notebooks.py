@@ -99,6 +99,7 @@ def test_every_guess_is_revealed_and_exercises_are_blank(committed):
 def test_no_answer_is_in_sight(book):
     text = json.dumps(json.loads(book.read_text(encoding="utf-8")), ensure_ascii=False)
     asked = [*questions.bank().values(), *sum(map(questions.exam, questions.MOMENTS), ())]
+    asked += questions.clinic().values()
     for question in (*asked, *sum(questions.recall().values(), ())):
         assert not [said for _, said in question.options if said in text], question.name
 

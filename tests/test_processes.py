@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from notebook_tools import BOOKS, ROOT
 from safetensors.torch import load_file
-from two_processes import Ranks, command, each_rank, failing, finish, sharded
+from two_processes import Ranks, command, each_rank, failing, finish, hybrid, sharded
 
 from lorakit.errors import ConfigError, LorakitError, LorakitWarning
 from lorakit.results import checkpoint
@@ -111,6 +111,19 @@ def test_sharded_parameters_learn_the_same(config, tmp_path, kind, monkeypatch):
     back = plain.model_copy(update={"train": shard.train})
     finish(tmp_path / "ranks", sharded, each_rank, back, tmp_path)
     near(state(plain.run.output, 4), state(shard.run.output, 4))
+
+
+def test_sharded_in_pairs_and_averaged_between_them(config, tmp_path):
+    """四个进程，两个一组切开：和一个进程累积四批一样；检查点也通用。"""
+    small = ["train.batch_size=1", "eval.every=0"]
+    pairs, plain = (
+        config(*small, output="pairs"),
+        config(*small, "train.grad_accum=4", output="plain"),
+    )
+    finish(tmp_path / "ranks", hybrid, each_rank, pairs, tmp_path, count=4)
+    same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "3.safetensors"))
+    list(Trainer(plain))
+    near(state(pairs.run.output, 4), state(plain.run.output, 4))
 
 
 def test_sharded_bf16_weights_learn_the_same(config, tmp_path):

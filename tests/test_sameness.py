@@ -12,7 +12,7 @@ from PIL import Image
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InspectionWarning, LorakitWarning
 from lorakit.hub.bundled import bundled
-from lorakit.results import checkpoint
+from lorakit.results import checkpoint, sameness
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -173,15 +173,19 @@ def test_a_checkpoint_of_another_run_is_noticed():
         go_on()
 
 
-def test_other_versions_are_told():
+def test_another_version_and_another_machine_are_told():
     first()
     state = Path("run/checkpoint-1/state/state.json")
     facts = json.loads(state.read_text("utf-8"))
     facts["trained_on"]["versions"]["torch"] = "1.0"
+    assert facts["trained_on"]["machine"] == {"设备": "CPU", "精度": "float32"}
+    facts["trained_on"]["machine"] = {"设备": "NVIDIA H100", "精度": "bfloat16"}
     facts.pop(checkpoint.SUM)
     facts[checkpoint.SUM] = checkpoint._sum(facts)
     state.write_text(json.dumps(facts), encoding="utf-8")
-    assert "torch 1.0 -> " in go_on()
+    said = go_on()
+    assert "torch 1.0 -> " in said
+    assert "设备 NVIDIA H100 -> CPU" in said and "精度 bfloat16 -> float32" in said
 
 
 def test_an_old_run_without_records_goes_on_elsewhere(monkeypatch):
@@ -195,3 +199,16 @@ def test_an_old_run_without_records_goes_on_elsewhere(monkeypatch):
         Trainer(load_config("run/config.yaml", ["train.steps=4", "data.folder=other"]))
     config = load_config("run/config.yaml", ["train.steps=3", "data.folder=moved"])
     assert Trainer(config).step == 2
+
+
+def test_changed_controls_and_repeats_are_told():
+    """改图的：控制图换了、次数改了；改了名字的还是同一张。"""
+    row = {"name": "a.png", "picture": "p", "caption": "c", "controls": ["x"], "repeats": 2}
+    before = {"train": [row], "held": [], "prior": []}
+    changes = [
+        ({"controls": ["y"]}, "控制图变了 1 份（a.png）"),
+        ({"repeats": 3}, "重复次数变了 1 份"),
+    ]
+    for change, said in [*changes, ({"name": "b.png"}, "")]:
+        told = sameness._data_told(before, {**before, "train": [{**row, **change}]})
+        assert said in "；".join(told) and bool(told) is bool(said)

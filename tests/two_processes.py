@@ -24,6 +24,8 @@ CONTEXT.set_forkserver_preload(
      "diffusers.pipelines.qwenimage.pipeline_qwenimage"]
 )  # fmt: skip
 LONGEST = 120  # 秒；到了还没结束就是卡住了
+# 启动器的 --use_fsdp 默认设的就是这些
+SHARDING = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 CRASHED = {-signal.SIGABRT, -signal.SIGSEGV}  # 写坏了内存的退出码
 
 
@@ -87,7 +89,7 @@ def finish(folder: Path, work, *args, count: int = 2):
     """
     ranks = Ranks(folder, work, *args, count=count)
     codes = ranks.wait()
-    if work is sharded and CRASHED & {*codes}:
+    if work in (sharded, hybrid) and CRASHED & {*codes}:
         warnings.warn(f"切开的进程崩了，退出码 {codes}，再来一次：{ranks.out(0)}", stacklevel=2)
         ranks = Ranks(folder, work, *args, count=count)
         codes = ranks.wait()
@@ -153,8 +155,7 @@ def sharded(work, *args):
 
     def start(*where):
         plain(*where)  # 先用 gloo 建好进程组
-        # 启动器的 --use_fsdp 默认设的就是这些
-        os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_CPU_RAM_EFFICIENT_LOADING="true")
+        os.environ.update(SHARDING)
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         AcceleratorState().fsdp_plugin = processes.shard_plugin()
         accelerator = plain(*where)
@@ -164,6 +165,13 @@ def sharded(work, *args):
     processes.start = start
     torch.compile = partial(torch.compile, backend="eager")  # 只要编译器怎样看待切开的块
     return work(*args)
+
+
+def hybrid(work, *args):
+    """两个一组切开，组与组之间取平均：启动器的 --use_parallelism_config 设的就是这些。"""
+    SHARDING.update(ACCELERATE_USE_PARALLELISM_CONFIG="true")
+    SHARDING.update({f"PARALLELISM_CONFIG_DP_{way}_SIZE": "2" for way in ("REPLICATE", "SHARD")})
+    return sharded(work, *args)
 
 
 def failing(config, how: str):

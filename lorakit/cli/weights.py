@@ -49,8 +49,9 @@ def _workflow(args) -> int:
     from lorakit.config import load_config
     from lorakit.families.registry import workflow_of
     from lorakit.lora import comfyui, convert, names
+    from lorakit.results import checkpoint
 
-    file = lora.find(args.file)
+    file = checkpoint.exported(args.file)
     made = convert.named(args.out) if args.out else file
     tensors, card = lora.read(made)
     kinds = {place.kind for key in tensors if (place := names.parse(key))}
@@ -166,12 +167,14 @@ def _refuse_idle(args):
 def _convert(args):
     from torch import nn
 
-    from lorakit import lora
     from lorakit.lora import audit as lora_audit
-    from lorakit.lora import convert, full
+    from lorakit.lora import convert
     from lorakit.lora import fused as lora_fused
+    from lorakit.results import checkpoint
 
-    files = [lora.find(path) for path in (args.file, *args.also)]
+    if args.rank is not None and args.rank < 1:
+        raise ConfigError(f"--rank：秩至少是 1，得到 {args.rank}。")
+    files = [checkpoint.exported(path) for path in (args.file, *args.also)]
     weights = args.weight or [1.0] * len(files)
     if strange := [weight for weight in weights if not abs(weight) <= MOST]:
         raise ConfigError(f"--weight：份量是 0.5、1 这样的数，得到 {strange[0]:g}。")
@@ -186,30 +189,47 @@ def _convert(args):
     several = []
     for file, weight in zip(files, weights, strict=True):
         lora_audit.refuse(lora_audit.audit(file, shell, places), file)
-        several.append((convert.read(file, modules, places)[0], weight))
+        found = convert.meaning(file, modules, places)
+        several.append((found.layers, weight))
     dora = any(isinstance(layer, convert.Dora) for one, _ in several for layer in one.values())
     if dora and (len(several) > 1 or weights != [1.0] or args.rank is not None):
         raise LorakitError(
             "DoRA 改的还有每行的长度，不能叠加、缩秩、改份量；去掉 --also、--weight、--rank。"
         )
-    layers = convert.combine(several) if len(several) > 1 or weights != [1.0] else several[0][0]
+    if args.merge and args.rank is None:  # 展开成整个权重再加，LoKr 的秩多大都行
+        _merge(args, family, several)
+        return
+    same = len(several) == 1 and weights == [1.0]
+    layers = several[0][0] if same else convert.combine(several)
     if args.rank is not None:
-        if args.rank < 1:
-            raise ConfigError(f"--rank：秩至少是 1，得到 {args.rank}。")
         layers, kept = convert.resize(layers, args.rank)
         print(f"缩到秩 {args.rank}，保住了 {kept:.1%} 的能量（ΔW 的平方和）。")
     if args.merge:
-        # 训练时底模可以量化、放在内存里；合并总是进原来精度的权重
-        transformer = family.again(quantize="none", offload="none").load("transformer")
-        convert.merge(layers, transformer)
-        merged = full.files_of(transformer.state_dict())
-        print(f"合并好了：{full.save(args.out, family, merged.items())}")
+        _merge(args, family, [(layers, 1.0)])
         return
-    _write(args, files[0], family, shell, layers)
+    raw = same and args.rank is None and found.is_plain
+    _write(args, files[0], family, shell, layers, raw)
 
 
-def _write(args, source: Path, family, shell, layers):
-    """写成一个 LoRA 文件；说清楚核对了什么、谁能读。"""
+def _merge(args, family, several):
+    """几份 LoRA 与份量 -> 合并好的 Transformer；说清楚舍入丢了多少。"""
+    from lorakit.lora import convert, full
+
+    # 训练时底模可以量化、放在内存里；合并总是进原来精度的权重
+    transformer = family.again(quantize="none", offload="none").load("transformer")
+    lost = convert.merge(several, transformer)
+    kind = str(transformer.dtype).removeprefix("torch.")
+    merged = full.files_of(transformer.state_dict())
+    said = f"{kind} 舍入之后，加进去的与 ΔW 差 {lost:.2%}"
+    print(f"合并好了：{full.save(args.out, family, merged.items())}（{said}）")
+
+
+def _write(args, source: Path, family, shell, layers, raw: bool):
+    """写成一个 LoRA 文件；说清楚核对了什么、谁能读。
+
+    Args:
+        raw: 原文件就是 diffusers 的写法，强度是 1：读得了这种写法的，原文件也读得了。
+    """
     from lorakit import lora
     from lorakit.lora import convert, metadata
     from lorakit.memory import loading
@@ -234,36 +254,45 @@ def _write(args, source: Path, family, shell, layers):
     if kind != "fp32":
         checked = f"fp32 重读核对过，每层的 ΔW 都没有变；再舍入成 {kind}，最多差 {rounded:.2%}"
     print(f"写好了：{made}（{style}，{len(layers)} 层；{checked}）")
-    doras = [layer for layer in layers.values() if isinstance(layer, convert.Dora)]
-    dora, only = bool(doras), any(layer.columns for layer in doras)  # 按列的只有 ComfyUI 有
-    lost = family.skipped(style, layers)
-    readers = (family.read_by[style][0],) if dora else family.read_by[style]
-    readers = [name for name in readers if len(lost.get(name, ())) < len(layers)]
-    others = [
-        f"{name} 请用 --to {name.lower()}{'' if dora else ' 或原文件'}"
-        for name in ("ComfyUI", "diffusers")
-        if name not in readers and not only
-    ]
-    print("；".join(["、".join(readers) + " 能读", *others]) + "。")
-    for name, missed in lost.items():
-        if name in readers:
-            print(f"{name} 会漏掉块外的层：{missed[0]} 等 {len(missed)} 层。")
+    _say_readers(family, style, layers, raw)
     if style == "kohya" and names.fused:
         print("原作者把 q、k、v 等并成一层，拆开练的要补零才放得进去，所以文件大一倍半。")
+
+
+def _say_readers(family, style: str, layers, raw: bool):
+    """谁能读刚写的这一份；读不了的用哪一种写法。"""
+    from lorakit.lora import convert
+
+    doras = [layer for layer in layers.values() if isinstance(layer, convert.Dora)]
+    only = any(layer.columns for layer in doras)  # 按列的只有 ComfyUI 有
+
+    def reads(style: str) -> list[str]:
+        lost = family.skipped(style, layers)
+        known = (family.read_by[style][0],) if doras else family.read_by[style]
+        return [name for name in known if len(lost.get(name, ())) < len(layers)]
+
+    readers, said = reads(style), []
+    for name in ("ComfyUI", "diffusers"):
+        ways = [f"--to {name.lower()}"] if name in reads(name.lower()) and not only else []
+        ways += ["原文件"] if raw and name in reads("diffusers") else []
+        if name not in readers and ways:
+            said.append(f"{name} 请用 {' 或'.join(ways)}")
+    print("；".join(["、".join(readers) + " 能读" if readers else "没有软件能读", *said]) + "。")
+    for name, missed in family.skipped(style, layers).items():
+        if name in readers:
+            print(f"{name} 会漏掉块外的层：{missed[0]} 等 {len(missed)} 层。")
 
 
 @command("lorakit audit runs/mine", *_FILE)
 def audit(args) -> int:
     """体检一个 LoRA 文件：对不对得上底模、改了多少、有没有坏数。"""
-    from lorakit import lora
     from lorakit.lora import audit as lora_audit
     from lorakit.lora import fused as lora_fused
     from lorakit.results import checkpoint
 
     if (args.file / "metrics.jsonl").is_file():
         print(_held(args.file))
-    file, family = lora.find(args.file), _family(args, args.file)
-    checkpoint.refuse_changed(file)
+    file, family = checkpoint.exported(args.file), _family(args, args.file)
     shell = family.skeleton()
     result = lora_audit.audit(file, shell, lora_fused.slots(family.original, shell))
     print(result.text())

@@ -57,12 +57,10 @@ def presets() -> list[str]:
 
 def preset_for(base: str) -> str | None:
     """底模的名字（Qwen/Qwen-Image）-> 用它的预设，几个里取名字最短的；没有就是 None。"""
-    trees = {
-        name: yaml.safe_load((PRESETS / f"{name}.yaml").read_text("utf-8")) for name in presets()
-    }
-    return min(
-        (n for n, tree in trees.items() if tree["model"]["path"] == base), key=len, default=None
-    )
+    texts = {name: (PRESETS / f"{name}.yaml").read_text("utf-8") for name in presets()}
+    maybe = [name for name, text in texts.items() if base in text]  # 全都解开要半秒
+    named = [name for name in maybe if yaml.safe_load(texts[name])["model"]["path"] == base]
+    return min(named, key=len, default=None)
 
 
 def template(preset: str) -> str:
@@ -111,7 +109,7 @@ def load_config(
         tree = parse_file(path, problems, known) if tree is None else tree
         if other := recognise(tree, _fits):
             tree = other.ours
-            if tree:
+            if other.lines:
                 said = f"{source}：这是 {other.tool} 的设置，逐项对应如下："
                 say("\n  ".join([said, *other.lines]))
         elif MARK in tree:

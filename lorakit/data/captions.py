@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lorakit.data.read import EXAMPLE, INVISIBLE, PICTURE, one_line, read_caption, start_of
+from lorakit.data.read import EXAMPLE, PICTURE, one_line, read_caption, start_of
 from lorakit.data.report import Fault, Problem, names
 from lorakit.data.rows import csv_rows, json_value, jsonl
 
@@ -273,7 +273,7 @@ def _caption(row: dict, path: Path, line: str) -> str | None:
         line = f"{line}的 " if line else ""
         reason = f"{line}{name} 要是一句话，得到 {json.dumps(value, ensure_ascii=False)[:40]}"
         raise Fault("caption_kind", path, reason, f'写成 "{name}": "一句话"')
-    caption = one_line(value.translate(INVISIBLE))
+    caption = one_line(value)
     if not caption:
         line = f"{line}的" if line else ""
         raise Fault("caption_empty", path, f"{line}描述是空的", EXAMPLE)

@@ -68,6 +68,23 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
+def odd_key(image: Image.Image, data: bytes) -> bool:
+    """PNG 里“这个颜色算透明”，像素又不是 8 位的：Pillow 只换了像素，没有换这个颜色。"""
+    kinds = ((2, 0), (4, 0), (16, 2))  # 位深、颜色：灰度的，彩色的
+    return image.format == "PNG" and tuple(data[24:26]) in kinds and "transparency" in image.info
+
+
+def mend_key(image: Image.Image, data: bytes):
+    """把这个颜色也换成 8 位的。"""
+    if not odd_key(image, data):
+        return
+    clear, top = image.info["transparency"], (1 << data[24]) - 1
+    if data[24] == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif clear <= top:
+        image.info["transparency"] = clear * 255 // top
+
+
 def to_rgb(
     image: Image.Image, profile: bytes | None = None, clear: bool = False
 ) -> tuple[Image.Image, frozenset[str]]:

@@ -1,6 +1,7 @@
 """别的训练器摆文件夹的习惯：遮罩叫什么、放哪里，同类图放在一起，文件夹名里写着次数。"""
 
 import json
+import os
 import re
 import shlex
 from collections import Counter, defaultdict
@@ -22,6 +23,8 @@ _CLASS = re.compile(
     r"|(正则|先验)化?(图片?|图像|集)?|同类(图片?)?",
     re.IGNORECASE,
 )
+_IMAGES = re.compile(r"images?|imgs?|pictures?|data", re.IGNORECASE)
+_CONTROL = re.compile(r"(controls?|conditioning)([ _-]?(images?|imgs?))?|控制图", re.IGNORECASE)
 _TRAIN = re.compile(r"train(ing)?|训练集?", re.IGNORECASE)
 _APART = re.compile(r"val(id(ation)?)?|test(ing)?|eval|dev|验证集?|测试集?", re.IGNORECASE)
 
@@ -79,16 +82,27 @@ def masks_told(masks: dict[Key, Path], folder: Path) -> list[Problem]:
     return [Problem.note("masks_named", reason)]
 
 
-def masks_beside(folder: Path) -> list[Problem]:
-    """data.folder 写的是 images，遮罩在与它并排的 masks 里：那里没有走到。"""
-    plain = re.fullmatch(r"(images?|imgs?|pictures?|data)", folder.name, re.IGNORECASE)
-    for name in ("masks", "mask") if plain else ():
-        place = folder.parent / name
-        if place.is_dir():
-            reason = f"旁边的 {place} 像是遮罩，没有走到，没有用到"
-            mend = f"要用就写 data.folder: {yaml_path(folder.parent)}，或把 {name} 挪进 {folder}"
-            return [Problem.warning("masks_beside", None, reason, mend)]
-    return []
+def beside(folder: Path, control: Path | None) -> list[Problem]:
+    """data.folder 写的是 images、img、10_猫；与它并排的遮罩、控制图、同类图没有走到。"""
+    problems, own = [], folder
+    while own.parent != own and (_IMAGES.fullmatch(own.name) or COUNTED.match(own.name)):
+        own = own.parent
+        for place in sorted(own.iterdir()) if os.access(own, os.R_OK | os.X_OK) else ():
+            if place == folder or folder.is_relative_to(place) or not os.path.isdir(place):
+                continue
+            seen, line = f"旁边的 {place} 像是", yaml_path(place)
+            if re.fullmatch("masks?", place.name, re.IGNORECASE):
+                mend = f"要用就写 data.folder: {yaml_path(own)}，或把 {place.name} 挪进 {folder}"
+                reason = f"{seen}遮罩，没有走到，没有用到"
+                problems.append(Problem.warning("masks_beside", None, reason, mend))
+            elif control is None and _CONTROL.fullmatch(place.name):
+                mend = f"练的是编辑，就写 data.control_folder: {line}；不是就给它改个名字"
+                reason = f"{seen}控制图，没有用到"
+                problems.append(Problem.warning("control_beside", None, reason, mend))
+            elif _CLASS.fullmatch(place.name):
+                reason = f"{seen}同类图片（正则图），不当训练图；要用就写 data.class_folder: {line}"
+                problems.append(Problem.note("class_beside", reason))
+    return problems
 
 
 def yaml_path(path: Path) -> str:

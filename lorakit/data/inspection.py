@@ -19,7 +19,7 @@ from lorakit.data.captions import (
     read_tables,
     stay_inside,
 )
-from lorakit.data.conventions import class_inside, counted, masks_beside, masks_told, splits
+from lorakit.data.conventions import beside, class_inside, counted, masks_told, splits
 from lorakit.data.folder import Found, key_of, walk
 from lorakit.data.limits import MIN_SIDE, check_size
 from lorakit.data.lint import lint, placeholders
@@ -37,7 +37,9 @@ from lorakit.files import user_path
 LOOKALIKE = re.compile(
     rf"({PICTURE}|\.(jfif|gif|tiff?|jp2|jxl|psd|dng|cr2|nef|arw|svg))(?![a-z0-9])"
 )
+VIDEO = re.compile(r"\.(mp4|m4v|mov|webm|mkv|avi)$")
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$")
+UNREAD = LOOKALIKE, VIDEO
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha；"
     "要学会画透明的，用 Qwen-Image 2.1、写 data.alpha=keep；都不要 --fix）",
@@ -90,7 +92,7 @@ def inspect(
         bare = {problem.path for problem in problems if problem.code == MISSING}
         problems += counted(found.pictures, folder, bare)
         problems += class_inside(found.pictures, folder) + splits(found.pictures, folder)
-        problems += masks_told(found.masks, folder) + masks_beside(folder)
+        problems += masks_told(found.masks, folder) + beside(folder, control)
         problems += check_masks(records, folder)
         if control and found.pictures:
             records, used, wrong = _with_controls(album, records, found, control)
@@ -188,6 +190,10 @@ def _empty(path: Path, seen: Seen) -> list[Problem]:
         clear = "整张都是透明的" if "alpha" in seen.did else "整张只有一种颜色"
         mend = "多半是导出时少选了图层，重新导出；不要就移走"
         return [Problem.warning("picture_blank", path, f"{clear}，没有东西可学", mend)]
+    if "zeros" in seen.did:
+        mend = "重新下载或复制一份"
+        reason = "文件的后一截是空的（全是零），多半没有下载完"
+        return [Problem.warning("picture_hollow", path, reason, mend)]
     if "grey" in seen.did:
         mend = "重新下载或复制一份；本来就是灰的就不用管"
         return [Problem.warning("picture_grey", path, "下面一截是一片灰，多半没有下载完", mend)]
@@ -205,7 +211,7 @@ def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Pr
         mend = "同一张图存了两份就删掉一份；不是就改名，各写一份描述"
         problems.append(Problem.error("caption_shared", same[0], reason, mend))
     lonely = {key: paths for key, paths in sorted(found.captions.items()) if key not in stems}
-    unread = {key_of(path) for path in found.others if LOOKALIKE.search(path.name.lower())}
+    unread = {key_of(p) for p in found.others if any(k.search(p.name.lower()) for k in UNREAD)}
     for key, paths in lonely.items():
         for path in paths if key not in unread else ():
             reason, mend = "没有同名的图，这份描述没有用到", "改成和图片一样的名字；用不着就删掉"
@@ -222,6 +228,9 @@ def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Pr
             reason = "像是图片，也有描述，可是这种文件不读" if told else "像是图片，没有用到"
             severity = "error" if told else "warning"
             problems.append(Problem(severity, "not_used", path, reason, mend))
+        elif VIDEO.search(name) and key_of(path) in lonely:
+            reason, mend = "是视频，也有描述，可是这里只练图", "截几帧存成 png；不用就连同描述移走"
+            problems.append(Problem.error("not_used", path, reason, mend))
         else:
             rest.append(path)
     if rest:

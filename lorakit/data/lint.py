@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lorakit.data.lookalike import lookalikes
@@ -29,7 +30,8 @@ MARKUP = re.compile(
 # 看图说话的模型对人说的客套话；网址；markdown 的记号
 CHATTER = re.compile(
     r"^(?:好的|当然|没问题)[，,！!。]|^(?:sure|certainly|of course)[,!.]|^以下是"
-    r"|希望(?:这)?对[你您]有(?:所)?帮助|^https?://\S+$|\*\*|^\s*#+ ",
+    r"|希望(?:这)?对[你您]有(?:所)?帮助|^https?://\S+$|\*\*|^\s*#+ |```|</?think>"
+    r"|^(?:caption|prompt|description|assistant|描述|提示词|标题)\s*[:：]",
     re.IGNORECASE,
 )
 # 别的程序的提示词写法：这里的文字编码器照字面读，权重、通配符都不起作用
@@ -54,8 +56,17 @@ SYNTAX = (
     (re.compile(r"\bembedding:\S+", re.IGNORECASE), "调用 embedding 的记号", "删掉"),
     (re.compile(r"(?:^|\s)--(?:ar|v|s|no|q|n|w|h|d|l|style|stylize|niji|seed|chaos)\b(?:\s+[\w:.]+)?"),
      "命令行的参数", "删掉"),
+    (re.compile(r"\)(?:\++|-{2,}|\d*\.\d+)(?=[\s,，.]|$)|(?<![\d:])\d+(?:\.\d+)?::\s*[^\s\d:]"),
+     "权重的写法", "去掉括号、加号和数字，只留词"),
+    (re.compile(r"[\[<](?:filewords|caption|class|style|char|character|person|prompt)[\]>]",
+                re.IGNORECASE), "模板里占位的记号", "换成图里真有的东西"),
+    (re.compile(r"(?<!\{)\{[^{}|\\]{0,60}\}(?!\})"), "花括号", "去掉花括号，只留词"),
+    (re.compile(r"\[\d{1,3}(?:;\d{1,3})*m"), "终端的颜色记号", "删掉"),
+    (re.compile(r"\\[nrt]"), "没有解开的换行（反斜杠加字母）", "换成逗号或空格"),
     (re.compile(r"\|\|\|"), "keep_tokens 的分隔记号", "换成逗号"),
 )  # fmt: skip
+# 读不出的字的替身，和它再读错一次的样子；没有谁的字的私用区、控制符
+LOST = re.compile("[\ufffd\ue000-\uf8ff\x80-\x9f]|锟斤拷|烫烫烫")
 TAG = re.compile(r"[a-z0-9]+(?:_[a-z0-9()']+)+", re.IGNORECASE)  # 整个小句是 long_hair 这样的标签
 UNIT = re.compile(rf"{WORD.pattern}|\S")  # 一个汉字，或一个英文词
 
@@ -144,18 +155,46 @@ def _bare(part: str) -> str:
 
 
 def _garbled(record: Record) -> Problem | None:
-    """很短的 GBK 描述有时恰好也是合格的 UTF-8：“一只猫”会读成“һֻè”，不报错，却全是乱码。"""
-    odd = [char for char in record.caption if ord(char) > 127]
-    # 乱码会东一个西一个地落在好几种文字里；真正的俄文、法文只用一种
-    if len({ord(char) >> 8 for char in odd}) < 2 or max(odd) > "\u07ff":
+    """字读错过的描述：不报错，却全是乱码。"""
+    guess = _mistaken(record.caption)
+    if guess is None:
         return None
-    try:
-        guess = record.caption.encode().decode("gb2312")
-    except UnicodeDecodeError:
-        return None
-    reason = f"描述像是乱码（“{record.caption[:20]}”），多半是 GBK：按它读是“{guess[:20]}”"
-    mend = "用记事本或 VS Code 按 GBK 打开，看到的字没有错，就另存为 UTF-8"
+    shown = f"“{record.caption[:20]}”"
+    if not guess:
+        reason, mend = f"描述里有读坏的字（{shown}），原来的已经没有了", "重新写一遍"
+    elif record.caption.encode().decode("gb2312", "ignore") == guess:
+        reason = f"描述像是乱码（{shown}），多半是 GBK：按它读是“{guess[:20]}”"
+        mend = "用记事本或 VS Code 按 GBK 打开，看到的字没有错，就另存为 UTF-8"
+    else:
+        reason = f"描述像是乱码（{shown}），编码读错过又存了一遍，原来多半是“{guess[:20]}”"
+        mend = f"照原来的重新写：{guess[:60]}"
     return Problem.warning("caption_garbled", record.path, reason, mend)
+
+
+def _mistaken(text: str) -> str | None:
+    """乱码 -> 原来的字（找不回来是空的）；不像乱码是 None。"""
+    odd = [char for char in text if ord(char) > 127]
+    # 很短的 GBK 有时恰好也是合格的 UTF-8：“一只猫”读成“һֻè”，东一个西一个地落在好几种文字里；
+    # 真正的俄文、法文只用一种。整句只有一个这样的字，也不是谁的话
+    several = len({ord(char) >> 8 for char in odd}) > 1 or len(text) == 1
+    if odd and max(odd) <= "\u07ff" and several:
+        with suppress(UnicodeDecodeError):
+            return text.encode().decode("gb2312")
+    # 反过来：UTF-8 被当成 GBK 或西欧文字读，又存成了 UTF-8
+    for raw in (_bytes(text, "gb18030"), _bytes(text, "cp1252")) if odd else ():
+        found = raw.decode("utf-8", "ignore")
+        wide = [char for char in found if ord(char) > 127]
+        whole = len(found.encode()) >= len(raw) - 3  # 最后一个字可能被切断
+        common = wide and all(CJK.match(c) and c.encode("gb2312", "ignore") for c in wide)
+        if whole and common and (len(wide) > 1 or not re.search("[A-Za-z]", text)):
+            return found
+    return "" if LOST.search(text) else None
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """按一种编码写回去；cp1252 没有的五个字节，各家都照 latin-1 读，解不开的算没有。"""
+    parts = (c.encode(encoding, "ignore") or c.encode("latin-1", "ignore") for c in text)
+    return b"".join(parts)
 
 
 def _markup(record: Record) -> Problem | None:

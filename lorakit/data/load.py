@@ -92,8 +92,8 @@ def inspect_sources(
     for source, trigger in places(data):
         given = (unpacked(source.folder), trigger, source.control_folder, progress)
         records, report = inspect(*given)
-        if source.repeats > 1:  # 次数已经写了，不必再说文件夹的名字里有次数
-            kept = tuple(p for p in report.problems if p.code != "folder_counted")
-            report = replace(report, problems=kept)
-        results.append((records, report))
+        # 次数、同类图片已经写了，不必再说
+        told = {"folder_counted": source.repeats > 1, "class_beside": data.class_folder}
+        kept = tuple(p for p in report.problems if not told.get(p.code))
+        results.append((records, replace(report, problems=kept)))
     return results

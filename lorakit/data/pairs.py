@@ -15,7 +15,7 @@ from pathlib import Path
 from lorakit.data.captions import nfc, stay_inside
 from lorakit.data.folder import Found
 from lorakit.data.limits import CONTROLS, check_size
-from lorakit.data.read import in_threads, read_image
+from lorakit.data.read import RESAVE, in_threads, read_image
 from lorakit.data.record import Record
 from lorakit.data.report import Fault, Problem, names, relative
 from lorakit.data.seen import Album, Seen
@@ -96,7 +96,7 @@ def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Pr
             mine.append(key)
         used |= set(mine)
         if not mine:
-            problems.append(_missing(path, stem, parent, controls, before.folder))
+            problems.append(_missing(path, stem, parent, controls, before))
         elif len(mine) > CONTROLS:
             reason = f"有 {len(mine)} 张以上的控制图，最多 {CONTROLS} 张"
             mend = f"留下最要紧的 {CONTROLS} 张：{stem}、{stem}_2 到 {stem}_{CONTROLS}"
@@ -115,11 +115,13 @@ def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Pr
     return matched, problems
 
 
-def _missing(path: Path, stem: str, parent: Path, controls, folder: Path) -> Problem:
+def _missing(path: Path, stem: str, parent: Path, controls, before: Found) -> Problem:
+    unread = [one for one in before.others if _key(one, before.folder) == (parent, stem)]
     stems = [name for where, name in controls if where == parent]
     near = difflib.get_close_matches(stem, stems, n=1, cutoff=0.75)
     hint = f"（是不是 {controls[parent, near[0]][0].name}？）" if near else ""
-    mend = f"把改之前的那张图放进 {folder / parent}，取名 {stem}（后缀随意）{hint}"
+    hint = f"（{unread[0].name} 这种文件不读，{RESAVE}）" if unread else hint
+    mend = f"把改之前的那张图放进 {before.folder / parent}，取名 {stem}（后缀随意）{hint}"
     return Problem.error("control_missing", path, "没有控制图，不知道是从哪张图改来的", mend)
 
 

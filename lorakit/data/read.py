@@ -13,9 +13,10 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 from pillow_heif import register_heif_opener
 
-from lorakit.data.color import profile_of, to_rgb
+from lorakit.data.color import mend_key, odd_key, profile_of, to_rgb
 from lorakit.data.report import Fault
 from lorakit.errors import plain_reason
+from lorakit.inert import UNSEEN
 
 LARGEST = 1 << 30  # 字节；一亿像素的图没有压缩也不到
 MAX_PIXELS = 100_000_000  # 再大多半是解压炸弹；真有这么大的图也该先缩小
@@ -50,6 +51,7 @@ BRANDS = {  # ftyp 后面的标记 -> 读不了时说它是什么
 HEIC = (b"hei", b"mif", b"avi")  # 苹果手机的照片、AVIF 的几种标记
 BOXES = {b"ftyp": "视频", b"JXL ": "JPEG XL", b"jP  ": "JPEG 2000"}
 TAIL = 16  # 像素；JPEG 一次解这么多行
+PACKED = ("WEBP", "HEIF", "AVIF")  # 缺了后一截也不报错的；压缩过的里面没有一长串零
 ORIENTATION = 0x0112  # EXIF 里“拍照时怎么拿着相机”的编号
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,7 +66,6 @@ Progress = Callable[[str, int, int], None]  # 函数 (在做什么, 第几个, �
 AGAIN = "重新下载或复制一份；不要这张了，就连同它的 .txt 一起删掉"
 EXAMPLE = "写一句话说图里有什么，例如“一只猫坐在窗台上”"
 RESAVE = "用看图软件打开，另存为 png 或 jpg"
-INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))  # 看不见的字；\u200d 连着表情，留下
 CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
 
 
@@ -105,21 +106,20 @@ def decode(path: Path, data: bytes, clear: bool = False) -> tuple[Image.Image, f
     """解开一个图片文件的内容，返回 (RGB 图, 做过的处理)；path 只用来说是哪个文件。
 
     处理的代号：alpha、animation、several、rotated、cmyk、sixteen、color、profile（见 to_rgb）；
-    hdr 是没有换的 HDR，grey 是看着像只下载了一半。
+    hdr 是没有换的 HDR，grey、zeros 是看着像只下载了一半，key 是以前读错过的一种透明（见 seen.py）。
     """
     image, orientation = open_picture(path, data)
     did = set()
     if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO 的第二帧只是缩略图
         did.add("several" if image.format == "HEIF" else "animation")
-    if data[:4] == b"\x89PNG" and data[24] == 16:  # PNG 头里的位深
-        did.add("sixteen")
-    if image.mode == "CMYK":
-        did.add("cmyk")
+    marks = {"key": odd_key(image, data), "cmyk": image.mode == "CMYK"}
+    marks["grey"] = image.format in ("JPEG", "MPO") and _grey_below(image)
+    marks["zeros"] = image.format in PACKED and not any(data[-max(512, len(data) // 16) :])
+    marks["sixteen"] = data[:4] == b"\x89PNG" and data[24] == 16  # PNG 头里的位深
+    did |= {name for name, true in marks.items() if true}
     profile, hdr = profile_of(image, data)
     picture, treated = to_rgb(image, profile, clear)
     did |= treated | ({"hdr"} if hdr else set())
-    if image.format in ("JPEG", "MPO") and _grey_below(picture):
-        did.add("grey")
     # 不用 ImageOps.exif_transpose：它还要重写 EXIF，EXIF 有一点坏就会失败
     if orientation in TURNS:
         did.add("rotated")
@@ -174,6 +174,7 @@ def open_picture(path: Path, data: bytes, whole: bool = True) -> tuple[Image.Ima
                 raise _bomb(path, f"{image.width}x{image.height}")
             if whole:
                 image.load()
+                mend_key(image, data)
             if image.width * image.height > MAX_PIXELS:  # HEIC 的头可以说小了，解开才知道
                 raise _bomb(path, f"{image.width}x{image.height}")
             orientation = image.getexif().get(ORIENTATION)
@@ -231,12 +232,12 @@ def _unknown(path: Path, data: bytes) -> Fault:
     return Fault("picture_unknown", path, "认不出是什么图片", RESAVE + "；打不开就" + AGAIN)
 
 
-def _grey_below(picture: Image.Image) -> bool:
-    """JPEG 后一半丢了、结尾的标记却还在时，解码器不报错，把剩下的填成正中间的灰。"""
-    width, height = picture.size
-    return height > 2 * TAIL and picture.crop((0, height - TAIL, width, height)).getextrema() == (
-        ((128, 128),) * 3
-    )
+def _grey_below(image: Image.Image) -> bool:
+    """JPEG 后一半丢了、结尾的标记却还在时，解码器不报错，把剩下的填成正中间的灰；看没换颜色的。"""
+    width, height = image.size
+    low = image.crop((0, height - TAIL, width, height)).getextrema()
+    each = low if isinstance(low[0], tuple) else (low,)
+    return height > 2 * TAIL and all(ends in ((127, 127), (128, 128)) for ends in each)
 
 
 def read_caption(path: str | Path) -> str:
@@ -262,7 +263,7 @@ def read_caption(path: str | Path) -> str:
         raise _encoding(path, "也认不出是什么编码", None) from None
     if "\0" in text:
         raise _encoding(path, "多半是没有文件头的 UTF-16", "UTF-16LE")
-    caption = one_line(text.translate(INVISIBLE))
+    caption = one_line(text)
     if not caption:
         raise Fault("caption_empty", path, "描述是空的", EXAMPLE)
     return caption
@@ -296,9 +297,9 @@ def start_of(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """多行接成一行：行尾没有标点就补一个逗号，中文补中文的。"""
-    result = ""
-    for line in filter(None, (" ".join(line.split()) for line in text.splitlines())):
+    """多行接成一行：看不见的字去掉，行尾没有标点就补一个逗号，中文补中文的。"""
+    result, lines = "", text.translate(UNSEEN).splitlines()
+    for line in filter(None, (" ".join(line.split()) for line in lines)):
         if result and result[-1] in ",.;:!?":
             result += " "
         elif result and result[-1] not in "，。、；：！？":

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lorakit.files import Unreadable, parse_json
 
@@ -31,6 +31,11 @@ def jsonl(text: str) -> Iterator[tuple[int, dict | str, str]]:
             yield number, value[0], ""
 
 
+def repeated(header: Sequence[str]) -> str:
+    """有名字的列里头一个重复的；没有就是空的。"""
+    return next((name for name in header if name and header.count(name) > 1), "")
+
+
 def csv_rows(text: str) -> Iterator[tuple[int, dict | str, str]]:
     """逐行 (行号, 内容或哪里不对, 改法)；第一行是列名，行号是这一项结束的那一行。"""
     reader = csv.reader(io.StringIO(text, newline=""))
@@ -49,6 +54,9 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict | str, str]]:
             if "file_name" not in header:
                 reason = f"是列名，里面没有 file_name（得到：{'、'.join(header)}）"
                 yield 1, reason, "第一行写 file_name,text，用英文逗号隔开"
+                return
+            if twice := repeated(header):
+                yield 1, f"是列名，{twice} 写了两次", "留下对的那一列，另一列改个名字"
                 return
         elif len(cells) > len(header):
             reason = f"有 {len(cells)} 格，比列名多（列名有 {len(header)} 个）"

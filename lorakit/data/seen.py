@@ -19,15 +19,16 @@ from lorakit.data.read import decode, read_bytes
 from lorakit.files import cache_root, parse_json
 
 FILE = "seen.tsv"
+MARKS = {"color": "sRGB", "key": "clear"}  # 读法改过的两种
 VERSION = (
-    f"2 {PIL.__version__} {pillow_heif.__version__}"  # 看图的办法或 Pillow 变了，以前记的就不算
+    f"3 {PIL.__version__} {pillow_heif.__version__}"  # 看图的办法或 Pillow 变了，以前记的就不算
 )
 
 
 class Seen(NamedTuple):
     """看一眼就知道的事：转正后的 (宽, 高)、是哪张图、看上去的样子、做过的处理、是不是一色。
 
-    是哪张图：内容的 sha256；按颜色配置换过颜色的另算一个，以前没有换就编码的缓存不会再用。
+    是哪张图：内容的 sha256；按颜色配置换过颜色的、透明读错过的另算一个，以前编码的缓存不会再用。
     """
 
     size: tuple[int, int]
@@ -77,7 +78,8 @@ class Album:
 
 
 def _which(digest: str, did: Collection[str]) -> str:
-    return hashlib.sha256(f"{digest} sRGB".encode()).hexdigest() if "color" in did else digest
+    again = [mark for name, mark in MARKS.items() if name in did]
+    return hashlib.sha256(" ".join([digest, *again]).encode()).hexdigest() if again else digest
 
 
 def _line(key: str, facts: str) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from lorakit.config.explain import inline
 from lorakit.data.captions import CAPTION_KEYS, Said, nfc, stay_inside, whole_text
-from lorakit.data.read import IMAGE_SUFFIXES, INVISIBLE, one_line
+from lorakit.data.read import IMAGE_SUFFIXES, one_line
 from lorakit.data.report import Fault, Problem
-from lorakit.data.rows import json_value
+from lorakit.data.rows import json_value, repeated
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 BINARY = (".parquet", ".arrow")
@@ -84,7 +84,7 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
         stay_inside(path, index.folder)
         rows = list(_rows(path, index))
     except Fault as fault:
-        if path.suffix.lower() != ".json" or path.name.lower().startswith(("meta", "caption")):
+        if path.suffix.lower() != ".json" or _speaks(path, index):
             read.used.add(path)
             problem = fault.problem
             reason = f"像是描述表，没有用到（{problem.reason}）"
@@ -118,6 +118,14 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
         read.problems.append(_controls(path, controls))
     for picture, one in found.items():
         read.said[picture].append(one)
+
+
+def _speaks(path: Path, index: "_Index") -> bool:
+    """读不懂的 .json 是不是描述表：名字像，或里面提到这里的图。"""
+    if path.name.lower().startswith(("meta", "caption")):
+        return True
+    raw = path.read_bytes()
+    return any(picture.name.encode() in raw for picture in [*index.known.values()][:100])
 
 
 def _told(path: Path, found: Mapping[Path, Said], missing: Sequence[tuple[str, str]]):
@@ -193,7 +201,7 @@ def _caption(row: Mapping) -> str:
     tags = row.get("tags")
     if isinstance(tags, list):
         tags = ", ".join(tag for tag in tags if isinstance(tag, str))
-    parts = [one_line(one.translate(INVISIBLE)) for one in (said, tags) if isinstance(one, str)]
+    parts = [one_line(one) for one in (said, tags) if isinstance(one, str)]
     return ", ".join(filter(None, dict.fromkeys(parts)))
 
 
@@ -207,7 +215,9 @@ def _rows(path: Path, index: _Index) -> Iterator[tuple[str, dict]]:
             value = json_value(line) if line.strip() else [None]
             if isinstance(value, str):
                 mend = "一行写一个 {}，引号用英文的，行尾不加逗号"
-                raise Fault("metadata_line", path, f"第 {number} 行不是合格的 JSON", mend)
+                raise Fault(
+                    "metadata_line", path, f"第 {number} 行不是合格的 JSON（{value}）", mend
+                )
             if isinstance(value[0], dict):
                 yield f"第 {number} 行", value[0]
     else:
@@ -260,6 +270,9 @@ def _cells(path: Path, text: str, index: _Index) -> Iterator[tuple[str, dict]]:
             if not header:
                 header = [cell.lower() for cell in cells]
                 if any(key in header for key in FILES):
+                    if twice := repeated(header):
+                        reason, mend = f"列名 {twice} 写了两次", "留下对的那一列，另一列改个名字"
+                        raise Fault("metadata_line", path, reason, mend)
                     continue
                 header = ["file_name", "caption"]
                 if not cells or index.find(cells[0], path.parent) is None:

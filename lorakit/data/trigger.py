@@ -11,12 +11,22 @@ TWINS = str.maketrans(
     "АВЕКМНОРСТХаеорсухіјѕһԁοανΑΒΕΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXaeopcyxijshdoavABEHIKMNOPTYX"
 )
 
-# 别处给触发词占位置的记号：[trigger]、{name}、<token>、%trigger%、__trigger__、【触发词】
-_WORDS = r"(?:trigger(?:[ _-]?(?:word|token|phrase))?|(?:instance|concept)(?:[ _-]?token)?"
-_WORDS += r"|name|token|触发词)"
-_PAIRS = (r"\[+", r"\]+"), (r"\{+", r"\}+"), ("<", ">"), ("%", "%"), ("__", "__"), ("【", "】")
+# 别处给触发词占位置的记号：[trigger]、{name}、<token>、%trigger%、【触发词】、［触发词］……
+_SURE = r"(?:trigger[ _-]?(?:word|token|phrase)|触发词)"
+_WORDS = rf"(?:{_SURE}|trigger|(?:instance|concept|subject|placeholder|identifier)(?:[ _-]?token)?"
+_WORDS += r"|name|token|keyword|v\*?)"
+_PAIRS = (
+    (r"[\[［]+", r"[\]］]+"), (r"[{｛]+", r"[}｝]+"), ("[<＜]", "[>＞]"),
+    ("%", "%"), ("__", "__"), ("【", "】"),
+)  # fmt: skip
+# 平常也用的括号：里面的字要一看就是占位
+_ROUND = (r"[(（]", r"[)）]"), ("[「『《〈]", "[」』》〉]")
 PLACEHOLDER = re.compile(
-    "|".join(rf"{left}\s*{_WORDS}\s*{right}" for left, right in _PAIRS) + r"|\$\{?trigger\b\}?",
+    "|".join(
+        [rf"{left}\s*{_WORDS}\s*{right}" for left, right in _PAIRS]
+        + [rf"{left}\s*{_SURE}\s*{right}" for left, right in _ROUND]
+        + [r"\$\{?trigger\b\}?"]
+    ),
     re.IGNORECASE,
 )
 

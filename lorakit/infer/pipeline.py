@@ -10,6 +10,7 @@ from lorakit.infer.fitting import seen
 from lorakit.infer.prompts import remember
 from lorakit.lora import full
 from lorakit.memory import devices
+from lorakit.results import checkpoint
 
 TILE = 512  # VAE 分片解码时一片的边长，像素
 DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
@@ -29,8 +30,7 @@ def open_pipeline(family, weights: Path | None = None, text="load"):
     pipe = family.pipeline(transformer, text=text)
     pipe.set_progress_bar_config(disable=True)
     if weights is not None and whole is None:
-        file = lora.find(weights)
-        lora.put_on(pipe, file, original=family.original)
+        lora.put_on(pipe, checkpoint.exported(weights), original=family.original)
     return pipe
 
 
@@ -47,7 +47,7 @@ def open_for(
     if not scarce(family) or (family.controls[0] and controls is None):
         return open_pipeline(family, weights)
     if weights is not None and full.find(weights) is None:
-        lora.find(weights)  # 文件不在，就别先等编码
+        checkpoint.exported(weights)  # 文件不在、坏了，就别先等编码
     if controls and size:
         controls = [seen(family, pictures, size) for pictures in controls]
     remember(family, guidance, prompts, controls, negative)

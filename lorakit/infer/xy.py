@@ -71,7 +71,7 @@ def checkpoints(run: Path, text: str) -> Axis:
         have = "、".join(map(str, saved)) or "一个也没有"
         what = f"没有第 {missing[0]} 步的检查点" if missing else "没有带 LoRA 的检查点"
         raise WeightsError(f"--checkpoints：“{run}”里{what}。有的是：{have}；也可以写 all。")
-    files = tuple(saved[step] for step in wanted)
+    files = tuple(checkpoint.exported(saved[step]) for step in wanted)
     return Axis("step", files, tuple(f"第 {step} 步" for step in wanted))
 
 

@@ -127,7 +127,8 @@ class Studio:
             if getattr(self._pipe.transformer, "peft_config", None):
                 self._pipe.unload_lora_weights()
             if folder is not None:
-                lora.put_on(self._pipe, lora.find(folder), original=self.family.original)
+                file = checkpoint.exported(folder)
+                lora.put_on(self._pipe, file, original=self.family.original)
         self._on = step
         return self._pipe
 

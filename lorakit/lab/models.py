@@ -23,7 +23,7 @@ def open_model(name: str) -> Config:
     Raises:
         LorakitError: 没有这个名字，或这台机器练不动；会说改成什么。
     """
-    preset = name if name in presets() else preset_for(name)
+    preset = name if name in presets() else preset_for(str(name))
     if preset is None:
         near = difflib.get_close_matches(str(name), presets(), 1)
         hint = f"是不是想写“{near[0]}”？" if near else ""

@@ -41,7 +41,7 @@ def _reader() -> str:
     return reader
 
 
-def _page(title: str, question: Question) -> dict:
+def page(title: str, question: Question) -> dict:
     """没有内核时看到的：题目与选项，没有答案。"""
     lines = [f"{chr(65 + k)}. {question.options[i][0]}" for k, i in enumerate(_order(question))]
     items = "<br>".join(map(in_html, lines))
@@ -122,7 +122,7 @@ def predict(name: str):
     """出一道题，先猜再往下看；猜错没有关系，猜过的记得更牢。"""
     question = _find(name)
     guess = _asked[name] = Guess(question)
-    both(guess.box, _page(GUESS, question))
+    both(guess.box, page(GUESS, question))
 
 
 def reveal(name: str):
@@ -150,7 +150,7 @@ def recall(book: str):
 
 def _pages(asked: list[tuple[str, Question]]) -> dict:
     """几道题连着摆的静态样子。"""
-    pages = [_page(title, question) for title, question in asked]
+    pages = [page(title, question) for title, question in asked]
     return {key: "\n".join(page[key] for page in pages) for key in pages[0]}
 
 

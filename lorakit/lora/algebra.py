@@ -1,7 +1,7 @@
 """一层 LoRA 的代数：ΔW、秩、奇异值；缩秩、叠加、合并进底模。A (r, 入)，B (出, r)。"""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ def plain(path: str, layer: Layer) -> Pair | dora.Dora:
     if layer.rank > lokr.PLAIN_RANK:
         raise WeightsError(
             f"{path} 是 LoKr，写成普通 LoRA 要秩 {layer.rank}，最多 {lokr.PLAIN_RANK}。"
-            "请直接用原来的文件（generate、compare 与 ComfyUI 都能读），或加 --merge 合并进底模。"
+            "请直接用原来的文件（generate、compare 与 ComfyUI 都能读），"
+            "或加 --merge（去掉 --rank）合并进底模。"
         )
     return layer.pair()
 
@@ -112,17 +113,28 @@ def combine(several: Sequence[tuple[Layers, float]]) -> Layers:
 
 
 @torch.no_grad()
-def merge(layers: Layers, transformer: nn.Module):
-    """把 ΔW 加进底模的权重，就地修改。
+def merge(layers: Layers | Sequence[tuple[Layers, float]], transformer: nn.Module) -> float:
+    """把 ΔW 加进底模的权重，就地修改 -> 舍入成底模的精度之后，加进去的与 ΔW 的相对误差。
+
+    Args:
+        layers: 一份；或几份与各自的份量，先加起来再舍入，秩多大都行。
 
     Raises:
         WeightsError: 底模量化过；加进去的 ΔW 多半比量化的一格还小，会被舍入吃掉。
     """
-    if any(is_quantized(transformer.get_submodule(path)) for path in layers):
+    several = [(layers, 1.0)] if isinstance(layers, Mapping) else layers
+    paths = dict.fromkeys(path for one, _ in several for path in one)
+    if any(is_quantized(transformer.get_submodule(path)) for path in paths):
         raise WeightsError(
             "量化过的底模不能合并：ΔW 比量化的一格还小，加进去就被舍入掉了。"
             "请用没有量化的底模合并（model.quantize=none），合并完再量化。"
         )
-    for path, layer in layers.items():
+    lost = whole = 0.0
+    for path in paths:
         weight = transformer.get_submodule(path).weight
-        weight.copy_((weight.double() + delta(layer, weight).to(weight.device)).to(weight.dtype))
+        parts = (times * delta(one[path], weight) for one, times in several if path in one)
+        before, change = weight.double(), sum(parts).to(weight.device)
+        weight.copy_((before + change).to(weight.dtype))
+        lost += float((weight.double() - before - change).square().sum())
+        whole += float(change.square().sum())
+    return (lost / whole) ** 0.5 if whole else 0.0

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import WeightsError, warn
-from lorakit.lora import dora
+from lorakit.lora import dora, names
 from lorakit.lora import fused as lora_fused
 from lorakit.lora.algebra import shape_of, spectrum_of
 from lorakit.lora.files import inert
@@ -36,6 +36,7 @@ class Audit:
     form: str = ""  # 认出来的写法
     strength: str = ""  # 每层乘了几、听谁的
     left: tuple[str, ...] = ()  # 文本编码器等别的部分的张量，用不上
+    model: str | None = None  # 一层也放不上：像是给什么模型练的
 
     @property
     def good(self) -> bool:
@@ -46,9 +47,10 @@ class Audit:
         lines = [f"放得上的层 {self.layers} 个；{'全部对得上' if self.good else '有问题：'}"]
         tell = {"没有地方放": self.unknown, "形状不对": self.misfit, "什么也没改": self.silent,
                 "用不上（文本编码器等别的部分）": self.left}  # fmt: skip
-        for what, names in tell.items():
-            if names:
-                lines.append(f"  {what}：{len(names)} 个，例如 {names[0]}")
+        for what, some in tell.items():
+            if some:
+                lines.append(f"  {what}：{len(some)} 个，例如 {some[0]}")
+        lines += [f"  看层名，像是给 {self.model} 练的"] if self.model else []
         lines += [f"  写法：{self.form}", f"  强度：{self.strength}"] if self.layers else []
         lines += [
             f"  {CARD.get(key, key)}：{SAID.get(value, value)}" for key, value in self.card.items()
@@ -81,9 +83,10 @@ def audit(
         )
         for name, group in groups.items()
     }
-    lists = (tuple(map(inert, names)) for names in (found.unknown, misfit, silent))
+    lists = (tuple(map(inert, some)) for some in (found.unknown, misfit, silent))
     left = tuple(map(inert, found.left))
-    told = found.card, found.form, _strength(found), left
+    model = None if found.layers else names.model_of(found.unknown)
+    told = found.card, found.form, _strength(found), left, model
     return Audit(len(found.layers), *lists, blocks, *told)
 
 
@@ -119,7 +122,9 @@ def refuse(result: Audit, file: Path):
     if not result.good:
         wrong = [*result.unknown, *result.misfit, "（一层也没有）"]
         other = "用 lorakit audit 看全部，或换 --model"
-        if result.left and not result.layers:
+        if result.model:
+            other = f"看层名，它像是给 {result.model} 练的，请换 --model"
+        elif result.left and not result.layers:
             other = "它只练了文本编码器，这里用不上"
         raise WeightsError(
             f"“{file}”与这个底模对不上：放得上 {result.layers - len(result.misfit)} 层，"

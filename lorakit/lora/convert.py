@@ -3,9 +3,9 @@
 from lorakit.lora.algebra import Layers, Pair, combine, delta, merge, plain, resize
 from lorakit.lora.dora import Dora
 from lorakit.lora.export import DTYPES, FORMATS, Names, Written, named, spell, write
-from lorakit.lora.foreign import read
+from lorakit.lora.foreign import meaning, read
 
 __all__ = [
-    "DTYPES", "FORMATS", "Dora", "Layers", "Names", "Pair", "Written", "combine", "delta", "merge",
-    "named", "plain", "read", "resize", "spell", "write",
+    "DTYPES", "FORMATS", "Dora", "Layers", "Names", "Pair", "Written", "combine", "delta",
+    "meaning", "merge", "named", "plain", "read", "resize", "spell", "write",
 ]  # fmt: skip

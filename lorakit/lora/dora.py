@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight
 from torch import nn
 
 from lorakit.errors import WeightsError
+from lorakit.memory import streaming
 from lorakit.memory.quantize import FrozenLinear, decode
 
 MOVED, BASE = "moved", "base"  # 除的是 |W + BA|，还是 |W|
@@ -88,7 +89,8 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
     layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     if isinstance(layer, FrozenLinear):
         return decode(layer.weight, layer.scale, torch.float32)
-    return dequantize_module_weight(layer)
+    packed = hasattr(layer.weight, "quant_state")  # 只解码，不换掉参数：搬运时要认得它
+    return dequantize_bnb_weight(layer.weight) if packed else layer.weight
 
 
 class Rows(LoraVariant):
@@ -97,21 +99,28 @@ class Rows(LoraVariant):
     PEFT 自己的强度乘在 BA 上，0 时每行的长度还留着，不是底模；强度 1 时两种算法相同。
     """
 
-    def __init__(self, ratio: torch.Tensor):
-        self.c = ratio  # (出, 1) 或 (1, 入)
+    def __init__(self, layer: Dora):
+        self.layer, self._c = layer, None
+
+    def c(self, module: nn.Module) -> torch.Tensor:
+        """(出, 1) 或 (1, 入)；只算一次，底模的权重要在。"""
+        if self._c is None:
+            self._c = self.layer.ratio(weight_of(module)).float()
+        return self._c
 
     def forward(self, module, active_adapter, x, result, **kwargs):
-        c, times = self.c.to(result.device).flatten(), module.scaling[active_adapter]
+        ratio, times = self.c(module), module.scaling[active_adapter]
+        c = ratio.to(result.device).flatten()
         base, up = module.get_base_layer(), module.lora_B[active_adapter]
         down = module.lora_A[active_adapter]
         bias = 0 if base.bias is None else base.bias.to(result.dtype)
         c, more = c.to(result.dtype), (c - 1).to(result.dtype)  # bf16 里 1.001 - 1 是 0：先减
-        if len(self.c) == 1:
+        if self.layer.columns:
             return result + times * (base(x * more) - bias + up(down(x * c)))
         return result + times * (more * (result - bias) + c * up(down(x)))
 
     def merge_safe(self, module, active_adapter, orig_weight):
-        c, times = self.c.to(orig_weight.device), module.scaling[active_adapter]
+        c, times = self.c(module).to(orig_weight.device), module.scaling[active_adapter]
         base, low = orig_weight.double(), self._low(module, active_adapter)
         return (base + times * (c * (base + low) - base)).to(orig_weight.dtype)
 
@@ -119,7 +128,7 @@ class Rows(LoraVariant):
         orig_weight.data = self.merge_safe(module, active_adapter, orig_weight.data)
 
     def unmerge(self, module, active_adapter, orig_weight):
-        c, times = self.c.to(orig_weight.device), module.scaling[active_adapter]
+        c, times = self.c(module).to(orig_weight.device), module.scaling[active_adapter]
         low = self._low(module, active_adapter)
         base = (orig_weight.double() - times * c * low) / (1 + times * (c - 1))
         return base.to(orig_weight.dtype)
@@ -131,5 +140,7 @@ class Rows(LoraVariant):
 
 
 def put_rows(module: nn.Module, adapter: str, layer: Dora):
-    """把挂好的普通 LoRA 层变成 DoRA：c 只算一次。"""
-    module.lora_variant[adapter] = Rows(layer.ratio(weight_of(module)).float())
+    """把挂好的普通 LoRA 层变成 DoRA；随用随搬的权重不在，c 等第一次前向再算。"""
+    rows = module.lora_variant[adapter] = Rows(layer)
+    if not streaming.is_away(module.get_base_layer().weight):
+        rows.c(module)

@@ -62,8 +62,8 @@ def find(path: Path) -> Path:
         files = [*(p / FILE for p in choices), path / PEFT_FILE]
         found = next((file for file in files if file.is_file()), None)
         if found is None:
-            there = sorted(inert(file.name) for file in path.glob("*.safetensors"))
-            more = f"里面有 {there[0]}：要用它就写它的路径。" if there else ""
+            there = next(filter(_holds, sorted(path.glob("*.safetensors"))), None)
+            more = f"里面有 {inert(there.name)}：要用它就写它的路径。" if there else ""
             raise WeightsError(
                 f"文件夹“{path}”里没有 {FILE}。请给出 LoRA 文件，或一次训练的结果文件夹。{more}"
             )
@@ -80,6 +80,15 @@ def find(path: Path) -> Path:
             "请在训练它的地方存成一个文件。"
         )
     return path
+
+
+def _holds(file: Path) -> bool:
+    """看名字是不是整个的 LoRA：叫人用它之前先看。"""
+    try:
+        with safe_open(find(file), framework="pt") as handle:
+            return names.is_lora(handle.keys())
+    except (WeightsError, SafetensorError, OSError):
+        return False
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -105,7 +114,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise WeightsError(f"“{path}”打不开：{what}。请重新下载或换一个。") from error
     if not good:
         kind = names.kind_of(keys)
-        said = f"它是{kind}，这里读不了" if kind else "它也许是别的东西"
+        said = f"它是 {kind}，这里读不了" if kind else "它也许是别的东西"
         raise WeightsError(
             f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B，或 lokr_w1 / lokr_w2）。{said}。"
         )
@@ -115,16 +124,25 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _refuse_value(path: Path, name: str, value: torch.Tensor):
+    kind = str(value.dtype).removeprefix("torch.")
     whole = not (value.is_complex() or value.dtype == torch.bool)
-    if not value.is_floating_point() and not (name.endswith(".alpha") and whole):
-        kind = str(value.dtype).removeprefix("torch.")
+    if not value.is_floating_point() and whole and not _weighs(name):
+        return  # 别的部分的位置编号等；读不了的，认名字的时候会说它是什么
+    number = value.is_floating_point() and not kind.startswith("float4")  # 4 位的两个挤在一起
+    if not number and not (name.endswith(".alpha") and whole):
         raise WeightsError(
-            f"“{path}”的 {brief(name)} 存成了 {kind}，不是浮点数，也许量化过。请换没有量化的。"
+            f"“{path}”的 {brief(name)} 存成了 {kind}，不是能直接用的浮点数，也许量化过。"
+            "请换没有量化的。"
         )
     if not torch.isfinite(value.float()).all():
         raise WeightsError(
             f"“{path}”的 {brief(name)} 里有 NaN 或无穷大，用了会出黑图。请换一个更早的检查点。"
         )
+
+
+def _weighs(name: str) -> bool:
+    """是不是这里要用的权重。"""
+    return names.parse(name) is not None and not names.is_other(name)
 
 
 KNOWN = {  # 开头的几个字节 -> 它其实是什么

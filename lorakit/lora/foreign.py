@@ -19,6 +19,7 @@ from lorakit.lora.algebra import Layers, distance, shape_of
 
 NO_PLACES = MappingProxyType({})
 ALIKE = 1e-2  # 同一层存了两遍（并起来的、拆开的），舍入之后最多差这么多
+SPELLED = {"moved": "lora_magnitude_vector", "dora": "dora_scale"}  # 别的就是它自己
 TRAINED_BY = ("lycoris", "onetrainer")  # 它们写的 dora_scale 除的是 |W + BA|
 
 
@@ -33,6 +34,12 @@ class Meaning:
     scales: Mapping[str, float]  # 文件里的层名 -> 强度
     said: str  # 强度听谁的
     card: Mapping[str, str]
+
+    @property
+    def is_plain(self) -> bool:
+        """diffusers 的写法，强度是 1：不看 alpha 的软件读来也是这个意思。"""
+        pairs = all(isinstance(layer, tuple) for layer in self.layers.values())
+        return pairs and self.form == "LoRA（diffusers）" and set(self.scales.values()) == {1.0}
 
 
 def read(
@@ -90,8 +97,8 @@ def _sorted(file: Path, tensors: Mapping[str, torch.Tensor], modules, places: lo
             raise _strange(file, key, tensors)
         elif path is None:
             unknown.append(key)
-        elif place.kind in parts[path]:
-            raise _twice(file, path, "不止一个适配器")
+        elif not _repeats(parts[path].get(place.kind), value):
+            raise _twice(file, path, "说的不一样")
         else:
             parts[path][place.kind] = value
             forms[_form(key, whose, path in places, place)] += 1
@@ -104,6 +111,11 @@ def _sorted(file: Path, tensors: Mapping[str, torch.Tensor], modules, places: lo
             f"“{file}”里不止一个适配器（{said}），不知道用哪一个。请每个存成一个文件。"
         )
     return parts, unknown, left, forms
+
+
+def _repeats(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    """第一次见，或一字不差地又存了一遍（换个前缀给另一个软件）。"""
+    return one is None or (one.dtype == other.dtype and torch.equal(one, other))
 
 
 def _twice(file: Path, path: str, why: str) -> WeightsError:
@@ -195,7 +207,7 @@ class _Layer:
         a, b = self._matrix("A"), self._matrix("B")
         rank = len(a)
         if rank == 0 or b.shape[1] != rank:
-            raise self._wrong(f"A 的秩是 {rank}，B 的是 {b.shape[1]}，合不到一起")
+            raise self._wrong(f"的 A 的秩是 {rank}，B 的是 {b.shape[1]}，合不到一起")
         scale = self._alpha() / rank if "alpha" in self.part else self.rule.scale(self.path, rank)
         pair = a, b * scale
         if not torch.isfinite(pair[1]).all():
@@ -231,7 +243,7 @@ class _Layer:
         alpha = {"alpha": torch.tensor(self._alpha())} if "alpha" in self.part else {}
         product = lokr.Product.of({**found, **alpha})
         if product is None:
-            raise self._wrong(f"只有一半（{'、'.join(self.part)}），对不上：文件不完整")
+            raise self._half()
         if alpha:
             return product, self._alpha() / rank if rank else 1.0
         scale = self.rule.scale(self.path, rank)
@@ -240,7 +252,7 @@ class _Layer:
     def _matrix(self, kind: str) -> torch.Tensor:
         """一个张量 -> fp32 的矩阵；1x1 的卷积也是矩阵。"""
         if kind not in self.part:
-            raise self._wrong(f"只有一半（{'、'.join(self.part)}），对不上：文件不完整")
+            raise self._half()
         value = self.part[kind]
         if value.ndim > 2 and set(value.shape[2:]) == {1}:
             value = value.flatten(1)
@@ -249,6 +261,10 @@ class _Layer:
             raise self._wrong(f"的 {kind} 是 {shape}，不是矩阵")
         return value.float()
 
+    def _half(self) -> WeightsError:
+        there = "、".join(SPELLED.get(kind, kind) for kind in self.part)
+        return self._wrong(f"只有一半（{there}），对不上：文件不完整")
+
     def _alpha(self) -> float:
         value = self.part["alpha"]
         if value.numel() != 1:
@@ -256,5 +272,4 @@ class _Layer:
         return float(value)
 
     def _wrong(self, what: str) -> WeightsError:
-        space = "" if what.startswith("的") else " "
-        return WeightsError(f"“{self.file}”里 {lora_files.brief(self.path)}{space}{what}。")
+        return WeightsError(f"“{self.file}”里 {lora_files.brief(self.path)} {what}。")

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
 TENSOR = re.compile(
     r"(.+?)(?:\.lora[._](?P<lora>A|B|down|up)(?P<adapter>\.[^.]+)?\.weight|\.lora_(?P<bare>A|B)"
     r"|(?:_lora|\.lora_linear_layer)\.(?P<side>down|up)\.weight|\.(?P<alpha>alpha)"
@@ -58,6 +60,8 @@ KINDS = {
     r"\.reshape_weight$": "换了底模形状的 LoRA（reshape_weight）",
     r"\.lora_embedding_[AB]": "词嵌入的 LoRA",
     r"\.(SCB|absmax|quant_\w+|scale_weight|weight_scale|qweight|qzeros)(\.|$)": "量化过的权重",
+    r"\.lora_(down|up)$|\.wscales$|\.smooth(_factor\w*)?$": "Nunchaku 的量化格式（SVDQuant）",
+    r"\.bone_block": "Bone（PEFT 的一种）",
     r"lllite": "ControlLLLite",
     r"controlnet|control_model\.|control_net": "ControlNet",
     r"ip_adapter|^image_proj\.": "IP-Adapter",
@@ -65,6 +69,22 @@ KINDS = {
     r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(conv_in|conv1|down|up|mid)": "VAE",
     r"^(text_model|encoder\.block|shared|model\.embed_tokens)\.": "文本编码器",
     r"(_blocks|layers|blocks|_refiner)\.\d+\..+\.weight$|^x_embedder\.": "整个模型",
+}  # fmt: skip
+OWN = ("lora_", "lokr_")  # 这里读得了的
+# 一层也放不上的文件，名字里有什么 -> 给什么模型练的；先写的先认，. 是点或下划线
+MODELS = {
+    r"(down|up|input|output)_blocks.\d|mid_block.|middle_block.": "SD 1.5 或 SDXL",
+    r"joint_blocks.\d": "SD 3",
+    r"(visual|text)_transformer_blocks.\d": "Kandinsky 5",
+    r"(^|\.|_)blocks.\d+.(self|cross)_attn.": "Wan",
+    r"(layers|noise_refiner|context_refiner).\d+.(attention|feed_forward|adaLN)": "Z-Image",
+    r"img_mlp.(proj|gate_layer|gate_up|out)(\.|_|$)": "Qwen-Image 2.1",
+    r"(img|txt)_mlp.net.|(img|txt)_mod.1(\.|_|$)": "Qwen-Image",
+    r"to_qkv_mlp_proj|ff(_context)?.linear_|single_transformer_blocks.\d+.attn.to_out": "FLUX.2",
+    r"single_transformer_blocks.\d|(img|txt)_mod.lin|(vector|guidance)_in.": "FLUX.1",
+    r"(double|single)_blocks.\d": "FLUX.1 或 FLUX.2",
+    r"transformer_blocks.((3[2-9]|[45]\d).attn.to_|(19|[2-5]\d).attn.add_)": "Qwen-Image",
+    r"transformer_blocks.(19|2\d|3[01]).attn.to_": "Qwen-Image 2.1 或 Qwen-Image",
 }  # fmt: skip
 
 
@@ -123,10 +143,21 @@ def is_other(key: str) -> bool:
 def kind_of(keys: Iterable[str]) -> str | None:
     """读不了的几个名字 -> 它是什么；认不出来就是 None。"""
     keys = list(keys)
-    for pattern, kind in KINDS.items():
-        if any(re.search(pattern, key) for key in keys):
-            return kind
-    return None
+    if (kind := _first(KINDS, keys)) is not None and kind != "整个模型":
+        return kind
+    others = (item for item in PEFT_TYPE_TO_PREFIX_MAPPING.items() if item[1] not in OWN)
+    peft = {rf"\.{prefix}": f"{method.value}（PEFT 的一种）" for method, prefix in others}
+    return _first(peft, keys) or kind
+
+
+def model_of(keys: Iterable[str]) -> str | None:
+    """一层也放不上的文件像是给什么模型练的；看不出来就是 None。"""
+    return _first(MODELS, list(keys))
+
+
+def _first(table: Mapping[str, str], keys: list[str]) -> str | None:
+    hits = (said for pattern, said in table.items() if any(re.search(pattern, k) for k in keys))
+    return next(hits, None)
 
 
 def is_lora(keys: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from lorakit.errors import WeightsError
-from lorakit.lora import dora, lokr
+from lorakit.lora import dora, lokr, names
 from lorakit.lora import files as lora_files
 from lorakit.lora import fused as lora_fused
 from lorakit.lora.algebra import Layers, low, shape_of
@@ -54,10 +54,12 @@ def understood(path: Path, transformer: nn.Module, original: Original = NONE) ->
         for_whom = (
             f"文件里写的底模是 {found.card['base']}" if "base" in found.card else "文件里没有写底模"
         )
+        model = None if found.layers else names.model_of(found.unknown)
+        guess = f"看层名，它像是给 {model} 练的" if model else "它多半是给别的底模训练的"
         raise WeightsError(
             f"“{path}”与这个底模对不上：放得上 {len(found.layers) - len(misfit)} 层，"
             f"放不上 {len(wrong)} 个，例如 {(wrong or ['（一层也没有）'])[0]}。"
-            f"它多半是给别的底模训练的（{for_whom}）。"
+            f"{guess}（{for_whom}）。"
         )
     return found
 

@@ -1,8 +1,8 @@
 """一层 LoRA 的强度：B A 之外还要乘几。
 
 先听张量旁边的 alpha（在 foreign.py 里）；没有，再依次听：我们自己的卡片（已经乘进权重）、
-适配器自己的设置（文件头的 lora_adapter_metadata，或旁边的 adapter_config.json）、
-kohya 一系的 ss_*；都没有就是 1。
+适配器自己的设置（文件头的 lora_adapter_metadata，或旁边的 adapter_config.json，
+或一项一项写在文件头里的 lora_alpha）、kohya 一系的 ss_*；都没有就是 1。
 """
 
 import math
@@ -16,8 +16,10 @@ from lorakit.files import Unreadable, parse_json, read_small
 from lorakit.lora import files as lora_files
 
 HEADERS = ("lora_adapter_metadata", "adapter_config", "peft_config", "lora_config")
+FLAT = ("lora_alpha", "network_alpha", "alpha")  # 一项一项写在文件头里的，与它们的秩
+FLAT_RANKS = ("r", "lora_rank", "network_dim", "rank", "dim")
 CONFIG = "adapter_config.json"  # PEFT 放在 adapter_model.safetensors 旁边
-PLAIN = re.compile(r"\^?[\w.]+")  # 没有正则表达式的符号（点除外）的样式
+PLAIN = re.compile(r"\^?(?:[\w.]|\\\.)+\$?")  # 没有正则表达式的符号（点除外）的样式
 MOST = 64  # 正则表达式最多几条
 LARGEST = 1 << 20  # 设置文件最多这么多字节
 MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "milora")
@@ -40,8 +42,10 @@ class Rule:
         """这一层要乘几。
 
         Args:
-            rank: 张量的秩；LoKr 没有拆开的层是 None，听写着的。
+            rank: 张量的秩；LoKr 没有拆开的层是 None：PEFT 听写着的，LyCORIS（ss_*）总是 1。
         """
+        if self.fixed and rank is None:
+            return 1.0
         alpha = self.alphas.get(_matching(self.alphas, layer), self.alpha)
         if alpha is None:
             return 1.0
@@ -65,7 +69,7 @@ def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], names=(
         return Rule("已经乘进权重")
     for key in HEADERS:
         if key in header:
-            told = _adapter(f"“{path}”文件头里的 {key}", header[key], f"文件头的 {key}")
+            told = _adapter(f"“{path}”文件头里的 {key} ", header[key], f"文件头的 {key}")
             if told is not None:
                 return told
     config = path.parent / CONFIG
@@ -76,6 +80,8 @@ def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], names=(
             raise WeightsError(f"“{config}”读不了：{error}；这个 LoRA 的强度写在里面。") from error
         if (told := _adapter(f"“{config}”", text, f"旁边的 {CONFIG}")) is not None:
             return told
+    if (told := _flat(header)) is not None:
+        return told
     alpha, dim = (_number(header.get(f"ss_network_{key}")) for key in ("alpha", "dim"))
     if alpha is not None and dim is not None and dim > 0:
         return Rule("文件头的 ss_network_alpha", alpha, dim, fixed=True)
@@ -86,6 +92,16 @@ def _has_config(path: Path, names) -> bool:
     return path.name == lora_files.PEFT_FILE or any(
         name.startswith("base_model.") for name in names
     )
+
+
+def _flat(header: Mapping[str, str]) -> Rule | None:
+    """自己写的训练脚本：权重原样存，alpha 与秩另写成文件头的两项；只写 alpha 的不知道是什么。"""
+    key = next((key for key in FLAT if _number(header.get(key)) is not None), None)
+    rank = next((r for k in FLAT_RANKS if (r := _number(header.get(k))) is not None), None)
+    if key is None or (key == "alpha" and rank is None):
+        return None
+    root = str(header.get("use_rslora")).lower() == "true"
+    return Rule(f"文件头的 {key}", _number(header[key]), rank, root=root)
 
 
 def _adapter(where: str, text: str | bytes, said: str) -> Rule | None:
@@ -170,6 +186,6 @@ def _matching(patterns: Mapping[str, float], layer: str) -> str | None:
 
 def _fits(pattern: str, layer: str) -> bool:
     if PLAIN.fullmatch(pattern):  # 多半是整个层名，一层一条：不必编译几百个正则表达式
-        name = pattern.removeprefix("^")
-        return layer == name or (name == pattern and layer.endswith(f".{name}"))
+        name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        return layer == name or (pattern[0] != "^" and layer.endswith(f".{name}"))
     return re.match(rf"(.*\.)?({pattern})$", layer) is not None

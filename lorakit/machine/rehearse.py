@@ -29,7 +29,7 @@ from lorakit.lora import fused as lora_fused
 from lorakit.machine import doctor, mixed, pretend
 from lorakit.machine.stages import Meter, Report, Row, outside
 from lorakit.machine.whole import Counts, estimate_whole, pace
-from lorakit.memory import apply, compiling
+from lorakit.memory import apply, compiling, devices
 from lorakit.results import report as pictures
 from lorakit.train import Trainer
 from lorakit.training import graphs, preflight
@@ -67,8 +67,7 @@ def run(
         compiling.keep_compiled()  # 编译好的，真练的时候也用得上
         undo.enter_context(pretend.own_cache(place / "cache"))
         name = f"{config.model.path}（{config.model.family}，{config.data.resolution}²）"
-        card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        report = Report(card, name, limit, price=price)
+        report = Report(devices.name_of(device), name, limit, price=price)
         spared = 0.0
         if limit is not None:
             spared = outside(device) if tier is None else tier - limit

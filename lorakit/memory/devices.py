@@ -13,6 +13,11 @@ def free_memory(device: torch.device) -> int:
     return free + reserved - torch.cuda.memory_allocated(device)
 
 
+def name_of(device: torch.device) -> str:
+    """给人看的名字：显卡的型号，或 CPU。"""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def pick_device() -> torch.device:
     """有显卡用显卡，没有就用 CPU。"""
     if torch.cuda.is_available():

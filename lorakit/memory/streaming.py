@@ -37,6 +37,11 @@ def _empty_like(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     return one.expand(value.shape)
 
 
+def is_away(value: torch.Tensor) -> bool:
+    """没轮到这一块，权重只是占位的张量：要等前向用到它时才看得到。"""
+    return value.numel() > 1 and set(value.stride()) == {0}
+
+
 class _Block:
     """一块的冻住的权重：内存里的一段字节，以及它们在各个格子里该是什么样。"""
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lorakit.errors import WeightsError
 from lorakit.files import Unreadable, digest, inside, read_json, write_whole
+from lorakit.lora.files import find
 from lorakit.lora.steps import all_of, folder_of, step_of
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.sharded import Tensors, shared_like
@@ -158,6 +159,17 @@ def refuse_changed(file: Path):
             f"“{home / wrong[0]}”和存的时候不一样了：磁盘出了错，或被换过。"
             "请用别的检查点；接着练不受影响，会再存一份好的。"
         )
+
+
+def exported(path: Path) -> Path:
+    """LoRA 文件、检查点或结果文件夹 -> 那个 safetensors 文件；属于检查点的，核对过和存的时候一样。
+
+    Raises:
+        WeightsError: 没有这个文件，或存好以后变了。
+    """
+    file = find(path)
+    refuse_changed(file)
+    return file
 
 
 def _same(folder: Path, digests: dict[str, str]) -> bool:

@@ -106,10 +106,9 @@ def _weights(source: Path) -> dict[str, Path]:
         checkpoint.refuse_changed(whole)
         kept = [p for p in sorted(whole.iterdir()) if p.suffix in (".safetensors", ".json")]
         return {f"{full.FOLDER}/{path.name}": path for path in kept}
-    file = lora.find(source)
+    file = checkpoint.exported(source)
     if file.suffix != ".safetensors":
         raise LorakitError(f"“{file}”不是 safetensors 文件，不上传。")
-    checkpoint.refuse_changed(file)
     lora.read(file)  # 坏的、不是 LoRA 的、有 NaN 的，都在这里报错
     return {file.name: file}
 

@@ -24,24 +24,29 @@ CHANGEABLE = (
 )  # fmt: skip
 PLACES = ("data.folder", "data.control_folder", "data.class_folder")  # 在哪里不要紧，内容另外比
 KEY = "trained_on"  # 在检查点的 state.json 里
-PACKAGES = ("lorakit", "torch", "diffusers", "transformers", "peft")
+PACKAGES = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes",
+            "torchao", "pillow", "pillow-heif")  # fmt: skip
 PARTS = {"train": "训练的图", "held": "留出的图", "prior": "同类图片"}
 WHAT = {"caption": "描述", "mask": "遮罩", "controls": "控制图", "repeats": "重复次数"}
 SHOWN = 3
 
 
-def facts(config: Config, dataset, base: Mapping[str, str]) -> dict[str, Any]:
+def facts(
+    config: Config, dataset, base: Mapping[str, str], machine: Mapping[str, str]
+) -> dict[str, Any]:
     """这一次练的是什么，记进检查点。
 
     Args:
         base: 底模的各部分 -> 它的指纹。
+        machine: 在什么上面算、什么精度。
     """
     parts = {
         part: [_row(item.record, config.data.mask) for item in getattr(dataset, part)]
         for part in PARTS
     }
     versions = {name: found for name in PACKAGES if (found := version_of(name))}
-    return {"config": config.to_dict(), "data": parts, "base": dict(base), "versions": versions}
+    known = {"config": config.to_dict(), "data": parts, "base": dict(base), "versions": versions}
+    return known | {"machine": dict(machine)}
 
 
 def settings(run: Path, new: Config, processes: int):
@@ -122,14 +127,16 @@ def content(found: Path, now: Mapping[str, Any], dataset):
             f"数据和 {found.name} 那时不一样：{'；'.join(told)}。接着练，后一半用的是现在的数据；"
             "要和原来一样就改回来，要分开练就换一个 run.output。"
         )
-    versions = _dict(before.get("versions"))
-    newer = [
-        f"{name} {versions[name]} -> {one}"
-        for name, one in now["versions"].items()
-        if versions.get(name) and versions[name] != one
-    ]
-    if newer:
-        warn(f"软件的版本和 {found.name} 那时不一样：{'、'.join(newer)}。接得上，不保证逐位相同。")
+    for what, key in (("软件的版本", "versions"), ("机器", "machine")):
+        was = _dict(before.get(key))
+        newer = [
+            f"{name} {was[name]} -> {one}"
+            for name, one in now[key].items()
+            if was.get(name) and was[name] != one
+        ]
+        if newer:
+            said = f"{what}和 {found.name} 那时不一样：{'、'.join(newer)}"
+            warn(f"{said}。接得上，不保证逐位相同。")
 
 
 def _by_card(run: Path, now: Mapping[str, Any], dataset):

@@ -7,6 +7,7 @@ from lorakit import lora
 from lorakit.cache.keys import fingerprint
 from lorakit.errors import LorakitError, warn
 from lorakit.lora import full, metadata
+from lorakit.memory import devices
 from lorakit.memory.sharded import Tensors
 from lorakit.results import checkpoint, sameness
 from lorakit.results.card import licence
@@ -68,7 +69,9 @@ def trained_on(trainer) -> dict:
     family = trainer.family
     folders = {part: family.folder / part for part in ("transformer", "vae", *family.text_parts)}
     base = {part: fingerprint(home) for part, home in folders.items() if home.is_dir()}
-    return sameness.facts(trainer.config, trainer.dataset, base)
+    precision = str(family.dtype).removeprefix("torch.")
+    machine = {"设备": devices.name_of(family.device), "精度": precision}
+    return sameness.facts(trainer.config, trainer.dataset, base, machine)
 
 
 def newest(run: Path) -> Path | None:

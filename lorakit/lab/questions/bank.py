@@ -55,3 +55,9 @@ def recall() -> dict[str, tuple[Question, ...]]:
         book: tuple(_question(name, row) for name, row in rows.items())
         for book, rows in _read("recall.yaml").items()
     }
+
+
+@cache
+def clinic() -> dict[str, Question]:
+    """诊断室的题：一个病人一道，病因是哪一个。"""
+    return {name: _question(name, row) for name, row in _read("clinic.yaml").items()}

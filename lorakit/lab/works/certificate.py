@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from lorakit import cache, lora
+from lorakit import cache
 from lorakit.config import load_config
 from lorakit.families import open_family
 from lorakit.files import read_words, write_text, write_whole
@@ -18,7 +18,7 @@ from lorakit.lab.display import pictured, publish
 from lorakit.lab.exercises.judge import all_exercises, passed
 from lorakit.lab.graduation import overall, still_open
 from lorakit.lab.picture import missing, wall
-from lorakit.results import card, report
+from lorakit.results import card, checkpoint, report
 from lorakit.results.report import font, save_image
 
 PAGE = (1080, 1440)  # 像素：3:4，小红书、朋友圈的竖图
@@ -61,7 +61,7 @@ def certificate(
     said = lines(work, marks, name)
     page = drawn(said, wall([before, after], ["训练前", "训练后"], titles, cell_for(titles)))
     save_image(page, folder / "证书.jpg")
-    weights = lora.find(run)
+    weights = checkpoint.exported(run)
     write_whole(folder / weights.name, lambda to: shutil.copyfile(weights, to))
     told = read_words(card_of(Path(run)))
     write_text(folder / "README.md", told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1))
