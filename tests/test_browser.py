@@ -166,7 +166,7 @@ def own_work(book: Page, seen: dict, folder):
         box.press("Enter")
         page.get_by_text("可以训练" if number == 11 else f"还有 {11 - number} 张").wait_for()
     book.run("own = lab.Run")
-    book.finish(120)
+    book.finish(300)
     book.run("作品.tries()")
     book.finish(30)
     page.screenshot(path=folder / "tries.png")
@@ -201,7 +201,7 @@ def restarted(book: Page, seen: dict):
     """内核是新的：只运行准备的格子和要接着学的那一格；少了一格，它说怎么接上。"""
     book.wait("(p) => p.sessionContext.session?.kernel?.status === 'idle'", 120)
     book.run("lab.ready()")
-    book.finish(120)
+    book.finish(300)
     book.run("作品.tries()")
     book.finish(30)
     seen["lost"], seen["lost_told"] = book.failures(), texts(book)
