@@ -36,12 +36,11 @@ def record(name: str, plan: Plan, out: Path) -> Checked:
     run = Run(configured(plan, home)).start(show=False).result()
     found, file = checked(plan, run)
     rows, board = pictures(run), run.board
+    ends = (board.by_t[0], board.by_t[-1])  # 接着做的，中间每次检验的也在
     facts = {
         "losses": [round(loss, 3) for loss in board.losses],
         "held": [[step, round(loss, 3)] for step, loss in board.held],
-        "by_t": [
-            [step, [round(x, 3) for x in row]] for step, row in (board.by_t[0], board.by_t[-1])
-        ],
+        "by_t": [[step, [round(x, 3) for x in row]] for step, row in ends],
         "log": [line.replace(f"{home}/", "") for line in diary(plan, run, file)],
         "rows": [[title, len(images)] for title, images in rows],
         "word": found.verdict.word,
