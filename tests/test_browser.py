@@ -118,7 +118,7 @@ def train_and_stop(book: Page, seen: dict, folder):
     page = book.page
     for cell in (BEGIN, SLIDE):
         book.run(cell.strip().splitlines()[-1])
-        book.finish(90)
+        book.finish(240)
     knob = page.locator(".noUi-handle").first
     knob.focus()
     page.keyboard.press("ArrowRight")
