@@ -21,7 +21,7 @@ import lorakit
 from lorakit.tiny import samples
 from PIL import Image
 work = Path("scratch").resolve()
-papers = samples.write("papercut", work / "papers")
+papers = samples.write("papercut", lab.fresh(work / "papers"))
 small = ["eval.every=20", "sample.every=20", "sample.steps=4", "train.batch_size=2"]
 lab.ready()
 """
