@@ -107,7 +107,8 @@ def test_reading_a_chart_and_naming_the_cause(shown, capsys, own_cache):
     lab.clinic()
     assert all(case.complaint in shown[-1]["text/plain"] for case in ALL)
     assert "治好了 0 个" in shown[-1]["text/plain"]
-    for number, case in enumerate(ALL, 1):
+    for number in (1, 4, 6):  # 设置、编辑、人物；别的走同一条路
+        case = ALL[number - 1]
         shown.clear()
         lab.clinic(number)
         text = "\n".join(one.get("text/plain", "") for one in shown)

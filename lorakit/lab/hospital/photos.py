@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from lorakit.errors import LorakitError
-from lorakit.files import write_text
 from lorakit.tiny import samples
 from lorakit.tiny.edits import change
 from lorakit.tiny.styles import STYLES
@@ -23,7 +22,7 @@ def _put(folder: Path, scenes: list[Scene], said: list[str]):
     for i, (scene, text) in enumerate(zip(scenes, said, strict=True)):
         stem = folder / f"{i + 1:02d}_{scene.things[0].kind}"
         render(scene).save(stem.with_suffix(".png"))
-        write_text(stem.with_suffix(".txt"), text + "\n")
+        stem.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
 
 
 def _styled(count: int) -> list[Scene]:
@@ -43,7 +42,7 @@ def _burst(folder: Path):
         for k in range(BURST):
             file = folder / f"{i * BURST + k + 1:02d}_{scene.things[0].kind}.jpg"
             render(scene).point(lambda v, k=k: min(255, v + k)).save(file, quality=96 - 4 * k)
-            write_text(file.with_suffix(".txt"), style_caption(scene) + "\n")
+            file.with_suffix(".txt").write_text(style_caption(scene) + "\n", encoding="utf-8")
 
 
 def _one_caption(folder: Path):
