@@ -13,6 +13,7 @@ from lorakit.files import read_words
 from lorakit.judge import Judge, eye_for
 from lorakit.judge.drawing import Progress, Question, Studio
 from lorakit.judge.tiny_eye import TinyEye
+from lorakit.lab.display import Placed
 from lorakit.lab.hospital import photos
 from lorakit.lab.hospital.cases import Case, Plan
 from lorakit.lab.hospital.handover import SCRIPTS, Script, hand_over
@@ -44,7 +45,7 @@ LOSSES = {  # 主诉 -> (怎么说, 第几次检验, 哪几个 t)
 
 
 @dataclass(frozen=True)
-class Checked:
+class Checked(Placed):
     """一次复查：法官的判断、要数的比例（NAMES 里的，没有的不在）、要看的损失（LOSSES 里的）。"""
 
     verdict: Verdict
