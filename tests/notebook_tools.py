@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -74,6 +75,18 @@ def with_apart(notebook) -> Iterator[tuple]:
         yield cell, bool(level)
 
 
+def computing(notebook, whole: bool = False) -> float:
+    """刚跑完的练习册算了几秒：一格从开始到答完；不连选读、大作业，whole 才连。"""
+    total = 0.0
+    for cell, apart in with_apart(notebook):
+        told = cell.metadata.get("execution", {})
+        if told and (whole or not apart):
+            ends = [told["iopub.execute_input"], told["shell.execute_reply"]]
+            begun, done = (datetime.fromisoformat(one.replace("Z", "+00:00")) for one in ends)
+            total += (done - begun).total_seconds()
+    return total
+
+
 def said(cell) -> str:
     """一格的全部文字输出；图用它的那行指纹代表。"""
     parts = []
@@ -92,6 +105,8 @@ def refresh(book: Path):
     """重新运行并写回：控件的动态视图和状态只在活的内核里有用，不提交。"""
     with tempfile.TemporaryDirectory() as cache:
         notebook = execute(book, Path(cache))
+    print(f"{book.name}：纯计算 {computing(notebook):.0f} 秒，", end="")
+    print(f"连选读、大作业 {computing(notebook, True):.0f} 秒")
     for cell in code_cells(notebook):
         cell.metadata.pop("execution", None)
         for output in cell.outputs:

@@ -26,10 +26,11 @@ BLANK = "未完成：写一个函数，收一份设置，返回练好的网络�
 
 def from_scratch(train: Callable[[Config], nn.Module] = ...) -> None:
     """判一次：train(设置) 返回练好的网络；说它动没动底模、学到训练器的几成，记下本机最好的。"""
-    config = _task(workplace("from-scratch"))
-    net = None if train is ... else _run(train, config)
     if train is ...:
         print(BLANK)
+        return
+    config = _task(workplace("from-scratch"))
+    net = _run(train, config)
     if net is None:
         return
     if wrong := _touched(net, open_family(config).load("transformer")):

@@ -16,7 +16,7 @@ from lorakit.tiny.world import Scene, Thing, render
 
 # 有的系统不认得苹果手机照片是图，要把后缀也写上
 ACCEPT = "image/*,.heic,.heif,.hif,.avif"
-HEAVY = "10 MB 以上的照片网页收不下，会断线：用下一格写路径。"
+HEAVY = "不是用 lorakit book 打开的，10 MB 以上的照片收不下，会断线：用下一格写路径。"
 SIDE = 256  # 存下来的边长；再大对微型模型没有用
 
 
