@@ -165,23 +165,14 @@ class Translation:
         for one in priors:
             self.prior("is_reg 的 datasets", one.get("folder_path") or one.get("dataset_path"))
         self.model("model.name_or_path", model.get("name_or_path"), model.get("arch", ""))
-        skip = (
-            "folder_path",
-            "dataset_path",
-            "num_repeats",
-            "is_reg",
-            "name_or_path",
-            *vocabulary.CONTROLS,
-        )
+        skip = ("folder_path", "dataset_path", "num_repeats", "is_reg", "name_or_path",
+                *vocabulary.CONTROLS)  # fmt: skip
         average = as_dict(as_dict(process.get("train")).get("ema_config"))
         off = str(average.get("use_ema")).lower() == "false"
         for name, value in _leaves(given):
             if name.endswith(skip) or name in ("type", "device"):
                 continue
-            off = str(
-                as_dict(as_dict(process.get("train")).get("ema_config")).get("use_ema")
-            ).lower()
-            if name.startswith("train.ema_config.") and off == "false":
+            if off and name.startswith("train.ema_config."):
                 continue  # 写着的衰减率没有用上
             self.one(name, value, vocabulary.AI_TOOLKIT)
         for number, one in enumerate(sets[1:], 2):  # 这里几个文件夹共用一份设置
