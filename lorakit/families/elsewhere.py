@@ -28,6 +28,8 @@ class Elsewhere:
         "comfyui": ("ComfyUI", "diffusers"),
         "kohya": ("musubi", "ComfyUI", "diffusers"),
     }
+    # 别人练好的训练适配器（model.training_adapter）：底模路径里的字样 -> 站上的那个文件
+    training_adapters: ClassVar[dict[str, str]] = {}
     # 别的软件怎么叫这个底模：路径里的字样 -> (modelspec.architecture, ss_base_model_version)
     called: ClassVar[dict[str, tuple[str, str]]]
 

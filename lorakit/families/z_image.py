@@ -49,6 +49,9 @@ class ZImage(KLVae, Family):
         "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
     }
     distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
+    training_adapters: ClassVar = {
+        "turbo": "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
+    }
 
     full_size: ClassVar = {
         "transformer": {"_class_name": "ZImageTransformer2DModel"},
