@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import random_flux2_klein
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, ZImagePipeline
 from diffusers import ZImageTransformer2DModel as ZImageModel
@@ -303,6 +304,30 @@ def test_who_misses_layers_outside_the_blocks_is_said(tmp_path, capsys):
         argv = ["export", str(raw), "--model", "tiny-flux", "--to", "kohya", "--out", out]
         assert main(argv) == 0
         assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("form", "said"), [
+    ("comfyui", "ComfyUI、DiffSynth 能读；diffusers 请用 --to diffusers 或原文件；"
+                "musubi 请用 --to kohya。"),
+    ("kohya", "musubi、ComfyUI、diffusers 能读；DiffSynth 请用 --to comfyui。"),
+    ("diffusers", "diffusers、ComfyUI 能读；DiffSynth 请用 --to comfyui；musubi 请用 --to kohya。"),
+])  # fmt: skip
+def test_who_cannot_read_it_is_told_what_to_take(tmp_path, capsys, form, said):
+    base = random_flux2_klein.build(tmp_path / "base")
+    raw, path = tmp_path / "x.safetensors", "transformer_blocks.0.attn.to_q"
+    config = load_config(None, ["model.family=flux2-klein", f"model.path={base}"])
+    (tmp_path / "klein.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    layer = open_family(config).skeleton().get_submodule(path)
+    save_file(
+        {
+            f"transformer.{path}.lora_A.weight": torch.ones(1, layer.in_features),
+            f"transformer.{path}.lora_B.weight": torch.ones(layer.out_features, 1),
+        },
+        raw,
+    )
+    argv = ["export", str(raw), "--model", str(tmp_path / "klein.yaml"), "--to", form]
+    assert main([*argv, "--out", str(tmp_path / "out.safetensors")]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_deep_json_in_a_header_is_left_alone():

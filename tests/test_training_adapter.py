@@ -136,7 +136,8 @@ def test_pictures_are_drawn_without_it(home, tmp_path):
 
 
 @pytest.mark.parametrize("how", [
-    "model.quantize=int8", "model.quantize=fp8", "model.quantize=nf4", "lora.variant=dora", "lora.variant=lokr", "lora.kind=full",
+    "model.quantize=int8", "model.quantize=fp8", "model.quantize=nf4",
+    "lora.variant=dora", "lora.variant=lokr", "lora.kind=full",
 ])  # fmt: skip
 def test_each_layer_adds_the_delta_whatever_holds_its_weight(home, tmp_path, how):
     """量化过的底模，各种要学的：train 时多出来的正好是 B A x，eval 时一点不多。"""
@@ -187,10 +188,10 @@ def test_going_on_notices_another_adapter(home, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Trainer(settings(home, run, f"{FIELD}={moved}")).close()  # 换了地方，内容一样
-    with pytest.raises(ConfigError, match="model.training_adapter：原来"):
+    with pytest.raises(ConfigError, match=f"{FIELD}：原来"):
         Trainer(settings(home, run, f"{FIELD}=", base=merged(home)))
     write(mine, home / "Z-Image-Turbo", seed=1)
-    with pytest.raises(ConfigError, match="model.training_adapter：换了内容"):
+    with pytest.raises(ConfigError, match=f"{FIELD}：换了内容"):
         Trainer(settings(home, run, f"{FIELD}={mine}"))
 
 
@@ -203,7 +204,7 @@ def test_the_refusal_names_it(home, tmp_path):
     assert "Tongyi-MAI/Z-Image 上训练" in str(caught.value)
     with pytest.raises(ConfigError, match=r"FLUX.1-schnell-training-adapter"):
         preflight.refuse(load_config("flux-dev", ["model.path=black-forest-labs/FLUX.1-schnell"]))
-    with pytest.raises(ConfigError, match="model.training_adapter=给它练的训练适配器"):
+    with pytest.raises(ConfigError, match=f"{FIELD}=给它练的训练适配器"):
         preflight.refuse(load_config("qwen-image", ["model.path=x/Qwen-Image-Lightning"]))
     preflight.refuse(settings(home, tmp_path))
 
@@ -258,8 +259,12 @@ def test_one_file_comes_from_a_site_once(served, home, source):  # noqa: F811
     assert hashlib.sha256(found.read_bytes()).digest() == hashlib.sha256(content).digest()
     assert served.weights == ["v1.safetensors"]
     assert single("me/one", source, FIELD).read_bytes() == content
-    for wrong, said in [("me/adapter", "要写上是哪一个"), ("me/adapter/v3.safetensors", "v1.saf"),
-                        ("me/nothing/a.safetensors", "没有这个仓库"), ("no such", "没有“no such”")]:
+    for wrong, said in [
+        ("me/adapter", "要写上是哪一个"),
+        ("me/adapter/v3.safetensors", "v1.saf"),
+        ("me/nothing/a.safetensors", "没有这个仓库"),
+        ("no such", "没有“no such”"),
+    ]:
         with pytest.raises(LorakitError, match=f"{FIELD}：.*{said}"):
             single(wrong, source, FIELD)
     served.down |= {"hf", "ms"}

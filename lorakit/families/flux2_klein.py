@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lorakit.families.base import Family
+from lorakit.families.elsewhere import Elsewhere
 from lorakit.families.shared import QWEN3_4B, Cond, controls
 from lorakit.files import read_json
 
@@ -71,7 +72,8 @@ class Flux2Klein(Family):
         "all-linear": r"(single_)?transformer_blocks\..*",
     }
     kohya_original = True
-    comfyui_prefix = "transformer."
+    comfyui_prefix = ""  # 并起来再补零，文件大一倍半；DiffSynth 不认 transformer.
+    read_by: ClassVar = {**Elsewhere.read_by, "comfyui": ("ComfyUI", "DiffSynth")}
     misses: ClassVar = {
         "musubi": ".",
         "kohya ComfyUI": "^$",
