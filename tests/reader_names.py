@@ -172,7 +172,8 @@ OUTSIDE = {
 
 # ai-toolkit 27a03a9（2026-08）接着练别人的文件（pretrained_lora_path）时认得的：
 # toolkit/lora_special.py 只给块造层，load_weights 之前各家把 diffusion_model. 换成 transformer.
-# （FLUX.1、Kontext 不换）；Z-Image 只有 layers，FLUX.2 是原作者并起来的；没有 Qwen-Image 2.1 与 Kandinsky 5
+# （FLUX.1、Kontext 不换）；Z-Image 只有 layers，FLUX.2 是原作者并起来的；
+# 没有 Qwen-Image 2.1 与 Kandinsky 5
 CONTINUES = {
     "qwen-image": (DOTS[1:], QWEN),
     "flux": (("transformer.",), FLUX),
