@@ -262,6 +262,8 @@ def test_bases_are_named_without_their_folder(tmp_path):
         ("flux2-klein", "black-forest-labs/FLUX.2-klein-base-9B", "flux2-klein-9b", ""),
         ("qwen-image-2.1", "Qwen/Qwen-Image-2.1", "qwen-image-2.1", ""),
         ("qwen-image-2.1-edit", "Qwen/Qwen-Image-2.1", "qwen-image-2.1-edit", ""),
+        ("z-image", "Tongyi-MAI/Z-Image-Turbo", "z-image", "turbo"),
+        ("z-image", "Tongyi-MAI/Z-Image-Edit", None, ""),
         ("kandinsky5", "", None, ""),
     ],
 )

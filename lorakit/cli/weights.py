@@ -74,7 +74,8 @@ def _workflow(args) -> int:
         raise LorakitError(f"{family} 的 {style} 写法 ComfyUI 读不了：改成 --to comfyui。")
     unet = cls.workflow_base(base) if cls and family == cls.name else ""
     comfyui.refuse_unknown(name if unet is not None else base, unet is not None)
-    sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(name).items()]
+    drawn = comfyui.defaults(name) | (cls.workflow_sample(base) if cls else {})
+    sets = [f"sample.{key}={value}" for key, value in drawn.items()]
     sample = load_config(None, [*sets, *args.set]).sample
     trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
     if trigger and trigger not in prompt:

@@ -23,6 +23,8 @@ class ZImage(KLVae, Family):
     licences: ClassVar = {"": "apache-2.0"}
     workflows: ClassVar = {"": "z-image"}
     editions = r"(turbo|omni|edit)"
+    base_files: ClassVar = {"turbo": "z_image_turbo_bf16.safetensors"}  # Comfy-Org 的
+    quick: ClassVar = {"turbo": {"steps": 8, "guidance": 1.0}}
     multiple = 16
     targets: ClassVar = {
         "attention": rf"{BLOCKS}\.{ATTENTION}",
