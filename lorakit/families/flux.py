@@ -95,7 +95,9 @@ class Flux(KLVae, Family):
     }
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
-    training_adapters: ClassVar = {"schnell": "ostris/FLUX.1-schnell-training-adapter"}
+    training_adapters: ClassVar = {
+        "schnell": "ostris/FLUX.1-schnell-training-adapter/pytorch_lora_weights.safetensors"
+    }
     text_parts: ClassVar = {
         "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
         "text_encoder_2": "T5EncoderModel", "tokenizer_2": "T5TokenizerFast",
