@@ -118,7 +118,7 @@ class Trainer(Prepared):
 
     def examine(self) -> dict:
         """留出集的损失 held 与明细 held_each（没有留出集就是 None），每块改了多少 delta。"""
-        self.model.eval()
+        self.model.train()  # 检验的是正在练的：训练适配器也加着，画图时（eval）才不加
         with self.average.swapped():
             each = self.objective.evaluate()
             delta = lora.delta_norms(self.parameters, lora.scale(self.config.lora))

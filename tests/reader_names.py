@@ -116,6 +116,8 @@ READERS = {
         "qwen-image": (("", "diffusion_model."), QWEN),
         "qwen-image-2.1": (("", "diffusion_model."), QWEN_21),
         "flux": (("transformer.",), FLUX, KOHYA, FLUX_FUSED),
+        "flux2-klein": (("", "diffusion_model."), KLEIN),
+        "flux2-dev": (("", "diffusion_model."), DEV),
         "z-image": (("", "diffusion_model."), Z_IMAGE),
     },
     "diffusers": {
@@ -146,6 +148,11 @@ OUTSIDE = {
     "musubi": {},
     "DiffSynth": {
         "qwen-image": (("", "diffusion_model."), QWEN_REST),
+        "qwen-image-2.1": (("", "diffusion_model."), QWEN_21_REST),
+        "flux2-klein": (("", "diffusion_model."),
+                        [*KLEIN_REST, *KLEIN_TIME, f"{MODULATIONS}.linear"]),
+        "flux2-dev": (("", "diffusion_model."),
+                      [*KLEIN_REST, *KLEIN_TIME, *GUIDANCE, f"{MODULATIONS}.linear"]),
         "z-image": (("", "diffusion_model."), Z_ENDS),
     },
     "diffusers": {
@@ -163,6 +170,19 @@ OUTSIDE = {
 }  # fmt: skip
 
 
+# ai-toolkit 27a03a9（2026-08）接着练别人的文件（pretrained_lora_path）时认得的：
+# toolkit/lora_special.py 只给块造层，load_weights 之前各家把 diffusion_model. 换成 transformer.
+# （FLUX.1、Kontext 不换）；Z-Image 只有 layers，FLUX.2 是原作者并起来的；
+# 没有 Qwen-Image 2.1 与 Kandinsky 5
+CONTINUES = {
+    "qwen-image": (DOTS[1:], QWEN),
+    "flux": (("transformer.",), FLUX),
+    "flux2-klein": (DOTS[1:], KLEIN_FUSED),
+    "flux2-dev": (DOTS[1:], DEV_FUSED),
+    "z-image": (DOTS[1:], [one for one in Z_IMAGE if one.startswith("layers")]),
+}
+
+
 def pattern(template: str) -> str:
     """模板 -> 正则表达式。"""
     text = re.escape(template).replace(r"\|", "|")
@@ -172,7 +192,7 @@ def pattern(template: str) -> str:
 
 def known(reader: str, family: str, table=READERS) -> re.Pattern | None:
     """这个软件给这个家族认得的层名；不认这个家族就是 None。"""
-    table = table[reader]
+    table = CONTINUES if reader == "ai-toolkit" else table[reader]
     # 同一个模型的另一版（改图的）继承自它，层名相同
     names = (getattr(cls, "name", "") for cls in get(family).__mro__)
     rules = next((table[name] for name in names if name in table), None)

@@ -146,6 +146,17 @@ def test_export_fills_everything(mine, tmp_path, capsys, family):
     assert back_to_api(json.loads(drawn.read_text("utf-8"))) == nodes
 
 
+def test_a_quick_base_is_drawn_in_its_few_steps(mine, tmp_path):
+    """练在几步出图的那一版上的：工作流载入它，步数与引导也照它；自己写了的听自己的。"""
+    out = tmp_path / "t.api.json"
+    file = mine(family="z-image", base="Tongyi-MAI/Z-Image-Turbo")
+    for sets, steps in (([], 8), (["--set", "sample.steps=9"], 9)):
+        assert main(["export", str(file), "--workflow", str(out), *sets]) == 0
+        by = {n["class_type"]: n["inputs"] for n in json.loads(out.read_text("utf-8")).values()}
+        assert by["UNETLoader"]["unet_name"] == "z_image_turbo_bf16.safetensors"
+        assert (by["KSampler"]["steps"], by["KSampler"]["cfg"]) == (steps, 1.0)
+
+
 def test_edit_2509_is_chosen_by_the_base(mine, tmp_path):
     out = tmp_path / "e.api.json"
     file = mine(family="qwen-image-edit", base="Qwen/Qwen-Image-Edit-2509")

@@ -38,6 +38,7 @@ from lorakit.infer import fitting, prompts
 from lorakit.memory import apply, loading
 from lorakit.tiny import samples
 from lorakit.train import Trainer
+from lorakit.training import preflight
 
 TINY = {
     "qwen-image": random_qwen,
@@ -373,13 +374,21 @@ def test_7_targets_stay_inside_the_blocks(family):
     assert set(lora.match(family.skeleton(), family, "all-linear")) == every
 
 
-@pytest.mark.parametrize("name", [n for n in REGISTRY if get(n).distilled], scope="module")
-def test_distilled_bases_are_refused(name, family):
+@pytest.mark.parametrize("name", [n for n in REGISTRY if get(n).distilled])
+def test_distilled_bases_are_refused(name):
+    """开练前、体检、表单都读同一条规矩；推荐的那个自己不能也被拒绝；写了训练适配器就能练。"""
+
+    def refuse(path: str, *sets: str):
+        preflight.refuse(load_config(None, [f"model.family={name}", f"model.path={path}", *sets]))
+
     for word, instead in get(name).distilled.items():
+        path = f"someone/My-{word}-v1"
         with pytest.raises(LorakitError, match="蒸馏") as caught:
-            family.refuse_distilled(f"someone/My-{word}-v1")
-        assert instead in str(caught.value)
-        family.refuse_distilled(instead)  # 推荐的那个自己不能也被拒绝
+            refuse(path)
+        assert instead in str(caught.value) and "model.training_adapter=" in str(caught.value)
+        refuse(path, "model.training_adapter=some/lora")
+        for base in instead.split(" 或 "):
+            refuse(base)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import random_flux2_klein
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, ZImagePipeline
 from diffusers import ZImageTransformer2DModel as ZImageModel
@@ -64,13 +65,16 @@ def near(one, other, most=1e-6):
     ids=["flux2-klein", "z-image"],
 )
 @pytest.mark.parametrize("form", convert.FORMATS)
-def test_stock_diffusers_reads_every_format(family, cls, config, pipe, form, tmp_path):
+def test_stock_diffusers_reads_what_we_say_it_reads(family, cls, config, pipe, form, tmp_path):
     shell = shell_of(cls, config)
     names = convert.Names.of(family, shell)
     block = family.targets["all-linear"]
     layers = random_lora(shell, lambda path: re.fullmatch(block, path))
     file, _ = convert.write(layers, form, tmp_path / form, {}, names)
     theirs = pipe.lora_state_dict(load_file(file))
+    if "diffusers" not in family.read_by[form]:  # 它只要 transformer. 开头的
+        assert not any(key.startswith("transformer.") for key in theirs)
+        return
     assert len(theirs) == 2 * len(layers)
     for path, pair in layers.items():
         a, b = (theirs[f"transformer.{path}.lora_{side}.weight"] for side in "AB")
@@ -258,6 +262,8 @@ def test_bases_are_named_without_their_folder(tmp_path):
         ("flux2-klein", "black-forest-labs/FLUX.2-klein-base-9B", "flux2-klein-9b", ""),
         ("qwen-image-2.1", "Qwen/Qwen-Image-2.1", "qwen-image-2.1", ""),
         ("qwen-image-2.1-edit", "Qwen/Qwen-Image-2.1", "qwen-image-2.1-edit", ""),
+        ("z-image", "Tongyi-MAI/Z-Image-Turbo", "z-image", "turbo"),
+        ("z-image", "Tongyi-MAI/Z-Image-Edit", None, ""),
         ("kandinsky5", "", None, ""),
     ],
 )
@@ -303,6 +309,30 @@ def test_who_misses_layers_outside_the_blocks_is_said(tmp_path, capsys):
         argv = ["export", str(raw), "--model", "tiny-flux", "--to", "kohya", "--out", out]
         assert main(argv) == 0
         assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("form", "said"), [
+    ("comfyui", "ComfyUI、DiffSynth 能读；diffusers 请用 --to diffusers 或原文件；"
+                "musubi 请用 --to kohya。"),
+    ("kohya", "musubi、ComfyUI、diffusers 能读；DiffSynth 请用 --to comfyui。"),
+    ("diffusers", "diffusers、ComfyUI 能读；DiffSynth 请用 --to comfyui；musubi 请用 --to kohya。"),
+])  # fmt: skip
+def test_who_cannot_read_it_is_told_what_to_take(tmp_path, capsys, form, said):
+    base = random_flux2_klein.build(tmp_path / "base")
+    raw, path = tmp_path / "x.safetensors", "transformer_blocks.0.attn.to_q"
+    config = load_config(None, ["model.family=flux2-klein", f"model.path={base}"])
+    (tmp_path / "klein.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    layer = open_family(config).skeleton().get_submodule(path)
+    save_file(
+        {
+            f"transformer.{path}.lora_A.weight": torch.ones(1, layer.in_features),
+            f"transformer.{path}.lora_B.weight": torch.ones(layer.out_features, 1),
+        },
+        raw,
+    )
+    argv = ["export", str(raw), "--model", str(tmp_path / "klein.yaml"), "--to", form]
+    assert main([*argv, "--out", str(tmp_path / "out.safetensors")]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_deep_json_in_a_header_is_left_alone():

@@ -12,6 +12,7 @@ from test_contract import SHORT, noise, open_family, predict
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.families import open_family as open_from_config
+from lorakit.training import preflight
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,8 @@ def test_klein_shift_depends_on_steps_as_in_the_stock_pipeline(tmp_path):
 
 def test_a_distilled_klein_is_refused_whatever_its_name(tmp_path):
     folder = random_flux2_klein.build(tmp_path)
-    open_family("flux2-klein", folder).refuse_distilled("my-model")
+    config = load_config(None, ["model.family=flux2-klein", "model.path=my-model"])
+    preflight.refuse(config, family=open_family("flux2-klein", folder))
     rewrite(folder / "model_index.json", is_distilled=True)
     with pytest.raises(LorakitError, match="klein-base-4B"):
-        open_family("flux2-klein", folder).refuse_distilled("my-model")
+        preflight.refuse(config, family=open_family("flux2-klein", folder))

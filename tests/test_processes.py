@@ -15,10 +15,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from notebook_tools import BOOKS, ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from two_processes import Ranks, command, each_rank, failing, finish, hybrid, sharded
 
+from lorakit.config import load_config
 from lorakit.errors import ConfigError, LorakitError, LorakitWarning
+from lorakit.families import open_family
 from lorakit.results import checkpoint
 from lorakit.results import folder as run_folder
 from lorakit.tiny import samples
@@ -33,6 +35,7 @@ SHARDED = {
     **KINDS,
     "lora": ["train.ema=0.9"],
     "lokr": ["lora.variant=lokr"],
+    "adapter": ["model.training_adapter=adapter.safetensors"],  # 支路不是参数，切不切都一样
     "compiled": [  # 真模型就是这样练的
         "model.precision=bf16",
         "memory.compile=true",
@@ -93,6 +96,8 @@ def test_two_processes_are_one_with_twice_the_accumulation(config, tmp_path, kin
 @pytest.mark.parametrize("kind", SHARDED)
 def test_sharded_parameters_learn_the_same(config, tmp_path, kind, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # sharded 也是
+    monkeypatch.chdir(tmp_path)
+    _adapter()
     shard, plain = (
         config(*SHARDED[kind], output="shard"),
         config(*SHARDED[kind], "train.grad_accum=2", output="plain"),
@@ -101,7 +106,7 @@ def test_sharded_parameters_learn_the_same(config, tmp_path, kind, monkeypatch):
     same(load_file(tmp_path / "0.safetensors"), load_file(tmp_path / "1.safetensors"))
     list(Trainer(plain))
     near(state(shard.run.output, 4), state(plain.run.output, 4))
-    if kind in ("lokr", "compiled"):  # 检查点的来回搬，与 LoRA 走同一条路
+    if kind in ("lokr", "compiled", "adapter"):  # 检查点的来回搬，与 LoRA 走同一条路
         return
     shutil.rmtree(shard.run.output / "checkpoint-4")  # 切开练的检查点，一个进程接着练
     alone = shard.model_copy(update={"train": plain.train})
@@ -111,6 +116,16 @@ def test_sharded_parameters_learn_the_same(config, tmp_path, kind, monkeypatch):
     back = plain.model_copy(update={"train": shard.train})
     finish(tmp_path / "ranks", sharded, each_rank, back, tmp_path)
     near(state(plain.run.output, 4), state(shard.run.output, 4))
+
+
+def _adapter():
+    """随便一份给微型模型的 LoRA。"""
+    shell = open_family(load_config("tiny-qwen-image")).skeleton()
+    tensors, path = {}, "transformer_blocks.0.attn.to_q"
+    layer = shell.get_submodule(path)
+    tensors[f"transformer.{path}.lora_A.weight"] = torch.ones(1, layer.in_features)
+    tensors[f"transformer.{path}.lora_B.weight"] = torch.ones(layer.out_features, 1)
+    save_file(tensors, "adapter.safetensors")
 
 
 def test_sharded_in_pairs_and_averaged_between_them(config, tmp_path):

@@ -66,6 +66,29 @@ def test_who_misses_each_layer_outside_the_blocks(name):
                 assert taken == (reader not in missed), (path, form, reader)
 
 
+CONTINUED = dict.fromkeys(
+    ("qwen-image", "qwen-image-edit", "flux", "flux-kontext"), ("diffusers", "comfyui")
+)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_which_files_ai_toolkit_goes_on_with(name):
+    """接着练：Z-Image 它只认 layers（refiner 的会丢），FLUX.2 要并起来的；别的两家它没有。"""
+    family = get(name)
+    shell, rule = skeleton(family), reader_names.known("ai-toolkit", name)
+    layers = {
+        path: (torch.zeros(1, m.in_features), torch.zeros(m.out_features, 1))
+        for path, m in shell.named_modules()
+        if isinstance(m, nn.Linear) and re.fullmatch(family.targets["all-linear"], path)
+    }
+    whole = []
+    for form in convert.FORMATS:
+        tensors = convert.spell(layers, form, convert.Names.of(family, shell))
+        stems = {re.sub(r"\.(lora_\w+\.weight|alpha)$", "", key) for key in tensors}
+        whole += [form] if rule and all(map(rule.fullmatch, stems)) else []
+    assert tuple(whole) == CONTINUED.get(name, ())
+
+
 def test_what_used_to_be_dead_is_told_apart():
     """klein 的 diffusers 层名配 diffusion_model.、Z-Image 的 kohya 写法：ComfyUI 一层也不认。"""
     klein, z_image = (reader_names.known("ComfyUI", name) for name in ("flux2-klein", "z-image"))

@@ -74,7 +74,8 @@ def _workflow(args) -> int:
         raise LorakitError(f"{family} 的 {style} 写法 ComfyUI 读不了：改成 --to comfyui。")
     unet = cls.workflow_base(base) if cls and family == cls.name else ""
     comfyui.refuse_unknown(name if unet is not None else base, unet is not None)
-    sets = [f"sample.{key}={value}" for key, value in comfyui.defaults(name).items()]
+    drawn = comfyui.defaults(name) | (cls.workflow_sample(base) if cls else {})
+    sets = [f"sample.{key}={value}" for key, value in drawn.items()]
     sample = load_config(None, [*sets, *args.set]).sample
     trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
     if trigger and trigger not in prompt:
@@ -267,13 +268,18 @@ def _say_readers(family, style: str, layers, raw: bool):
     only = any(layer.columns for layer in doras)  # 按列的只有 ComfyUI 有
 
     def reads(style: str) -> list[str]:
+        if doras and style == "kohya":  # 没有这种写法
+            return []
         lost = family.skipped(style, layers)
         known = (family.read_by[style][0],) if doras else family.read_by[style]
         return [name for name in known if len(lost.get(name, ())) < len(layers)]
 
     readers, said = reads(style), []
-    for name in ("ComfyUI", "diffusers"):
-        ways = [f"--to {name.lower()}"] if name in reads(name.lower()) and not only else []
+    own = {"ComfyUI": "comfyui", "diffusers": "diffusers"}  # 用它自己名字的写法；别的用头一种
+    for name in dict.fromkeys([*own, *(one for some in family.read_by.values() for one in some)]):
+        known = [way for way in convert.FORMATS if name in reads(way) and way != style and not only]
+        way = own[name] if own.get(name) in known else next(iter(known), "")
+        ways = [f"--to {way}"] * bool(way)
         ways += ["原文件"] if raw and name in reads("diffusers") else []
         if name not in readers and ways:
             said.append(f"{name} 请用 {' 或'.join(ways)}")

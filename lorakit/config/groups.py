@@ -73,6 +73,9 @@ class Model(Group):
     """底模在哪：自带的 tiny-qwen-image、本地文件夹，或模型站上的 Qwen/Qwen-Image。"""
     source: Literal["auto", "modelscope", "huggingface"] = "auto"
     """从哪个站下载：auto 先用下载过的，再试 ModelScope，再试 Hugging Face；也可以指定一个。"""
+    training_adapter: str = ""
+    """训练适配器：一份别人练好的 LoRA，只在训练时加在底模上，画图时不加，也不存进结果；蒸馏过的底模
+    （Z-Image-Turbo）加着它才练得。写 LoRA 文件，或站上的 作者/仓库/文件.safetensors；空着不用。"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """计算精度：auto 在支持的显卡上用 bf16，在 CPU 上用 fp32；fp16 容易溢出成黑图。全量微调时
     权重总是 fp32，写 bf16 就连权重也用 bf16 练：省一半多显存，更新时随机舍入，小改动不会白加。"""

@@ -16,6 +16,7 @@ AI_TOOLKIT = {  # config.process 的第一项里的名字 -> 这里的
     "train.dtype": "model.precision", "train.max_grad_norm": "train.max_grad_norm",
     "train.ema_config.ema_decay": "train.ema",
     "model.name_or_path": "model.path", "model.quantize": "model.quantize",
+    "model.assistant_lora_path": "model.training_adapter",
     "sample.sample_every": "sample.every", "sample.prompts": "sample.prompts",
     "sample.guidance_scale": "sample.guidance", "sample.sample_steps": "sample.steps",
     "sample.seed": "sample.seed", "sample.width": "sample.size",

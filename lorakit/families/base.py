@@ -4,7 +4,7 @@
 打包、位置编号、正负号、时间刻度、模板、掩码都不出这个文件夹。载入与放掉各部分见 parts.py。
 
 方法按一次运行里被问到的次序写：
-    核对    refuse_distilled、skeleton、targets；体检与测速还问 latent_channels、text_shapes
+    核对    undistilled、skeleton、targets；体检与测速还问 latent_channels、text_shapes
     编码    load("vae") 与 encode_images，load("text") 与 encode_prompts、control_cond；都放掉
     训练    load("transformer")、recompute_context、shift；每一步 collate、predict_velocity
     画图    pipeline（scheduler、times），sample_arguments、prompt_arguments、guide、decode
@@ -14,6 +14,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -62,11 +63,10 @@ class Family(Parts, Elsewhere, ABC):
         super().__init__(*place, **how)
         self.guidance, self.clear = guidance, clear
 
-    def refuse_distilled(self, path: str):
-        """蒸馏过的底模不能直接练：说出为什么、该换哪个。"""
-        for word, instead in self.distilled.items():
-            if word.lower() in path.lower():
-                raise shared.distilled_error(path, instead)
+    @classmethod
+    def undistilled(cls, path: str, folder: Path | None = None) -> str:
+        """蒸馏过的底模不能直接练：该换哪个；没有蒸馏过就是空的。folder 是它在本地的文件夹。"""
+        return next((to for word, to in cls.distilled.items() if word.lower() in path.lower()), "")
 
     @classmethod
     def size_of(cls, path: str) -> dict[str, dict]:

@@ -15,6 +15,8 @@ class Elsewhere:
     # 底模名字里说它是哪一版的字样，与那一版在 ComfyUI 里的文件；"" 是工作流里写着的
     editions: str = ""
     base_files: ClassVar[dict[str, str]] = {}
+    # 几步出图的那一版怎么画：字样 -> sample 组的几项，写进工作流
+    quick: ClassVar[dict[str, dict[str, float]]] = {}
     # 原作者给层起的名字 -> diffusers 里是哪一层，或按次序并成它的哪几层；{} 是块号，
     # 同一层写两遍：它的前后两半（scale 与 shift）在原作者那里对调
     original: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -28,14 +30,26 @@ class Elsewhere:
         "comfyui": ("ComfyUI", "diffusers"),
         "kohya": ("musubi", "ComfyUI", "diffusers"),
     }
+    # 别人练好的训练适配器（model.training_adapter）：底模路径里的字样 -> 站上的那个文件
+    training_adapters: ClassVar[dict[str, str]] = {}
     # 别的软件怎么叫这个底模：路径里的字样 -> (modelspec.architecture, ss_base_model_version)
     called: ClassVar[dict[str, tuple[str, str]]]
 
     @classmethod
     def workflow_base(cls, base: str) -> str | None:
         """工作流该载入的底模文件；"" 是它自己写着的，None 是没有工作流的另一版。"""
-        edition = re.search(cls.editions, base.lower()) if cls.editions else None
-        return cls.base_files.get(edition[1]) if edition else ""
+        edition = cls._edition(base)
+        return cls.base_files.get(edition) if edition else ""
+
+    @classmethod
+    def workflow_sample(cls, base: str) -> dict[str, float]:
+        """工作流里的步数、引导要换成的；没有就照工作流自己的。"""
+        return cls.quick.get(cls._edition(base), {})
+
+    @classmethod
+    def _edition(cls, base: str) -> str:
+        found = re.search(cls.editions, base.lower()) if cls.editions else None
+        return found[1] if found else ""
 
     @classmethod
     def skipped(cls, style: str, paths: Iterable[str]) -> dict[str, list[str]]:

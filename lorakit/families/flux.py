@@ -26,7 +26,9 @@ class Flux(KLVae, Family):
     name = "flux"
     called: ClassVar = {"": ("flux-1-dev", "flux1")}
     pipeline_class = "FluxPipeline"
-    licences: ClassVar = {"tiny-flux": "apache-2.0", "": "flux-1-dev-non-commercial-license"}
+    licences: ClassVar = {
+        "tiny-flux": "apache-2.0", "schnell": "apache-2.0", "": "flux-1-dev-non-commercial-license",
+    }  # fmt: skip
     workflows: ClassVar = {"": "flux"}
     editions = r"(krea|kontext|fill|canny|depth|schnell)"
     base_files: ClassVar = {"krea": "flux1-krea-dev.safetensors"}
@@ -93,6 +95,7 @@ class Flux(KLVae, Family):
     }
     # dev 本身也蒸馏过，但只是把引导练进了模型，步数没少，照样能练
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
+    training_adapters: ClassVar = {"schnell": "ostris/FLUX.1-schnell-training-adapter"}
     text_parts: ClassVar = {
         "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
         "text_encoder_2": "T5EncoderModel", "tokenizer_2": "T5TokenizerFast",

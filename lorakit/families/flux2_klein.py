@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from lorakit.families.base import Family
-from lorakit.families.shared import QWEN3_4B, Cond, controls, distilled_error
+from lorakit.families.elsewhere import Elsewhere
+from lorakit.families.shared import QWEN3_4B, Cond, controls
+from lorakit.files import read_json
 
 # 双流块里图像流与文字流各自的层；单流块把 q、k、v 与前馈并成了一层
 IMAGE = r"to_q|to_k|to_v|to_out\.0"
@@ -70,7 +72,8 @@ class Flux2Klein(Family):
         "all-linear": r"(single_)?transformer_blocks\..*",
     }
     kohya_original = True
-    comfyui_prefix = "transformer."
+    comfyui_prefix = ""  # 并起来再补零，文件大一倍半；DiffSynth 不认 transformer.
+    read_by: ClassVar = {**Elsewhere.read_by, "comfyui": ("ComfyUI", "DiffSynth")}
     misses: ClassVar = {
         "musubi": ".",
         "kohya ComfyUI": "^$",
@@ -103,12 +106,12 @@ class Flux2Klein(Family):
         """文字补齐到几个词元；stock 的默认值是 512。"""
         return self.token_limit("tokenizer")
 
-    def refuse_distilled(self, path: str):
+    @classmethod
+    def undistilled(cls, path, folder=None):
         """名字看不出来时，还有 model_index.json 里的 is_distilled。"""
-        super().refuse_distilled(path)
-        index = self.folder / "model_index.json"
-        if index.is_file() and self.small("model_index.json").get("is_distilled"):
-            raise distilled_error(path, " 或 ".join(self.distilled.values()))
+        index = folder and folder / "model_index.json"
+        said = index is not None and index.is_file() and read_json(index).get("is_distilled")
+        return super().undistilled(path) or (" 或 ".join(cls.distilled.values()) if said else "")
 
     def _scales(self, vae) -> tuple[torch.Tensor, torch.Tensor]:
         std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()

@@ -27,3 +27,4 @@ class FluxKontext(Flux):
     }
     misses: ClassVar = {**Flux.misses, "musubi": "."}
     distilled: ClassVar = {"schnell": BASE, "turbo": BASE}
+    training_adapters: ClassVar = {}

@@ -271,7 +271,9 @@ class Parts:
         """没有改动过的 Transformer：挂过 LoRA、练过的先放掉，重新载入。"""
         made = self.parts.get("transformer")
         if made is not None and (
-            getattr(made, "peft_config", None) or any(p.requires_grad for p in made.parameters())
+            getattr(made, "peft_config", None)
+            or getattr(made, "assisted", False)  # 加过训练适配器
+            or any(p.requires_grad for p in made.parameters())
         ):
             self.release("transformer")
         return self.load("transformer")

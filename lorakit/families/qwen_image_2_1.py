@@ -63,10 +63,11 @@ class QwenImage21(Family):
         "image-attention": r".*\.attn\.(to_q|to_k|to_v|to_out\.0)",  # 单流：图与文字共用
         "all-linear": r"transformer_blocks\..*",
     }
-    comfyui_prefix = "transformer."  # 它在 diffusion_model. 之后只认并起来的 gate_up
+    # ComfyUI 在 diffusion_model. 之后只认并起来的 gate_up，DiffSynth 不认 transformer.
+    comfyui_prefix = ""
     read_by: ClassVar = {
         "diffusers": ("diffusers", "ComfyUI"),
-        "comfyui": ("ComfyUI", "diffusers"),
+        "comfyui": ("ComfyUI", "DiffSynth"),
         "kohya": ("musubi",),  # 只有注意力的，ComfyUI 与 diffusers 也读得了；前馈的不行
     }
     # 只用来读：ComfyUI 载入时把两层并成一层

@@ -1,11 +1,9 @@
-"""几个家族共用的：条件与拼批、2x2 打包、AutoencoderKL、文字编码器的真实尺寸、拒绝蒸馏底模的话。"""
+"""几个家族共用的：条件与拼批、2x2 打包、AutoencoderKL、文字编码器的真实尺寸。"""
 
 from itertools import count, takewhile
 
 import torch
 from torch import nn
-
-from lorakit.errors import LorakitError
 
 Cond = dict[str, torch.Tensor]  # 一个样本的条件：名字 -> 不含补齐的张量 (L, D)、(D,) 或 (C, h, w)
 
@@ -109,11 +107,3 @@ def collate(conds: list[Cond]) -> Cond:
             ends = torch.tensor(lengths, device=rows[0].device)
             batch[f"{key}_mask"] = place[None] < ends[:, None]
     return batch
-
-
-def distilled_error(path: str, instead: str) -> LorakitError:
-    """蒸馏过的底模为什么不能练、该换哪个。"""
-    return LorakitError(
-        f"model.path：“{path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。"
-        f"请在 {instead} 上训练，练好的 LoRA 再拿到它上面用。"
-    )

@@ -23,6 +23,8 @@ class ZImage(KLVae, Family):
     licences: ClassVar = {"": "apache-2.0"}
     workflows: ClassVar = {"": "z-image"}
     editions = r"(turbo|omni|edit)"
+    base_files: ClassVar = {"turbo": "z_image_turbo_bf16.safetensors"}  # Comfy-Org 的
+    quick: ClassVar = {"turbo": {"steps": 8, "guidance": 1.0}}
     multiple = 16
     targets: ClassVar = {
         "attention": rf"{BLOCKS}\.{ATTENTION}",
@@ -49,6 +51,9 @@ class ZImage(KLVae, Family):
         "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
     }
     distilled: ClassVar = {"Turbo": "Tongyi-MAI/Z-Image"}
+    training_adapters: ClassVar = {
+        "turbo": "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors"
+    }
 
     full_size: ClassVar = {
         "transformer": {"_class_name": "ZImageTransformer2DModel"},

@@ -138,8 +138,8 @@ class HuggingFace:
     def root(self, repo: str) -> Path:
         return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
 
-    def copy(self, repo: str) -> Path | None:
-        """下载过的一份（不一定完整）。"""
+    def copy(self, repo: str, name: str = "model_index.json") -> Path | None:
+        """下载过的一份（不一定完整），里面要有 name。"""
         ref = self.root(repo) / "refs" / "main"
         if not ref.is_file():
             return None
@@ -148,7 +148,7 @@ class HuggingFace:
         except (Unreadable, ValueError):
             return None
         folder = self.root(repo) / "snapshots" / commit
-        return folder if commit and (folder / "model_index.json").is_file() else None
+        return folder if commit and (folder / name).is_file() else None
 
     def listing(self, repo: str) -> Listing:
         """现在有哪些文件。"""
@@ -228,9 +228,9 @@ class ModelScope:
         first = [base / old, base / "hub" / old] if chosen else [base / "hub" / old, base / old]
         return [*first, snapshots / "master", base / "hub" / owner / name.replace(".", "___")]
 
-    def copy(self, repo: str) -> Path | None:
-        """下载过的一份（不一定完整）。"""
-        found = (p for p in self.places(repo) if (p / "model_index.json").is_file())
+    def copy(self, repo: str, name: str = "model_index.json") -> Path | None:
+        """下载过的一份（不一定完整），里面要有 name。"""
+        found = (p for p in self.places(repo) if (p / name).is_file())
         return next(found, None)
 
     def listing(self, repo: str) -> Listing:

@@ -17,6 +17,7 @@ from lorakit import lora
 from lorakit.memory import loading
 from lorakit.memory.recompute import SHREDS
 from lorakit.memory.streaming import SLOTS, moving
+from lorakit.training import adapter
 from lorakit.training.rounding import PIECE
 
 GIB = 2**30
@@ -113,6 +114,9 @@ def measure(family, config) -> Estimate:
     ]
     inside = {id(p) for block in whole.values() for p in block.parameters()}
     outside = sum(size * p.numel() for p in shell.parameters() if id(p) not in inside)
+    if config.model.training_adapter:
+        pairs = adapter.imagined(family, "meta").values()
+        outside += sum(size * part.numel() for pair in pairs for part in pair)
     trained, linear, attention, kept, inputs = _walked(_Question.of(family, config))
     return Estimate(
         parameters=parameters,

@@ -98,7 +98,8 @@ class _Rehearsal:
             with self.meter.watch("write", "写随机的底模") as row:
                 write(self.asked, files, self.say)
             _refuse(row)
-            self.config = load_config(self.config.to_dict(), [f"model.path={files}"])
+            sets = [f"model.path={files}", "model.training_adapter="]  # 排练什么也不下载
+            self.config = load_config(self.config.to_dict(), sets)
         self.blank = self._open()
         with self.meter.watch("check", "体检") as row:
             self._check()

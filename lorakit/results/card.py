@@ -268,6 +268,9 @@ def table(config: Config, facts: dict, dataset) -> str:
         "设备与用时": f"{in_markdown(facts['device'])}，{facts['seconds']:.0f} 秒",
         "版本": "，".join(in_markdown(f"{name} {v}") for name, v in facts["versions"].items()),
     }
+    if config.model.training_adapter:
+        name = metadata.bare(config.model.training_adapter)
+        rows["训练适配器"] = f"{in_markdown(name)}：只在训练时加在底模上，画图时不用"
     if lora.kind == "full":
         rows.pop("LoRA")
     lines = [f"| {name} | {value} |" for name, value in rows.items()]

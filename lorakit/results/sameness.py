@@ -23,6 +23,7 @@ CHANGEABLE = (
     "model.source",
 )  # fmt: skip
 PLACES = ("data.folder", "data.control_folder", "data.class_folder")  # 在哪里不要紧，内容另外比
+ADAPTER = "training_adapter"  # 在 base 里：它也是冻住的底模的一部分
 KEY = "trained_on"  # 在检查点的 state.json 里
 PACKAGES = ("lorakit", "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes",
             "torchao", "pillow", "pillow-heif")  # fmt: skip
@@ -37,7 +38,7 @@ def facts(
     """这一次练的是什么，记进检查点。
 
     Args:
-        base: 底模的各部分 -> 它的指纹。
+        base: 底模的各部分（与训练适配器）-> 它的指纹。
         machine: 在什么上面算、什么精度。
     """
     parts = {
@@ -78,6 +79,8 @@ def settings(run: Path, new: Config, processes: int):
             changed.pop(name, None)
     if recorded.get("base") and Path(new.model.path).expanduser().is_dir():
         changed.pop("model.path", None)
+    if _dict(recorded.get("base")).get(ADAPTER) and new.model.training_adapter:
+        changed.pop("model.training_adapter", None)
     if changed:
         raise _other(run, [f"{n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items()])
     train = new.train
@@ -120,7 +123,10 @@ def content(found: Path, now: Mapping[str, Any], dataset):
     base, ours = _dict(before.get("base")), now["base"]
     moved = [part for part in ours if base.get(part) and base[part] != ours[part]]
     if moved:
-        raise _other(run, [f"model.path：底模的 {'、'.join(moved)} 换了内容，不是原来那一份"])
+        parts = [part for part in moved if part != ADAPTER]
+        said = [f"model.path：底模的 {'、'.join(parts)} 换了内容，不是原来那一份"] * bool(parts)
+        said += ["model.training_adapter：换了内容，不是原来那一份"] * (ADAPTER in moved)
+        raise _other(run, said)
     told = _data_told(_dict(before.get("data")), now["data"])
     if told:
         warn(

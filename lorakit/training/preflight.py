@@ -20,7 +20,7 @@ from lorakit.errors import ConfigError, warn
 from lorakit.families.registry import REGISTRY, get
 from lorakit.lora import full
 from lorakit.memory import attention, compiling, devices, loading, quantize
-from lorakit.training import optim
+from lorakit.training import adapter, optim
 from lorakit.training.times import draw_times, train_times
 
 FAR = 0.1  # 训练与推理的平均 t 相差多少算远；各家训练脚本之间相差 0.2
@@ -175,7 +175,22 @@ def _logged_in(name: str) -> bool:
     return file.is_file() and name in file.read_text(encoding="utf-8", errors="replace")
 
 
+def _distilled(case: Case):
+    """几步就出图的底模，没有写训练适配器。"""
+    path, folder = case.model.path, case.family and case.family.folder
+    cls = get(case.model.family)
+    instead = cls.undistilled(path, folder)
+    if case.model.training_adapter or not instead:
+        return None
+    known = (name for word, name in cls.training_adapters.items() if word in path.lower())
+    return {"instead": instead, "adapter": next(known, "给它练的训练适配器（一份 LoRA）")}
+
+
 RULES = (
+    Rule("model.path", "蒸馏过的底模，没有写 model.training_adapter", _distilled,
+         "“{model.path}”是蒸馏过的底模，直接练会丢掉它几步出图的本事，画面发糊。",
+         "请在 {instead} 上训练，练好的 LoRA 再拿到它上面用；"
+         "要在它上面练，就写 model.training_adapter={adapter}。"),
     Rule("model.quantize", "lora.kind=full",
          lambda c: c.model.quantize != "none" and c.lora.kind == "full",
          "{model.quantize} 的底模只能冻住，不能全量微调：一小步的改动比量化的一格还小，"
@@ -321,8 +336,8 @@ def check(config: Config, family, processes: int = 1, sharded: bool = False):
     Raises:
         LorakitError: 这份设置练不了。
     """
-    family.refuse_distilled(config.model.path)
     refuse(config, processes, sharded, family)
+    adapter.check(config.model, family)
     if config.lora.kind == "lora":
         lora.plan(family.skeleton(), family, config.lora)
     for _, said in clashes(Case(config, processes, sharded, family, family.device), stops=False):

@@ -6,12 +6,13 @@ from pathlib import Path
 from lorakit import lora
 from lorakit.cache.keys import fingerprint
 from lorakit.errors import LorakitError, warn
+from lorakit.files import digest
 from lorakit.lora import full, metadata
 from lorakit.memory import devices
 from lorakit.memory.sharded import Tensors
 from lorakit.results import checkpoint, sameness
 from lorakit.results.card import licence
-from lorakit.training import processes
+from lorakit.training import adapter, processes
 
 
 def save(trainer) -> Path:
@@ -69,6 +70,8 @@ def trained_on(trainer) -> dict:
     family = trainer.family
     folders = {part: family.folder / part for part in ("transformer", "vae", *family.text_parts)}
     base = {part: fingerprint(home) for part, home in folders.items() if home.is_dir()}
+    if trainer.config.model.training_adapter and not family.random_weights:
+        base[sameness.ADAPTER] = digest(adapter.find(trainer.config.model))
     precision = str(family.dtype).removeprefix("torch.")
     machine = {"设备": devices.name_of(family.device), "精度": precision}
     return sameness.facts(trainer.config, trainer.dataset, base, machine)

@@ -15,7 +15,7 @@ from lorakit.lora import full
 from lorakit.memory import apply, compiling
 from lorakit.results import checkpoint, sameness, track
 from lorakit.results.folder import RunFolder
-from lorakit.training import optim, preflight, processes, saving
+from lorakit.training import adapter, optim, preflight, processes, saving
 from lorakit.training.graphs import Graphs
 from lorakit.training.objective import Objective
 from lorakit.training.peers import Peers
@@ -102,6 +102,7 @@ class Prepared:
         self.remembered = remember_preview(self.family, config, self.dataset)
         with self.family.on_cpu() if sharded else nullcontext():
             self.transformer = self.family.untouched()
+        adapter.put_on(self.transformer, self.family, config.model, self.accelerator.device)
         if config.lora.kind == "full":
             dtype = torch.bfloat16 if config.bf16_weights else torch.float32
             parameters = full.attach(self.transformer, dtype)
