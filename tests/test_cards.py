@@ -6,13 +6,14 @@ from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.machine import cards, rent
-from lorakit.machine.doctor import BAD, WARN
+from lorakit.machine.doctor import WARN
 
 
 def spread(name: str, card: str):
     """(最快, 最慢) 秒一步。"""
-    config = load_config(name)
-    return rent.pace(config, rent._measured(name, False), cards.find(card))
+    card, config = cards.find(card), load_config(name)
+    asked = rent._measured(name, *rent._changes(config, card))
+    return rent.pace(rent._able(config, card), asked, card)
 
 
 def test_every_card_says_where_its_numbers_are_from():
@@ -65,7 +66,10 @@ def test_a_card_without_bf16_or_fp8_says_so():
     assert [c.level for c in found if c.key == "gpu" and "bf16" in c.said] == [WARN]
     matmul = load_config("flux-dev-24gb", ["model.quantize=fp8-matmul"])
     found = rent.examine(matmul, online=False, card=cards.find("3090"))
-    assert any(c.level == BAD and "fp8 的计算单元" in c.said for c in found)
+    assert any(c.level == WARN and "RTX 3090 没有 fp8 的矩阵乘法" in c.said for c in found)
+    plain = load_config("flux-dev-24gb", ["model.quantize=fp8"])
+    same = rent.examine(plain, online=False, card=cards.find("3090"))
+    assert [c.said for c in found if c.key == "time"] == [c.said for c in same if c.key == "time"]
 
 
 def test_each_card_gets_the_roomiest_preset_that_fits():

@@ -1,5 +1,6 @@
 """只有显卡上才走得到的路：fp8 内核、边算边搬、按剩下的显存决定重算、编译。没有显卡就跳过。"""
 
+import math
 import warnings
 
 import numpy as np
@@ -15,8 +16,11 @@ from lorakit.errors import LorakitWarning
 from lorakit.families import REGISTRY, get, open_family
 from lorakit.machine import bench, rehearse
 from lorakit.memory import apply, attention, devices, fp8_matmul, quantize
+from lorakit.memory.recompute import Recompute
 from lorakit.tiny import samples
 from lorakit.train import Trainer
+from lorakit.training import graphs
+from lorakit.training.objective import Batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="要有 NVIDIA 显卡")
 GPU = torch.device("cuda")
@@ -34,11 +38,12 @@ def fp8_card():
         pytest.skip("这块显卡没有 fp8 矩阵乘法")
 
 
-def test_fp8_kernel_equals_the_emulation():
+@pytest.mark.parametrize("rows", [3, 13, 40])
+def test_fp8_kernel_equals_the_emulation(rows):
     fp8_card()
     torch.manual_seed(0)
     weight, bias = torch.randn(96, 64), torch.nn.Parameter(torch.randn(96))
-    x, grad = torch.randn(40, 64), torch.randn(40, 96)
+    x, grad = torch.randn(rows, 64), torch.randn(rows, 96)
     results = []
     for device in ("cpu", GPU):
         home = torch.nn.Parameter(bias.detach().to(device, torch.bfloat16), requires_grad=False)
@@ -144,6 +149,40 @@ def test_replayed_graphs_train_the_same(config, extra):
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=0.05, atol=2e-3)
+
+
+def test_what_must_be_compiled_first_is_not_recorded_and_keeps_no_memory():
+    """描述短于 16 的另编一份：录到它时不编译，放回显存，照常走过两次再录。"""
+    weight = torch.nn.Parameter(torch.ones(64, device=GPU))
+
+    @torch.compile(dynamic=True)
+    def work(x, words):
+        large = (x * weight).repeat(1, 1, 1, 4000)  # 约 64 MB 的中间结果
+        return (large.sin() if len(words) > 16 else large.cos()).square().mean()
+
+    class Few:
+        device = torch.device(GPU)
+
+        def batch(self, number, *keys):
+            x = torch.ones(8, 8, 1, 64, device=GPU)
+            words = torch.zeros(number, 2, device=GPU)
+            return Batch([((x, words), torch.ones(1))], torch.zeros(1), [])
+
+        def total(self, parts):
+            return sum(work(*given) for given, _ in parts)
+
+    made = graphs.Graphs(Few(), Recompute("off", [], Few.device), 1)
+    weight.grad = torch.zeros_like(weight)
+    wanted = {40: math.sin(1) ** 2, 9: math.cos(1) ** 2}
+    before = torch.cuda.memory_reserved()
+    for number in (40, 50, 40, 9, 9, 40, 9, 9):
+        loss, _, _ = made.draw(number, 0)
+        assert float(loss) == pytest.approx(wanted[min(40, number)], rel=1e-3)
+    assert len(made.made) == 2 and len(made.shy) == 1 and not made.refused
+    del loss
+    made.forget()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + (8 << 20)
 
 
 @pytest.mark.parametrize("extra", [(), STREAMED], ids=["resident", "streamed"])

@@ -99,19 +99,24 @@ def test_a_new_length_of_a_known_size_is_recorded_at_once(made):
     assert made.recorded == len(made.made) == 3  # 头两次照常走，之后长短不同的各录一张
 
 
-def test_a_new_length_that_cannot_be_recorded_at_once_walks_first(made, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("recompile"), torch.OutOfMemoryError("full")])
+def test_a_new_length_that_cannot_be_recorded_at_once_walks_first(made, monkeypatch, error):
+    """别的长短不受牵连：录好的还在（显存不够才让出来），没见过的照样头一次就录。"""
     record, failed = made._record, []
 
     def fail_once(given, layout):
-        if not failed:
+        if len(given[1]) == 2 and not failed:  # 描述长 2 的头一次录不成
             failed.append(1)
-            raise RuntimeError("compiling while recording")
+            raise error
         return record(given, layout)
 
     monkeypatch.setattr(made, "_record", fail_once)
-    losses = [float(made.draw(number, 1)[0]) for number in (3, 13, 23, 23, 23, 23)]
-    assert losses == [4] * 6 and made.wary and not made.refused
-    assert len(made.made) == 1 and made.recorded == 1
+    losses = [float(made.draw(number, 1)[0]) for number in (3, 13, 13, 23)]
+    kept = len(made.made)
+    losses += [float(made.draw(number, 1)[0]) for number in (33, 23, 23)]
+    assert losses == [4] * 7 and failed and not made.refused
+    assert kept == (0 if isinstance(error, torch.OutOfMemoryError) else 1)
+    assert len(made.made) == kept + 2 and made.recorded == 3
 
 
 @pytest.mark.parametrize(("free", "kept"), [(5 * GIB, 1), (3 * GIB, 0)])

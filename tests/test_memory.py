@@ -1,6 +1,7 @@
 """省显存的各招：算出来的和不省时一样；合不来的说为什么。"""
 
 import math
+import os
 from functools import partial
 from types import SimpleNamespace
 
@@ -341,3 +342,58 @@ def test_warming_up_compiles_every_shape_and_changes_nothing(config, tmp_path, m
         learned[name] = {key: value.detach().clone() for key, value in made.parameters.items()}
     assert all(torch.equal(value, learned["warm"][key]) for key, value in learned["cold"].items())
     assert walked["warm"] < walked["cold"]
+
+
+class Driver:
+    """libcuda 的替身：count 块显卡，各会不会自己安排地址。"""
+
+    def __init__(self, *able: int):
+        self.able = able
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGetCount(self, place) -> int:
+        place._obj.value = len(self.able)
+        return 0
+
+    def cuDeviceGetAttribute(self, place, which: int, number: int) -> int:
+        assert which == 102
+        place._obj.value = self.able[number]
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("able", "already", "set_to"),
+    [
+        ((1, 1), {}, "expandable_segments:True"),
+        ((1, 0), {}, None),
+        ((), {}, None),
+        ((1,), {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+        ((1,), {"PYTORCH_CUDA_ALLOC_CONF": ""}, ""),
+    ],
+)
+def test_segments_grow_where_the_driver_can_and_nobody_said_otherwise(
+    able, already, set_to, monkeypatch
+):
+    for name in devices.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in already.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Driver(*able))
+    devices.grow_segments()
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == set_to
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+
+
+def test_without_a_driver_nothing_is_set(monkeypatch):
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", missing)
+    devices.grow_segments()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ

@@ -22,6 +22,7 @@ from lorakit.files import ASSETS
 from lorakit.lora import convert
 from lorakit.memory import fp8_matmul, loading, quantize
 from lorakit.train import Trainer
+from lorakit.training import preflight
 
 KINDS = {"fp8": 0.97, "int8": 0.99, "nf4": 0.85, "fp8-matmul": 0.96}  # 20 步之后 ΔW 方向的余弦
 LAYER_ERROR = {"fp8": 0.03, "int8": 0.011, "nf4": 0.11, "fp8-matmul": 0.03}  # 正态分布的权重
@@ -357,3 +358,23 @@ def test_a_single_row_is_decoded_in_one_pass_when_compiled(kind):
     x = torch.randn(1, 64)
     fast = torch.compile(made, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(fast(x), made(x))
+
+
+def test_a_card_without_fp8_kernels_stores_the_same_codes_and_says_so(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 3090")
+    gpu = torch.device("cuda", 0)
+    for capability, kind in (((8, 6), "fp8"), ((8, 9), "fp8-matmul"), ((9, 0), "fp8-matmul")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
+        assert quantize.done_as("fp8-matmul", gpu) == kind
+        case = preflight.Case(config("model.quantize=fp8-matmul"), device=gpu)
+        said = [text for rule, text in preflight.clashes(case, stops=False) if "fp8" in text]
+        assert len(said) == (kind == "fp8")
+        assert all("RTX 3090" in one and "照 fp8 存" in one for one in said)
+    assert quantize.done_as("fp8-matmul", torch.device("cpu")) == "fp8-matmul"
+    assert quantize.done_as("nf4", gpu) == "nf4"
+    weight = torch.randn(48, 64)
+    stored, used = (
+        quantize.FrozenLinear(weight, None, "fp8"),
+        quantize.Fp8Linear(weight, None, "fp8-matmul"),
+    )
+    assert torch.equal(stored.weight, used.weight) and torch.equal(stored.scale, used.scale)

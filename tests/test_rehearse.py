@@ -227,3 +227,10 @@ def test_rehearsal_keeps_out_of_the_real_cache(own_cache):
     with rehearse.pretend.own_cache(Path("elsewhere")):
         assert cache.root() == Path("elsewhere")
     assert cache.root() == own_cache and (ASSETS / "presets").is_dir()
+
+
+def test_steps_that_record_or_compile_are_not_the_usual_ones():
+    assert rehearse.usual([(9.0, False), (2.0, False), (1.0, True), (0.4, False)]) == 0.4
+    assert rehearse.usual([(9.0, False), (2.0, False), (0.4, False), (1.3, True)]) == 0.4
+    assert rehearse.usual([(9.0, False), (2.0, False), (0.5, False), (0.7, False)]) == 0.6
+    assert rehearse.usual([(9.0, False), (2.0, False), (1.2, True), (1.3, True)]) == 1.2

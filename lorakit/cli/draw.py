@@ -1,6 +1,5 @@
 """画图的命令：generate、edit、compare。"""
 
-import logging
 from pathlib import Path
 
 from lorakit.cli.options import DONE, SET, command, option, settings
@@ -20,8 +19,6 @@ def _open(args, source: str, sets: list[str], need_lora: bool = False):
     """结果文件夹、YAML 或预设 -> (设置, 家族, LoRA 在哪)。"""
     from lorakit.families import open_family
 
-    # 提示词太长，stock 管线用英文提醒；我们自己说
-    logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
     inside = Path(source, "config.yaml")
     weights = args.lora or (Path(source) if inside.is_file() else None)
     if need_lora and weights is None:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from lorakit.errors import WeightsError
 from lorakit.files import Unreadable, read_json
 from lorakit.memory import devices, loading, streaming
 
+# 描述、提示词太长时 stock 管线用英文贴出一大段；我们自己用中文说
+logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
 REPEATS = re.compile(r"layers|blocks|depth")  # 设置里说有几层的项
 NUMBERS = dict.fromkeys(
     ("shift?", "base_shift?", "max_shift?", "base_image_seq_len?", "max_image_seq_len?"), float

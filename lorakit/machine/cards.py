@@ -19,6 +19,7 @@ BUS = 0.87  # 同一台上量到的搬运（bus）占 PCIe 数据表的几成
 ELEMENTWISE = 0.16  # H100 上一步里逐元素的占几成（lorakit bench --trace）：它看带宽，不看算力
 ERROR = 1.15  # 预告与实测的差不超过这么多（tests/test_bench.py）
 BASE = "H100"
+CALIBRATED = (BASE, "H200")  # 拿哪种卡上量过的校准，先看前面的
 _ROWS = [{
     "name": str, "memory": float, "bf16": (float, type(None)), "fp32": float, "fp8": bool,
     "bandwidth": float, "pcie": float, "source": str,
@@ -118,6 +119,12 @@ def measured(config: Config, card: Card) -> dict | None:
         if alike and card.name in row["card"].split():
             return row
     return None
+
+
+def calibration(config: Config) -> dict | None:
+    """这种练法在 CALIBRATED 里哪种卡上量过，就是那一次；都没有是 None。"""
+    tried = (measured(config, table()[name]) for name in CALIBRATED)
+    return next((row for row in tried if row), None)
 
 
 def told(low: float, high: float) -> str:

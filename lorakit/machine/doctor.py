@@ -24,7 +24,7 @@ from lorakit.hub.bundled import tiny_models
 from lorakit.lora.tensors import LIMIT
 from lorakit.machine import bench, estimate
 from lorakit.machine.estimate import GIB, Estimate
-from lorakit.memory import compiling, devices
+from lorakit.memory import compiling, devices, quantize
 from lorakit.results.sameness import version_of
 from lorakit.training import preflight
 
@@ -173,13 +173,19 @@ def _source(name: str, address: str) -> Check:
 def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     """这份设置：许可、下载、显存、内存、时间。"""
     preflight.refuse(config)
+    device = devices.pick_device()
     # 要的库没装、显卡太旧：照样往下算，只记一笔
     able = [
         Check(BAD, "quantize" if rule.field == "model.quantize" else "settings", said)
-        for rule, said in preflight.clashes(preflight.Case(config, device=devices.pick_device()))
+        for rule, said in preflight.clashes(preflight.Case(config, device=device))
     ]
+    kind = quantize.done_as(config.model.quantize, device)
+    if kind != config.model.quantize:
+        said = quantize.NO_FP8.format(card=devices.name_of(device))
+        able.append(Check(WARN, "quantize", said))
+        config = load_config(config.to_dict(), [f"model.quantize={kind}"])
     asks = config.memory.compile and torch.cuda.is_available()
-    if missing := compiling.cannot_compile(devices.pick_device()) if asks else "":
+    if missing := compiling.cannot_compile(device) if asks else "":
         able.append(Check(WARN, "compile", f"memory.compile 不起作用：{missing}。照常练，慢一些"))
         config = load_config(config.to_dict(), PLAINLY)
     with tempfile.TemporaryDirectory() as folder:

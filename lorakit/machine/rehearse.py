@@ -36,7 +36,7 @@ from lorakit.training import graphs, preflight
 from lorakit.training.setup import encoded
 from lorakit.training.warm import warm
 
-VISITS = 4  # 每种形状走几次：头两次编译，第三次录图，第四次才是平常的样子
+VISITS = 4  # 每种形状走几次：头两次编译，第三次录图，第四次多半是平常的样子
 STEPS = 20  # 至少走几步
 DRAWN = 4  # 画一张图只走几步，其余的按比例推算
 PROMPT = "一只猫坐在窗台上"  # 没有写 sample.prompts 时，试画它
@@ -232,22 +232,24 @@ class _Rehearsal:
     def _steps(self, row: Row, walk, count: int):
         """走 count 步，记下每步几秒；头一回还记下每种形状平常的一批几秒。"""
         batches, accum = self.trainer.objective.batches, self.config.train.grad_accum
-        seconds: dict[tuple, list[float]] = {}
+        graphs = self.trainer.graphs
+        seconds: dict[tuple, list[tuple[float, bool]]] = {}  # 每次几秒，是不是在录图
         row.facts["steps"] = []
         for number in range(1, count + 1):
+            before = len(graphs.made) if graphs else 0
             done = next(walk)
+            recorded = bool(graphs) and len(graphs.made) != before
             for share in range(accum):
                 chosen = batches.batch((done.step - 1) * accum + share)
                 shape = self.dataset.train[chosen[0]].shapes
-                seconds.setdefault(shape, []).append(done.seconds / accum)
+                seconds.setdefault(shape, []).append((done.seconds / accum, recorded))
             row.facts["steps"].append(round(done.seconds, 4))
             self.say("训练", number, count)
-        if made := self.trainer.graphs:
-            row.facts |= {"graphs": len(made.made), "refused": made.refused}
-        row.facts["shapes"] = {str(shape): some for shape, some in seconds.items()}
+        if graphs:
+            row.facts |= {"graphs": len(graphs.made), "refused": graphs.refused}
+        row.facts["shapes"] = {str(shape): [t for t, _ in some] for shape, some in seconds.items()}
         if not self.typical:
-            usual = {s: some[VISITS - 1 :] or some[-1:] for s, some in seconds.items()}
-            self.typical = {shape: statistics.median(some) for shape, some in usual.items()}
+            self.typical = {shape: usual(some) for shape, some in seconds.items()}
 
     def _draw(self, row: Row):
         """出一轮样张，与训练途中的一样。"""
@@ -348,10 +350,16 @@ class _Rehearsal:
         lines = apply.explain_full(config, 0).splitlines()[1:]
         other = doctor.nearest(config, self.report.limit) if self.report.limit else None
         lines += [f"  - 或换预设 {other}：doctor 说这里放得下"] if other else []
-        return "\n".join(["依次试试：", *lines])
+        return "\n".join(lines)
 
 
 def _refuse(row: Row):
     """头几个环节没走成，后面的都没有意义：那句话就是结论。"""
     if row.error:
         raise LorakitError(row.error)
+
+
+def usual(visits: list[tuple[float, bool]]) -> float:
+    """一种形状走的几次（秒，是不是在录图）-> 平常的一批几秒：编译、录图的不算。"""
+    plain = [seconds for seconds, recorded in visits[VISITS - 2 :] if not recorded]
+    return statistics.median(plain or [min(seconds for seconds, _ in visits)])

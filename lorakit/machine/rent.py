@@ -1,6 +1,6 @@
 """手边没有卡：那种卡放不放得下、每步几秒、一共几小时几元；都是估计，写成一个范围。
 
-快慢从 H100 上量过的推算：同一种练法先与那一次校准，再照两张卡的数据表换算（`cards.reach`）。
+快慢从 H100、H200 上量过的推算：同一种练法先与那一次校准，再照两张卡的数据表换算（`cards.reach`）。
 """
 
 import tempfile
@@ -18,9 +18,10 @@ from lorakit.machine import cards, doctor, estimate
 from lorakit.machine.cards import Card
 from lorakit.machine.doctor import BAD, GOOD, WARN, Check
 from lorakit.machine.estimate import Estimate
+from lorakit.memory.quantize import NO_FP8
 
 HOUR = 3600
-HINT = "估计：照数据表从 H100 的实测推算；准数用 lorakit rehearse 在卡上量"
+HINT = "估计：照数据表从 H100、H200 的实测推算；准数用 lorakit rehearse 在卡上量"
 MEASURED = "在这种卡上量过"
 
 
@@ -66,13 +67,12 @@ def examine(
     if price is not None and (card is None or not 0 < price < float("inf")):
         raise ConfigError(f"--price：要大于 0 元，还要写 --card，得到 --price {price:g}。")
     if card is not None:
-        tier, config = card.memory, _precise(config, card)
+        tier, wanted, config = card.memory, config, _able(config, card)
     checks = doctor.examine(config, tier, online)
     if card is not None:
         checks = [_there(check, config, card) for check in checks]
-        if config.model.quantize == "fp8-matmul" and not card.fp8:
-            said = f"{card.name} 没有 fp8 的计算单元：请写 --set model.quantize=fp8"
-            checks.append(Check(BAD, "quantize", said))
+        if wanted.model.quantize != config.model.quantize:
+            checks.append(Check(WARN, "quantize", NO_FP8.format(card=card.name)))
     fits = any(check.key == "vram" and check.level == GOOD for check in checks)
     if tier is not None and fits:
         asked = _measure(config)
@@ -99,7 +99,7 @@ def plans(
         best = next(
             (
                 _plan(config, asked, card, name, price.get(card.name), steps)
-                for name, config, asked in _siblings(base, card.bf16 is None)
+                for name, config, asked in _siblings(base, card)
                 if _fits(config, asked, card)
             ),
             Plan(card, None),
@@ -108,19 +108,19 @@ def plans(
     return found
 
 
-def _siblings(base: str, plain: bool) -> Iterator[tuple[str, Config, Estimate]]:
-    """同一个底模的预设，从最宽裕的到最省的。"""
+def _siblings(base: str, card: Card) -> Iterator[tuple[str, Config, Estimate]]:
+    """同一个底模的预设，从最宽裕的到最省的，改成那种卡上真正会用的样子。"""
     model = load_config(base).model
     for name in doctor.by_room(presets()):
-        config = load_config(name, ["model.precision=fp32"] * plain)
+        config = load_config(name)
         alike = (config.model.family, config.model.path) == (model.family, model.path)
         if alike and config.lora.kind == "lora":
-            yield name, config, _measured(name, plain)
+            yield name, _able(config, card), _measured(name, *_changes(config, card))
 
 
 @cache
-def _measured(name: str, plain: bool) -> Estimate:
-    return _measure(load_config(name, ["model.precision=fp32"] * plain))
+def _measured(name: str, *changes: str) -> Estimate:
+    return _measure(load_config(name, changes))
 
 
 def _measure(config: Config) -> Estimate:
@@ -135,11 +135,20 @@ def _fits(config: Config, asked: Estimate, card: Card) -> bool:
     return doctor.fitting(asked, config, room)[1] <= room
 
 
-def _precise(config: Config, card: Card) -> Config:
-    """没有 bf16 的卡上用 fp32。"""
-    if card.bf16 or config.model.precision != "auto":
-        return config
-    return load_config(config.to_dict(), ["model.precision=fp32"])
+def _able(config: Config, card: Card) -> Config:
+    """那种卡上真正会用的设置。"""
+    changes = _changes(config, card)
+    return load_config(config.to_dict(), changes) if changes else config
+
+
+def _changes(config: Config, card: Card) -> list[str]:
+    """没有 bf16 的用 fp32；没有 fp8 矩阵乘法的，只照 fp8 存。"""
+    changes = []
+    if not card.bf16 and config.model.precision == "auto":
+        changes.append("model.precision=fp32")
+    if not card.fp8 and config.model.quantize == "fp8-matmul":
+        changes.append("model.quantize=fp8")
+    return changes
 
 
 def _plan(config, asked, card, preset="", price=None, steps=0) -> Plan:
@@ -151,7 +160,7 @@ def pace(config: Config, asked: Estimate, card: Card) -> tuple[float, float]:
     exact = cards.measured(config, card)
     if exact and exact["tier"] is None:
         return exact["step"], exact["step"]
-    row = card.bf16 and cards.measured(config, cards.table()[cards.BASE])
+    row = card.bf16 and cards.calibration(config)
     tuned = 1.0
     if row:
         again = doctor.fitting(asked, config, estimate.usable(row["tier"] or row["memory"]))[0]

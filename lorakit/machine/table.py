@@ -93,9 +93,11 @@ class Group:
             f"最近的是 {near.trainer}：最好一步 {near.best:.3f} 秒，{_gib(near.allocated)} GiB；"
             f"lorakit {self.ours.step:.3f} 秒，{_gib(self.ours.allocated)} GiB，"
         )
+        card = self.ours.card.replace("NVIDIA ", "")
+        where = "" if self.ours.card == near.card else f"（我们的在 {card} 上量的）"
         if near.ratio < 1:
-            return f"{said}速度只有它的 {near.ratio:.2f} 倍：这一档还不如它。"
-        return f"{said}速度至少是它的 {near.ratio:.2f} 倍。"
+            return f"{said}速度只有它的 {near.ratio:.2f} 倍{where}：这一档还不如它。"
+        return f"{said}速度至少是它的 {near.ratio:.2f} 倍{where}。"
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,15 @@ def load() -> Table:
     homes = {name: one["key"] for one in peers["classes"] for name in one["presets"]}
     names = {one["key"]: one["name"] for one in peers["classes"]}
     found: dict[str, list[Line]] = {key: [] for key in names}
+    asis = {(row["preset"], row["card"]) for row in measured if not row["set"]}
     for row in measured:
-        here = homes.get(row["preset"])
+        here, lines = homes.get(row["preset"]), _measured(row)
+        if here and not row["set"] and (row["preset"], peers["card"]) not in asis:
+            found[here][:0] = lines  # 这个预设只在别的卡上量过：还是这一档的头一行
+            continue
         if here is None or row["card"] != peers["card"]:  # 别的卡、没有分档的预设，各是一档，在最后
             here = f"{row['preset']}，{row['card']}"
-        found.setdefault(here, []).extend(_measured(row))
+        found.setdefault(here, []).extend(lines)
     for row in peers["rows"]:
         found[row["class"]].append(_beside(row, peers))
     facts = {key: value for key, value in peers.items() if key not in ("rows", "classes")}

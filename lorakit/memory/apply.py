@@ -76,5 +76,5 @@ def explain_full(config, step: int) -> str:
         "train.optimizer=adamw8bit": ("优化器的状态省四分之三", train.optimizer == "adamw"),
     }
     tips = [f"  - {how}：{saves}" for how, (saves, useful) in moves.items() if useful]
-    said = f"第 {step} 步显存不够了。已经存好的检查点都在。依次试试：\n"
+    said = f"第 {step} 步显存不够了。已经存好的检查点都在。\n依次试试：\n"
     return said + "\n".join(tips[:3])

@@ -1,6 +1,38 @@
 """用什么设备、什么精度，显卡上还剩多少。"""
 
+import ctypes
+import os
+import sys
+
 import torch
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # PyTorch 怎么管显存的环境变量
+_MAPPABLE = 102  # cuda.h：CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+
+
+def grow_segments():
+    """让 PyTorch 把显存要成能接着长的段：大小不一的图、样张、录好的 CUDA 图轮着用，也不会切碎。
+
+    要在头一次用显卡之前；用户自己设过就听他的，驱动不会的（Windows、有的云上切开的显卡）不设。
+    """
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+        if _can_map():
+            os.environ[ALLOCATOR[1]] = "expandable_segments:True"
+
+
+def _can_map() -> bool:
+    """每块显卡的驱动都能自己安排地址吗。"""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count, able = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return False
+    for number in range(count.value):
+        if driver.cuDeviceGetAttribute(ctypes.byref(able), _MAPPABLE, number) or not able.value:
+            return False
+    return count.value > 0
 
 
 def free_memory(device: torch.device) -> int:
@@ -21,6 +53,7 @@ def name_of(device: torch.device) -> str:
 def pick_device() -> torch.device:
     """有显卡用显卡，没有就用 CPU。"""
     if torch.cuda.is_available():
+        grow_segments()
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 

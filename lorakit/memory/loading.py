@@ -12,7 +12,7 @@ from torch import nn
 
 from lorakit.errors import LorakitError, WeightsError
 from lorakit.files import WEIGHT_MAP, Unreadable, read_json
-from lorakit.memory.quantize import Fp8Linear, FrozenLinear, nf4_class
+from lorakit.memory.quantize import Fp8Linear, FrozenLinear, done_as, nf4_class
 
 SLACK = 1_000_000
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,6 +47,7 @@ def build(
     """
     from tqdm import tqdm
 
+    kind = done_as(kind, torch.device(device))
     makers = {"nf4": nf4_class, "fp8-matmul": lambda: Fp8Linear, "none": lambda: None}
     make = makers.get(kind, lambda: FrozenLinear)()
     precise = set(model._keep_in_fp32_modules or ())  # diffusers 规定一直用 fp32 的模块

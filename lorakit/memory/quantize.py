@@ -17,8 +17,7 @@ from lorakit.memory.fp8_matmul import FP8, MOST
 
 INT8_MOST = 127.0  # 能表示的最大的数
 NF4_WORST = 0.15  # 一层压成 4 位后误差超过这么多（正态分布的权重是 0.09），就改存 int8
-FEW_ROWS = 16  # 比这还少的行，fp8 矩阵乘法的内核不划算，直接解码
-ONE_PASS = 2  # 编译时，不多于这么多行就边解码边乘
+FEW_ROWS = 2  # 不多于这么多行，fp8 的矩阵乘法不划算：解码再乘，编译后并成一遍
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
@@ -51,7 +50,7 @@ class _Decoded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, codes, scale, bias):
         ctx.save_for_backward(codes, scale)
-        if x.numel() // x.shape[-1] > ONE_PASS or not torch.compiler.is_compiling():
+        if x.numel() // x.shape[-1] > FEW_ROWS or not torch.compiler.is_compiling():
             return F.linear(x, decode(codes, scale, x.dtype), bias)
         # 只有一两行：编译器把解码与乘加并成一遍，不把解码后的 W 写出来再读回去
         weight = decode(codes, scale, torch.float32)
@@ -99,11 +98,11 @@ LACKS = {  # 哪一种 -> (为什么用不了, 怎么改)
         "nf4 要用 {package}，还没有装。",
         "请运行 pip install {package}，或改用 fp8、int8（不用另装东西，显存多一倍）。",
     ),
-    "fp8-matmul": (
-        "fp8-matmul 要有 fp8 矩阵乘法的显卡（RTX 40 系、H100 以后），这块是 {card}。",
-        "请改用 fp8：只存不算，什么显卡都行。",
-    ),
 }
+NO_FP8 = (
+    "model.quantize=fp8-matmul：{card} 没有 fp8 的矩阵乘法（RTX 40 系、H100 以后才有），"
+    "照 fp8 存、解码了再算：一样省显存，慢一些。"
+)
 
 
 @cache
@@ -134,16 +133,19 @@ def nf4_class():
 
 def lacks(kind: str, device: torch.device) -> dict[str, str] | None:
     """这种量化在这台机器上缺什么（LACKS 里那句话要填的）；不缺就是 None。"""
-    if kind == "nf4" and find_spec("bitsandbytes") is None:
-        return {"package": "bitsandbytes"}
+    missing = kind == "nf4" and find_spec("bitsandbytes") is None
+    return {"package": "bitsandbytes"} if missing else None
+
+
+def done_as(kind: str, device: torch.device) -> str:
+    """在这块卡上真正用的：没有 fp8 矩阵乘法的，fp8-matmul 就是 fp8（存成的样子本来就一样）。"""
     on_gpu = kind == "fp8-matmul" and device.type == "cuda"
-    if on_gpu and torch.cuda.get_device_capability(device) < (8, 9):
-        return {"card": torch.cuda.get_device_name(device)}
-    return None
+    old = on_gpu and torch.cuda.get_device_capability(device) < (8, 9)
+    return "fp8" if old else kind
 
 
 def check(kind: str, device: torch.device):
-    """这种量化在这台机器上能不能用；要的库没装、显卡太旧，都在载入之前说。
+    """这种量化在这台机器上能不能用；要的库没装，在载入之前说。
 
     Raises:
         ConfigError: 用不了。

@@ -42,7 +42,7 @@ class Graphs:
         self.streamer = streamer
         self.device = objective.device
         self.seen: Counter = Counter()  # 形状，与其中图的尺寸 -> 照常走过几次
-        self.wary = False  # 没见过的长短头一次录不成：以后每种形状自己先走 WARM 次
+        self.shy: set[tuple] = set()  # 头一次录不成的形状：自己先走 WARM 次
         self.need = 0  # 照常走一步，最多另要多少字节
         self.refused = False  # 录不成，以后都照常走
         self.forget()
@@ -67,7 +67,7 @@ class Graphs:
         return loss, batch.t, batch.items
 
     def _warmed(self, kind: tuple) -> bool:
-        return self.seen[kind if self.wary else _sizes(kind)] >= WARM
+        return self.seen[kind if kind in self.shy else _sizes(kind)] >= WARM
 
     def _try(self, kind: tuple, given: list, layout):
         if len(self.made) == MOST:
@@ -75,15 +75,16 @@ class Graphs:
         try:
             self.made[kind] = self._record(given, layout)
             return
-        except RuntimeError as error:  # 模型里有录不了的操作，或显存不够再放一张图
-            why = str(error).splitlines()[0]
+        except RuntimeError as error:  # 还要编译，模型里有录不了的操作，或显存不够再放一张图
+            why, full = str(error).splitlines()[0], isinstance(error, torch.OutOfMemoryError)
         gc.collect()  # 错误还记着录了一半的图与它的中间结果，循环引用着：不放掉，下一步没有地方走
         if self.streamer:
             self.streamer.drop()  # 录的时候什么也没有真的搬
         if self.seen[kind] >= WARM:
             return self._refuse(f"这一步录不成：{why}")
-        self.wary = True
-        self.forget()
+        self.shy.add(kind)
+        if full:
+            self.forget()
 
     def _refuse(self, why: str):
         self.refused = True
@@ -118,8 +119,10 @@ class Graphs:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        # 录的时候不能问显卡还剩多少，先问好；thread_local：别的线程照常用显卡
+        # 录的时候不能问显卡还剩多少，先问好；也不能编译：录坏了的那一张，PyTorch 2.12 以前一直占着
+        # 显存（pytorch#180395）。thread_local：别的线程照常用显卡
         with (
+            torch.compiler.set_stance("fail_on_recompile"),
             self.recompute.within(devices.free_memory(self.device) - SPARE),
             torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
         ):

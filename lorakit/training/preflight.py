@@ -90,8 +90,10 @@ def _on_card(case: Case) -> bool:
     return case.device.type == "cuda"
 
 
-def _quantize_lacks(case: Case, kind: str):
-    return quantize.lacks(kind, case.device) if case.model.quantize == kind else None
+def _too_old_for_fp8(case: Case):
+    kind = case.model.quantize
+    old = quantize.done_as(kind, case.device) != kind
+    return {"card": devices.name_of(case.device)} if old else None
 
 
 def _optimizer_lacks(case: Case):
@@ -257,10 +259,9 @@ RULES = (
     Rule("train.optimizer", "要用的库没有装", _optimizer_lacks,
          "这个优化器要用 {package}，还没有装。", "请运行 pip install {package}，或改用 adamw。",
          asks="machine"),
-    Rule("model.quantize", "nf4，没有装 bitsandbytes", lambda c: _quantize_lacks(c, "nf4"),
+    Rule("model.quantize", "nf4，没有装 bitsandbytes",
+         lambda c: quantize.lacks(c.model.quantize, c.device),
          *quantize.LACKS["nf4"], asks="machine"),
-    Rule("model.quantize", "fp8-matmul，显卡太旧", lambda c: _quantize_lacks(c, "fp8-matmul"),
-         *quantize.LACKS["fp8-matmul"], asks="machine"),
     Rule("memory.attention", "cudnn，没有显卡",
          lambda c: c.memory.attention == "cudnn" and not _on_card(c),
          "cudnn 要有 NVIDIA 显卡；", "这里请写 auto。", asks="machine"),
@@ -287,6 +288,8 @@ RULES = (
     Rule("train.optimizer", "adamw8bit，没有显卡",
          lambda c: c.train.optimizer == "adamw8bit" and not _on_card(c),
          "没有 NVIDIA 显卡，adamw8bit 换成 adamw 来练。", stops=False, asks="machine"),
+    Rule("model.quantize", "fp8-matmul，显卡太旧", _too_old_for_fp8, quantize.NO_FP8,
+         stops=False, asks="machine"),
     Rule("memory.compile", "这台机器不能编译", _compiler_missing,
          "memory.compile 不起作用：{missing}。照常练，慢一些。", stops=False, asks="machine"),
     Rule("memory.compile", "graphs，不是一块显卡一个进程", _cannot_record,
