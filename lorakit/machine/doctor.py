@@ -25,6 +25,7 @@ from lorakit.lora.tensors import LIMIT
 from lorakit.machine import bench, estimate
 from lorakit.machine.estimate import GIB, Estimate
 from lorakit.memory import compiling, devices, quantize
+from lorakit.results.card import licence
 from lorakit.results.sameness import version_of
 from lorakit.training import preflight
 
@@ -196,7 +197,7 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         vae = _bytes(estimate.random_vae(family))
     trains = "全部" if config.lora.kind == "full" else "LoRA"
     size = f"{asked.parameters / 1e9:.3g}B 参数，练 {trains} {asked.trained / 1e6:.3g}M"
-    said = f"{config.model.path}，{size}"
+    said = f"{config.model.path}，{size}，许可 {licence(family, config.model.path)}"
     checks = [*able, Check(GOOD, "model", said), *_download(config, asked, text, vae, online)]
     capacity = _capacity(tier)
     if capacity is None:
