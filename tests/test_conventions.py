@@ -117,13 +117,14 @@ UNREAD = ["a.tif", "a.png ", "a.jpg!w500", "a.jpg_large", "a.gif"]
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_a_picture_that_is_not_read_but_has_a_caption_is_an_error(tmp_path, name):
+def test_a_picture_that_is_not_read_is_an_error(tmp_path, name):
     draw(tmp_path, "b.png")
     (tmp_path / name).write_bytes(b"x")
-    assert [p.code for p in inspect(tmp_path)[1].warnings] == ["not_used"]
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.code == "not_used" and "也有描述" not in problem.reason
     (tmp_path / "a.txt").write_text("a cat", encoding="utf-8")
     (problem,) = inspect(tmp_path)[1].errors
-    assert problem.code == "not_used" and problem.path.name == name
+    assert problem.code == "not_used" and problem.path.name == name and "也有描述" in problem.reason
 
 
 def test_what_systems_leave_is_not_looked_at(tmp_path):
@@ -153,7 +154,7 @@ def test_a_row_with_several_captions_is_told_once_and_truly(tmp_path):
 def test_a_foreign_table_in_gbk_is_not_promised_to_be_fixed(tmp_path):
     draw(tmp_path, "a.png", said="")
     (tmp_path / "captions.csv").write_bytes("image,text\na.png,一只猫坐着看\n".encode("gbk"))
-    (problem,) = [p for p in inspect(tmp_path)[1].warnings if p.code == "not_used"]
+    (problem,) = [p for p in inspect(tmp_path)[1].errors if p.code == "not_used"]
     assert "--fix" not in problem.mend and "另存为 UTF-8" in problem.mend
 
 
@@ -189,7 +190,7 @@ def test_masks_beside_the_images(tmp_path, place):
     draw(tmp_path, f"{place}/0.png", f"{place}/1.png", f"{place}/9.png", said="")
     records, report = inspect(tmp_path)
     assert [r.mask and r.mask.name for r in records] == ["0.png", "1.png"]
-    assert "mask_orphan" in [p.code for p in report.warnings] and not report.errors
+    assert [(p.code, p.path.name) for p in report.errors] == [("mask_orphan", "9.png")]
     if place == "masks":
         assert "masks_beside" in codes(tmp_path / "images", "warning")
 
@@ -301,7 +302,7 @@ def test_tables_never_win_over_the_captions_beside_the_pictures(tmp_path):
     draw(tmp_path, "a.png", said="mine")
     (tmp_path / "meta_cap.json").write_text('{"a": {"caption": "theirs"}}', encoding="utf-8")
     records, report = inspect(tmp_path)
-    assert records[0].caption == "mine" and [p.code for p in report.warnings] == ["not_used"]
+    assert records[0].caption == "mine" and [p.code for p in report.errors] == ["caption_conflict"]
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "..\\a.png", "a.png\0", "x/../a.png"])
@@ -311,7 +312,7 @@ def test_names_in_a_table_never_leave_the_folder(tmp_path, name):
     (tmp_path / "d/all.json").write_text(json.dumps({name: "x", "b.png": "y"}), encoding="utf-8")
     records, report = inspect(tmp_path / "d")
     assert [r.caption for r in records] == ["y"]
-    assert [p.code for p in report.warnings] == ["metadata_file"]
+    assert [p.code for p in report.errors] == ["metadata_file"]
 
 
 def test_controls_in_a_table_are_an_error_with_the_line_to_write(tmp_path):
@@ -328,7 +329,7 @@ def test_controls_in_a_table_are_an_error_with_the_line_to_write(tmp_path):
 def test_tables_that_cannot_be_read_say_how_to_convert(tmp_path, name):
     draw(tmp_path, "a.png")
     (tmp_path / name).write_bytes(b"PAR1")
-    (problem,) = inspect(tmp_path)[1].warnings
+    (problem,) = inspect(tmp_path)[1].errors
     assert problem.code == "not_used" and "metadata.jsonl" in problem.mend
 
 

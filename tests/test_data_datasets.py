@@ -14,7 +14,7 @@ from lorakit import cache, cli
 from lorakit.data import inspect, load_records, read_image
 from lorakit.data.huggingface import unpacked, write_dataset
 from lorakit.data.read import ORIENTATION
-from lorakit.errors import DataError, LorakitWarning
+from lorakit.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:体检有")
 
@@ -71,10 +71,11 @@ def test_an_edit_dataset_becomes_pairs(tmp_path):
             yield {"source_image": before, "source_image_2": second, "mask_img": before,
                    "edited_image": row["image"], "instruction": row["text"]}  # fmt: skip
 
-    with pytest.warns(
-        LorakitWarning, match="mask_img 也是图，没有用到.*edited_image.*source_image"
-    ):
-        folder = write_dataset(pairs(), tmp_path / "out")
+    said = r"mask_img 也是图，没有用到.*edited_image.*source_image.*columns\(\['mask_img'\]\)"
+    with pytest.raises(DataError, match=said):
+        write_dataset(pairs(), tmp_path / "out")
+    kept = ({key: one for key, one in row.items() if key != "mask_img"} for row in pairs())
+    folder = write_dataset(kept, tmp_path / "out")
     records, report = inspect(folder)
     assert not report.errors and [len(r.controls) for r in records] == [1, 2, 1]
     assert [r.caption for r in records] == ["第 0 张", "第 1 张", "第 2 张"]
@@ -160,7 +161,8 @@ def test_the_real_library_with_edit_pairs(tmp_path, datasets, capsys):
     both = table.train_test_split(2, shuffle=False)
     both.save_to_disk(tmp_path / "disk")
     assert cli.main(["check", str(tmp_path / "disk")]) == 0
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert "只练 train；" in told and str(tmp_path / "disk/test") in told
     assert "共 6 张图" in said and "6 张图配好了控制图" in said
     records = load_records(tmp_path / "disk" / "test")
     assert [r.caption for r in records] == ["第 6 张", "第 7 张"]

@@ -105,7 +105,9 @@ def test_two_controls_of_one_name(folder):
 
 def test_numbering_with_a_gap_is_told(folder):
     draw(folder / "control" / "dog_3.png", "black")
-    assert codes(folder, severity="warning") == ["control_orphan"]
+    assert codes(folder) == ["control_orphan"]
+    with pytest.raises(DataError, match="没有用到"):
+        load_records(folder)
 
 
 @pytest.mark.parametrize("name", ["dog.JPG", "dog.png"])

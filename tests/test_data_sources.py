@@ -102,11 +102,12 @@ BAD_LINES = {
 def test_bad_line_is_one_error_naming_it(tmp_path, name):
     line, code, words = BAD_LINES[name]
     draw(tmp_path, "a.png", "b.png")
-    write(tmp_path / "c.gif", b"GIF89a")
+    if name == "format":
+        write(tmp_path / "c.gif", b"GIF89a")
     write(tmp_path / "b.txt", "二")
     table = write(tmp_path / "metadata.jsonl", lines(ONE, "", line))
     records, report = inspect(tmp_path)
-    assert [(p.code, p.path) for p in report.errors] == [(code, table)]
+    assert [(p.code, p.path) for p in report.errors if p.code != "not_used"] == [(code, table)]
     assert "metadata.jsonl：第 3 行" in report.text() and words in report.text()
     assert "a.png" in said(records, tmp_path)
     with pytest.raises(DataError, match="第 3 行"):
@@ -145,7 +146,7 @@ def test_bad_csv(tmp_path, content, words):
 
 
 def test_unreadable_table_is_told_once(tmp_path):
-    """一行也读不懂时只说一次；每张图都有自己的描述就只是警告。"""
+    """一行也读不懂时只说一次；每张图都有自己的描述，就说可以移走。"""
     draw(tmp_path, "a.png")
     write(tmp_path / "metadata.jsonl", "不是 JSON\n" * 1000)
     report = inspect(tmp_path)[1]
@@ -153,7 +154,8 @@ def test_unreadable_table_is_told_once(tmp_path):
     assert "第 1 行不是合格的 JSON" in report.text()
     write(tmp_path / "a.txt", "一只猫")
     report = inspect(tmp_path)[1]
-    assert not report.errors and [p.code for p in report.warnings] == ["not_used"]
+    (problem,) = report.problems
+    assert (problem.severity, problem.code) == ("error", "not_used") and "移走" in problem.mend
 
 
 def test_same_caption_twice_is_fine(tmp_path):
@@ -180,15 +182,17 @@ def test_two_captions_that_differ(tmp_path):
         load_records(tmp_path)
 
 
-def test_sidecars_that_differ_use_the_first(tmp_path):
+def test_sidecars_that_differ_are_an_error(tmp_path):
     draw(tmp_path, "a.png")
     write(tmp_path / "a.json", '{"caption": "三"}')
     write(tmp_path / "a.caption", "二")
     write(tmp_path / "a.txt", "一")
     records, report = inspect(tmp_path)
-    assert said(records, tmp_path) == {"a.png": "一"} and not report.errors
-    assert {p.path.name for p in report.warnings} == {"a.caption", "a.json"}
-    assert all("没有用到" in p.reason for p in report.warnings)
+    assert said(records, tmp_path) == {"a.png": "一"}
+    assert {(p.code, p.path.name) for p in report.errors} == {
+        ("caption_conflict", "a.caption"), ("caption_conflict", "a.json")
+    }  # fmt: skip
+    assert all("移走" in p.mend for p in report.errors)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +224,8 @@ def test_json_without_caption_beside_txt(tmp_path):
     write(tmp_path / "dataset.json", "{}")  # 不和图同名，不看
     write(tmp_path / "lonely.caption", "没有图")
     records, report = inspect(tmp_path)
-    assert len(records) == 1 and not report.errors
-    found = {(p.code, p.path.name) for p in report.warnings}
+    assert len(records) == 1 and not report.warnings
+    found = {(p.code, p.path.name) for p in report.errors}
     assert found == {("not_used", "a.json"), ("caption_orphan", "lonely.caption")}
     assert [p.code for p in report.notes] == ["others"]
 

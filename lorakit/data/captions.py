@@ -18,7 +18,7 @@ from lorakit.data.read import EXAMPLE, PICTURE, one_line, read_caption, start_of
 from lorakit.data.report import Fault, Problem, names
 from lorakit.data.rows import csv_rows, json_value, jsonl
 
-SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份时，先信前面的
+SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份，写得要一样
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("caption", "text", "prompt")  # 几个都写了，用最前面的
 LINES = "caption_lines"
@@ -118,7 +118,7 @@ def caption_for(
         return None, [_missing(picture, told, strays)]
     for silent in (one for one in told if not one.caption and one not in rows):
         reason, mend = f"里面没有 {FIELDS}，没有用到", "用不着就移走"
-        problems.append(Problem.warning("not_used", silent.path, reason, mend))
+        problems.append(Problem.error("not_used", silent.path, reason, mend))
     for other in said[1:]:
         if other.caption == said[0].caption:
             continue
@@ -127,10 +127,10 @@ def caption_for(
         if other in rows:  # 两份都像是认真写的，选错了会悄悄教错
             reason, mend = f"描述写了两次，不一样：{both}", "留下对的那一份，删掉或改正另一份"
             problems.append(Problem.error("caption_conflict", picture, reason, mend))
-        else:  # 打标签的工具常在 .txt 旁边留下自己的 .caption，按约定的先后用
-            reason = f"和 {said[0].where} 写得不一样（{both}），这份没有用到"
-            mend = f"想用这一份就删掉 {said[0].where}；不用就删掉这一份"
-            problems.append(Problem.warning("not_used", other.path, reason, mend))
+        else:  # 打标签的工具常在 .txt 旁边留下自己的 .caption
+            reason = f"和 {said[0].where} 写得不一样（{both}），不知道用哪一份"
+            mend = f"想用这一份就移走 {said[0].where}；不用就移走这一份"
+            problems.append(Problem.error("caption_conflict", other.path, reason, mend))
     return (said[0].caption if said else None), problems
 
 
@@ -196,8 +196,8 @@ def read_tables(
         if not found and unreadable and len(unreadable) == len(wrong):
             # 一行也读不懂：说一次就够；每张图都有自己的描述时，它多半是别的程序留下的
             reason = f"像是描述，但一行也读不懂，没有用到（{unreadable[0].reason}）"
-            severity = "error" if needed else "warning"
-            wrong = [Problem(severity, "not_used", path, reason, unreadable[0].mend)]
+            mend = unreadable[0].mend + ("" if needed else "；每张图都有自己的描述，用不着就移走")
+            wrong = [Problem.error("not_used", path, reason, mend)]
         problems += wrong
         for picture, one in found.items():
             said[picture].append(one)

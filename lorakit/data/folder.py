@@ -131,7 +131,7 @@ def _masks(found: Found):
             continue
         reason = "在遮罩的文件夹里，可是没有同名的图，没有用到"
         mend = "改成和图一样的名字；用不着就移走"
-        problems.append(Problem.warning("mask_orphan", path, reason, mend))
+        problems.append(Problem.error("mask_orphan", path, reason, mend))
     kept = set(rest)
     found.pictures = [path for path in found.pictures if path in kept]
 

@@ -71,8 +71,9 @@ def _columns(row: Mapping) -> tuple[str, str, list[str]]:
     others = [key for key in row if _is_picture(row[key]) and key not in (target, *controls)]
     if others:
         pair = f"，改之前的图用 {controls[0]}" if controls else ""
+        mend = f"不用就先去掉：数据 = 数据.remove_columns({others})"
         said = f"datasets 数据里 {'、'.join(others)} 也是图，没有用到（训练图用 {target}{pair}）。"
-        warn(said)
+        raise DataError(f"{said}{mend}；要用就用 rename_column 改成认得的列名。")
     return target, caption, controls
 
 
@@ -135,7 +136,11 @@ def unpacked(folder: str | Path) -> Path:
                 f"“{folder}”里有几份数据：{'、'.join(splits)}。把 data.folder 写到其中一份，"
                 f"例如 {folder / splits[0] if splits else folder}。"
             )
-        folder = folder / ("train" if "train" in splits else splits[0])
+        used = "train" if "train" in splits else splits[0]
+        rest = [str(folder / name) for name in splits if name != used]
+        if rest:
+            warn(f"“{folder}”里只练 {used}；要连别的一起练，data.folder 列表里也写上：{rest}")
+        folder = folder / used
     target = cache_root() / "datasets" / _identity(folder)
     if not target.is_dir():
         try:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lorakit.data.captions import (
     lines_together,
     links_together,
     loose,
+    nfc,
     read_tables,
     stay_inside,
 )
@@ -39,7 +40,10 @@ LOOKALIKE = re.compile(
 )
 VIDEO = re.compile(r"\.(mp4|m4v|mov|webm|mkv|avi)$")
 CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$")
-UNREAD = LOOKALIKE, VIDEO
+# 说明书、许可，不是描述
+PAPERS = re.compile(
+    r"(read[ _-]?me|licen[cs]e|notice|copying|changelog|说明|许可|版权)(?![a-z]).*", re.IGNORECASE
+)
 NOTES = {  # 处理的代号 -> 报告里的话
     "alpha": "有透明的地方，合成在白底上（透明处不想学，就写 data.mask=alpha；"
     "要学会画透明的，用 Qwen-Image 2.1、写 data.alpha=keep；都不要 --fix）",
@@ -88,8 +92,8 @@ def inspect(
                 did[name].append(path)
             if record:
                 records.append(replace(record, mask=found.masks.get(key_of(path))))
-        problems += _pairing(found, stems, shared, folder)
         bare = {problem.path for problem in problems if problem.code == MISSING}
+        problems += _pairing(found, stems, shared, folder, bare)
         problems += counted(found.pictures, folder, bare)
         problems += class_inside(found.pictures, folder) + splits(found.pictures, folder)
         problems += masks_told(found.masks, folder) + beside(folder, control)
@@ -200,8 +204,10 @@ def _empty(path: Path, seen: Seen) -> list[Problem]:
     return []
 
 
-def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Problem]:
-    """图和描述配对的问题，以及没有用到的文件。"""
+def _pairing(
+    found: Found, stems: Counter, shared: set, folder: Path, bare: Collection[Path]
+) -> list[Problem]:
+    """图和描述配对的问题，以及没有用到的文件；bare 是没有描述的图。"""
     problems = []
     for key in sorted(shared):
         # 算错误而不是警告：描述说的是哪一张没法知道，配错了会悄悄教错
@@ -211,32 +217,47 @@ def _pairing(found: Found, stems: Counter, shared: set, folder: Path) -> list[Pr
         mend = "同一张图存了两份就删掉一份；不是就改名，各写一份描述"
         problems.append(Problem.error("caption_shared", same[0], reason, mend))
     lonely = {key: paths for key, paths in sorted(found.captions.items()) if key not in stems}
-    unread = {key_of(p) for p in found.others if any(k.search(p.name.lower()) for k in UNREAD)}
-    for key, paths in lonely.items():
-        for path in paths if key not in unread else ():
-            reason, mend = "没有同名的图，这份描述没有用到", "改成和图片一样的名字；用不着就删掉"
-            problems.append(Problem.warning("caption_orphan", path, reason, mend))
-    rest = []
+    rest, unread = [], {}
     for path in found.others:
-        name = path.name.lower()
-        if CAPTION_LIKE.search(name) or name.endswith(".txt"):
-            mend = f"描述要写在和图片同名的 {'、'.join(SIDECARS)} 或 {'、'.join(TABLES)} 里"
-            problems.append(Problem.warning("not_used", path, "像是描述，没有用到", mend))
-        elif LOOKALIKE.search(name):
-            mend = f"要用就{RESAVE}；不用就移走"
-            told = key_of(path) in lonely  # 写好了描述，就是要练的
-            reason = "像是图片，也有描述，可是这种文件不读" if told else "像是图片，没有用到"
-            severity = "error" if told else "warning"
-            problems.append(Problem(severity, "not_used", path, reason, mend))
-        elif VIDEO.search(name) and key_of(path) in lonely:
-            reason, mend = "是视频，也有描述，可是这里只练图", "截几帧存成 png；不用就连同描述移走"
-            problems.append(Problem.error("not_used", path, reason, mend))
-        else:
-            rest.append(path)
+        # 一张图的另一份（RAW、PSD、实况照片的视频、备份），用的是那张图
+        spare = key_of(path) in stems or key_of(path.with_suffix("")) in stems
+        unread[key_of(path)] = problem = _unused(path, spare, key_of(path) in lonely)
+        (problems if problem else rest).append(problem or path)
+    near, named = set(map(loose, bare)), {nfc(path.stem) for path in bare}
+    for key, paths in lonely.items():
+        for path in paths if not unread.get(key) else ():
+            if PAPERS.fullmatch(path.stem):
+                rest.append(path)
+                continue
+            reason, mend = "没有同名的图，这份描述没有用到", "改成和图片一样的名字；用不着就移走"
+            said = loose(path) in near or nfc(path.stem) in named  # “没有描述”那一条会提到它
+            severity = "warning" if said else "error"
+            problems.append(Problem(severity, "caption_orphan", path, reason, mend))
     if rest:
         reason = f"{len(rest)} 个别的文件没有用到：{names(rest, folder)}"
         problems.append(Problem.note("others", reason))
     return problems
+
+
+def _unused(path: Path, spare: bool, told: bool) -> Problem | None:
+    """不读的文件像不像数据：像，就是没有用到的数据，不能悄悄略过。
+
+    Args:
+        spare: 有一张同名的图，用的是它。
+        told: 有同名的描述，多半正是要练的。
+    """
+    name, also = path.name.lower(), "，也有描述" if told else ""
+    if CAPTION_LIKE.search(name) or (name.endswith(".txt") and not PAPERS.fullmatch(path.stem)):
+        mend = f"描述要写在和图片同名的 {'、'.join(SIDECARS)} 或 {'、'.join(TABLES)} 里；不用就移走"
+        return Problem.error("not_used", path, "像是描述，没有用到", mend)
+    if LOOKALIKE.search(name) and not spare:
+        reason, mend = f"像是图片{also}，可是这种文件不读，没有用到", f"要用就{RESAVE}；不用就移走"
+        return Problem.error("not_used", path, reason, mend)
+    if VIDEO.search(name) and not spare:
+        reason = f"是视频{also}，可是这里只练图，没有用到"
+        mend = "要用就截几帧存成 png；不用就移走" + "（连同描述）" * told
+        return Problem.error("not_used", path, reason, mend)
+    return None
 
 
 def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:

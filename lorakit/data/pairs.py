@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Pr
     for path in before.pictures:
         controls[_key(path, before.folder)].append(path)
     targets = {_key(path, found.folder): path for path in found.pictures}
-    matched, used = {}, set()
+    matched, used, guessed = {}, set(), set()
     for (parent, stem), path in targets.items():
         # 另有一张目标图就叫 名字_2 时，名字_2 是它的控制图，不是这一张的第二张
         more = [(parent, f"{stem}_{n}") for n in range(2, CONTROLS + 2)]
@@ -96,7 +96,10 @@ def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Pr
             mine.append(key)
         used |= set(mine)
         if not mine:
-            problems.append(_missing(path, stem, parent, controls, before))
+            near = _near(stem, parent, controls)
+            guessed.add(near)
+            like = controls[near][0] if near else None
+            problems.append(_missing(path, stem, parent, like, before))
         elif len(mine) > CONTROLS:
             reason = f"有 {len(mine)} 张以上的控制图，最多 {CONTROLS} 张"
             mend = f"留下最要紧的 {CONTROLS} 张：{stem}、{stem}_2 到 {stem}_{CONTROLS}"
@@ -111,15 +114,21 @@ def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Pr
         elif key not in used:
             reason = "没有和它配对的目标图，没有用到"
             mend = "改成和目标图一样的名字；是第二、第三张就从 名字_2 起依次编号；用不着就移走"
-            problems += [Problem.warning("control_orphan", p, reason, mend) for p in same]
+            severity = "warning" if key in guessed else "error"  # “没有控制图”那一条提到了它
+            problems += [Problem(severity, "control_orphan", p, reason, mend) for p in same]
     return matched, problems
 
 
-def _missing(path: Path, stem: str, parent: Path, controls, before: Found) -> Problem:
-    unread = [one for one in before.others if _key(one, before.folder) == (parent, stem)]
+def _near(stem: str, parent: Path, controls: Mapping) -> tuple[Path, str] | None:
+    """名字最像的一张控制图。"""
     stems = [name for where, name in controls if where == parent]
     near = difflib.get_close_matches(stem, stems, n=1, cutoff=0.75)
-    hint = f"（是不是 {controls[parent, near[0]][0].name}？）" if near else ""
+    return (parent, near[0]) if near else None
+
+
+def _missing(path: Path, stem: str, parent: Path, near: Path | None, before: Found) -> Problem:
+    unread = [one for one in before.others if _key(one, before.folder) == (parent, stem)]
+    hint = f"（是不是 {near.name}？）" if near else ""
     hint = f"（{unread[0].name} 这种文件不读，{RESAVE}）" if unread else hint
     mend = f"把改之前的那张图放进 {before.folder / parent}，取名 {stem}（后缀随意）{hint}"
     return Problem.error("control_missing", path, "没有控制图，不知道是从哪张图改来的", mend)

@@ -89,7 +89,7 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             problem = fault.problem
             reason = f"像是描述表，没有用到（{problem.reason}）"
             mend = RESAVED if problem.code == "caption_encoding" else problem.mend
-            read.problems.append(Problem.warning("not_used", path, reason, mend))
+            read.problems.append(Problem.error("not_used", path, reason, f"{mend}；用不着就移走"))
         return
     found: dict[Path, Said] = {}
     missing, controls = [], {}
@@ -132,13 +132,13 @@ def _told(path: Path, found: Mapping[Path, Said], missing: Sequence[tuple[str, s
     if not found:
         reason = f"像是描述表，可是里面的图（{missing[0][0]} 等 {len(missing)} 张）都不在这里"
         mend = "检查 data.folder 是不是写到了别处；用不着就移走这份表"
-        return [Problem.warning("not_used", path, reason + "，没有用到", mend)]
+        return [Problem.error("not_used", path, reason + "，没有用到", mend)]
     reason = f"{path.name} 当作描述表读，{len(found)} 张图的描述在里面"
     problems = [Problem.note("table_foreign", reason)]
     if missing:
         reason = f"{len(missing)} 行写的图不在这里，例如 {missing[0][0]}（{missing[0][1]}）"
         mend = "改正图的名字，或删掉这几行"
-        problems.append(Problem.warning("metadata_file", path, reason, mend))
+        problems.append(Problem.error("metadata_file", path, reason, mend))
     return problems
 
 
@@ -158,10 +158,9 @@ def _binary(path: Path) -> Problem:
     code = f"import pandas; pandas.read_parquet({path.name!r}).to_json({table.name!r}, "
     code += "orient='records', lines=True, force_ascii=False)"
     mend = f'只有名字和描述的，在它的文件夹里运行 python -c "{code}"；图也在里面的，'
-    mend += "用 datasets 读出来，再用 lorakit.data.huggingface 的 write_dataset 写成文件夹"
-    return Problem.warning(
-        "not_used", path, f"像是描述表，没有用到（{path.suffix} 不直接读）", mend
-    )
+    mend += "用 datasets 读出来，再用 lorakit.data.huggingface 的 write_dataset 写成文件夹；"
+    mend += "不用就移走"
+    return Problem.error("not_used", path, f"像是描述表，没有用到（{path.suffix} 不直接读）", mend)
 
 
 class _Index:
