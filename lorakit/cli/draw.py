@@ -8,6 +8,11 @@ from lorakit.errors import LorakitError, warn
 _SOURCE = "一次训练的结果文件夹，或 YAML 文件、预设名"
 _PROMPT = option("--prompt", action="append", required=True, help="提示词，可以写多次")
 _LORA = option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的")
+_STRENGTH = option(
+    "--strength",
+    metavar="数",
+    help="LoRA 的强度：0 是没有，1（不写）是训练时的样子；几个一起比用 compare --strengths",
+)
 _QUANTIZE = option(
     "--quantization",
     choices=("none", "fp8", "int8", "nf4", "fp8-matmul"),
@@ -26,6 +31,28 @@ def _open(args, source: str, sets: list[str], need_lora: bool = False):
     more = [f"model.quantize={args.quantization}"] if args.quantization else []
     config = settings(inside if inside.is_file() else source, [*sets, *more])
     return config, open_family(config), weights
+
+
+def _strength(args, weights: Path | None) -> float:
+    """--strength 是多少；没有 LoRA、或改的是底模自己，强度无从说起，载入之前就说。"""
+    from lorakit.infer import xy
+    from lorakit.lora import full
+
+    if args.strength is None:
+        return 1.0
+    values = xy.numbers(args.strength, "--strength", float)
+    if len(values) > 1:
+        raise LorakitError("--strength 只写一个数；几个一起比用 compare --strengths 0,0.5,1。")
+    if weights is None:
+        raise LorakitError(
+            "--strength：没有 LoRA。请给一次训练的结果文件夹，或用 --lora 指定文件。"
+        )
+    if full.find(weights):
+        raise LorakitError(
+            f"--strength：“{weights}”是全量微调，改的是底模自己，没有强度可调。"
+            "不写 --strength 就是它练成的样子；只用一部分，训练时用 lora.kind=lora。"
+        )
+    return values[0]
 
 
 def _say_long(family, prompts):
@@ -93,6 +120,7 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
     option("--steps", "--num_inference_steps", metavar="数", help="步数（同 sample.steps）"),
     option("--guidance", "--true_cfg_scale", metavar="数", help="引导强度（同 sample.guidance）"),
     option("--seed", metavar="数", help="随机种子（同 sample.seed）"),
+    _STRENGTH,
     _QUANTIZE,
     SET,
     option("--out", "--output_image", type=Path, default=Path("generate.png"), help="图存到哪里"),
@@ -110,8 +138,10 @@ def generate(args) -> int:
     side = config.sample.size or config.data.resolution
     size = tuple(side if edge is None else edge for edge in (args.width, args.height))
     infer.check_size(family, size)
-    how = (config.sample.guidance, args.prompt)
+    strength, how = _strength(args, weights), (config.sample.guidance, args.prompt)
     pipe = infer.open_for(family, weights, *how, negative=args.negative_prompt)
+    if strength != 1:
+        infer.set_strength(pipe, strength)
     _say_long(family, args.prompt)
     images = infer.generate(family, pipe, args.prompt, config.sample, size, args.negative_prompt)
     for i, image in enumerate(images):
@@ -132,6 +162,7 @@ def generate(args) -> int:
     ),
     option("--also", type=Path, action="append", default=[], help="再看一张图，可写两次（2509）"),
     _LORA,
+    _STRENGTH,
     _QUANTIZE,
     SET,
     option("--out", type=Path, default=Path("edit.png"), help="图存到哪里"),
@@ -146,8 +177,10 @@ def edit(args) -> int:
     pictures = [read_image(path, True) for path in (args.image, *args.also)]
     config, family, weights = _open(args, args.source, args.set)
     how = (config.sample.guidance, [args.prompt], [pictures])
-    side = config.sample.size or config.data.resolution
+    side, strength = config.sample.size or config.data.resolution, _strength(args, weights)
     pipe = infer.open_for(family, weights, *how, size=side)
+    if strength != 1:
+        infer.set_strength(pipe, strength)
     _say_long(family, [args.prompt])
     (image,) = infer.edit(family, pipe, [args.prompt], [pictures], config.sample, side)
     print(f"改好了：{report.save_image(image, args.out)}（{args.prompt}）")
