@@ -2,9 +2,11 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
 from safetensors.torch import save_file
 
 from lorakit.cli import main
@@ -208,3 +210,30 @@ def test_bad_input_says_what_to_do(mine, tmp_path, monkeypatch, capsys, card, wo
     assert main(["export", str(mine(**card)), *words]) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("w.*"))
+
+
+@pytest.mark.parametrize(("name", "last"), [("qwen-image", 0.075), ("qwen-image-edit", 0.066)])
+def test_where_the_noise_ends(name, last):
+    """文档里说的：diffusers 收到 0.02，ComfyUI 的 simple 停在 0.07 左右。"""
+    given, settings = comfyui.defaults(name), get(name).full_size["scheduler"]
+    steps, shift = given["steps"], get(name).full_shift(given["size"], given["steps"])
+    scheduler = FlowMatchEulerDiscreteScheduler(**settings)
+    even = torch.linspace(1, 1 / steps, steps)
+    scheduler.set_timesteps(sigmas=even.tolist(), mu=math.log(shift))
+    rungs = 1 - torch.floor(torch.arange(steps) * 1000 / steps) / 1000  # 它在 1000 格里取这几格
+    theirs = shift * rungs / (1 + (shift - 1) * rungs)
+    assert float(scheduler.sigmas[-2]) == pytest.approx(0.02, abs=1e-5)
+    assert float(theirs[-1]) == pytest.approx(last, abs=1e-3)
+    assert (scheduler.sigmas[:-1] - theirs).abs().max() > 0.04
+
+
+def test_the_first_noise_is_the_same():
+    """ComfyUI 在 CPU 上照种子抽一张 (1, 16, 1, 高/8, 宽/8)；管线抽的摊开以后是同一串数。"""
+    seeded = torch.Generator("cpu").manual_seed(7)
+    shape = (1, 4, 64, 64, torch.float32, torch.device("cpu"), seeded)
+    packed = QwenImagePipeline.prepare_latents(SimpleNamespace(
+        vae_scale_factor=8, _pack_latents=QwenImagePipeline._pack_latents
+    ), *shape)  # fmt: skip
+    ours = QwenImagePipeline._unpack_latents(packed, 64, 64, 8)
+    theirs = torch.randn(1, 4, 1, 8, 8, generator=torch.manual_seed(7))
+    assert torch.equal(ours, theirs)

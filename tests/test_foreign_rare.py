@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from foreign_tools import OUT, Q, flux, linear, meaning, named, near, pair, read, write
+from peft import LoraConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 
@@ -236,3 +237,27 @@ def test_the_card_is_json_of_simple_values(base, tmp_path):
     file = write(tmp_path, named(Q, *pair(base, Q)), lorakit={"base": "x", "rank": 4, "odd": [1]})
     assert lora.read(file)[1] == {"base": "x", "rank": "4"}
     assert json.loads(json.dumps(lora.read(file)[1]))
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_what_is_said_of_a_changed_base_can_be_done(base, tmp_path, kind):
+    """照那句话做：减掉开头的那一份，得到的是普通的 LoRA；或合并进底模，整个存下来。"""
+    before = {path: base.get_submodule(path).weight.detach().double() for path in (Q, OUT)}
+    peft = get_peft_model(flux(), LoraConfig(r=4, target_modules=[Q, OUT], init_lora_weights=kind))
+    peft.peft_config["default"].init_lora_weights = True
+    peft.save_pretrained(tmp_path / "start")
+    peft.peft_config["default"].init_lora_weights = kind
+    with torch.no_grad():
+        for name, value in peft.named_parameters():
+            value.add_(torch.randn_like(value) * 0.05 * ("lora_" in name))
+    peft.save_pretrained(tmp_path / "raw")
+    with pytest.raises(WeightsError, match=r"path_initial_model_for.*merge_and_unload") as told:
+        meaning(tmp_path / "raw/adapter_model.safetensors", base)
+    start = {"path_initial_model_for_weight_conversion": str(tmp_path / "start")}
+    assert next(iter(start)) in str(told.value)
+    peft.save_pretrained(tmp_path / "plain", **start)
+    peft.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = type(base).from_pretrained(tmp_path / "merged")
+    got = read(tmp_path / "plain/adapter_model.safetensors", base)
+    for path, weight in before.items():
+        near(got[path], merged.get_submodule(path).weight.detach().double() - weight, 1e-5)

@@ -22,7 +22,8 @@ CONFIG = "adapter_config.json"  # PEFT 放在 adapter_model.safetensors 旁边
 PLAIN = re.compile(r"\^?(?:[\w.]|\\\.)+\$?")  # 没有正则表达式的符号（点除外）的样式
 MOST = 64  # 正则表达式最多几条
 LARGEST = 1 << 20  # 设置文件最多这么多字节
-MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "milora")
+KNOWN_START = ("pissa", "olora", "corda", "lora_ga")  # PEFT 能减掉开头的那一份
+MOVED_BASE = (*KNOWN_START, "loftq", "milora")
 PREFIXES = ("transformer.", "diffusion_model.", "unet.", "base_model.model.")
 
 
@@ -136,9 +137,13 @@ def _refuse_moved_base(where: str, init):
     """开始训练时从底模里拿走一部分的：文件里的 BA 是相对于改过的底模的。"""
     kind = next((k for k in MOVED_BASE if isinstance(init, str) and init.startswith(k)), None)
     if kind:
+        start = "练之前存过一份开头的 LoRA（存之前把 init_lora_weights 改成 True），就用"
+        start += " save_pretrained(新文件夹, path_initial_model_for_weight_conversion=那一份) "
+        start += "另存成普通的 LoRA；没有存过，就"
         raise WeightsError(
             f"{where}写着 init_lora_weights={kind}：训练时底模也改过，单靠这个文件还原不出来。"
-            "请在训练它的地方用 PEFT 的 path_initial_model_for_weight_conversion 另存成普通 LoRA。"
+            f"请在训练它的地方用 PEFT：{start if kind in KNOWN_START else ''}"
+            "merge_and_unload()，把整个 transformer 存下来，放进底模的文件夹当 model.path。"
         )
 
 
