@@ -1,8 +1,10 @@
 """别处的扁平 YAML：照原样能读，每一项都有交代。"""
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import yaml
 
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
@@ -111,25 +113,32 @@ def test_unknown_keys_still_fail(read):
 
 
 EDIT = LORA.replace("Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit").replace("1e-4", "2e-4")
+CACHED = "precompute_text_embeddings: true\nprecompute_image_embeddings: true\n"
 FULL = LORA.replace("learning_rate: 1e-4", "learning_rate: 6e-4").replace("rank: 16\n", "")
+for _old, _new in {"scheduler: constant": "scheduler: cosine_with_restarts",
+                   "warmup_steps: 10": "warmup_steps: 1000", "train_steps: 3": "train_steps: 30",
+                   "accumulation_steps: 1": "accumulation_steps: 4", "steps: 250": "steps: 1000",
+                   "total_limit: 10": "total_limit: 2", "ratio: true": "ratio: false",
+                   "./images": "/path/to/your/dataset"}.items():  # fmt: skip
+    FULL = FULL.replace(_old, _new)
 VARIANTS = {  # 常见教程里的几份 YAML；底模、数据、步数与分辨率用 --set 换成微型的，其余照原样
     "lora": (LORA, "tiny-qwen-image", "papercut"),
     "24gb": (
         LORA.replace("learning_rate: 1e-4", "learning_rate: 3e-4")
-        + "precompute_text_embeddings: true\nprecompute_image_embeddings: true\n"
+        + CACHED
         + "quantize: true\nadam8bit: true\nsave_cache_on_disk: true\n",
         "tiny-qwen-image",
         "papercut",
     ),
     "edit": (
         EDIT.replace("  random_ratio", "  control_dir: ./control_images\n  random_ratio")
-        + "precompute_text_embeddings: true\nquantize: false\n",
+        + CACHED
+        + "quantize: false\nadam8bit: false\nsave_cache_on_disk: false\n",
         "tiny-qwen-image-edit",
         "edit-night",
     ),
     "full": (
-        FULL.replace("constant", "cosine_with_restarts").replace("steps: 1\n", "steps: 4\n")
-        + "freeze_text_encoder: true\nuse_8bit_adam: true\nnum_train_epochs: 1\n",
+        FULL + "freeze_text_encoder: true\nuse_8bit_adam: true\nnum_train_epochs: 1\n",
         "tiny-qwen-image",
         "papercut",
     ),
@@ -141,6 +150,33 @@ VARIANTS = {  # 常见教程里的几份 YAML；底模、数据、步数与分�
         "papercut",
     ),
 }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_key_and_value_of_every_variant_is_read(read, name):
+    text = VARIANTS[name][0]
+    config, said = read(text)
+    tree = yaml.safe_load(text)
+    given = tree | tree.pop("data_config")
+    assert [key for key in given if key not in said] == []
+    train, data = config.train, config.data
+    assert (train.steps, train.save_every, train.keep, train.warmup, train.grad_accum) == tuple(
+        given[key] for key in ("max_train_steps", "checkpointing_steps", "checkpoints_total_limit",
+                               "lr_warmup_steps", "gradient_accumulation_steps")
+    )  # fmt: skip
+    assert (train.lr, train.weight_decay) == (float(given["learning_rate"]), 0.01)
+    assert train.schedule == given["lr_scheduler"].removesuffix("_with_restarts")
+    assert (data.resolution, data.caption_dropout) == (1024, 0.1)
+    assert str(data.folder) == str(Path(given["img_dir"]))
+    assert str(config.run.output) == str(Path(given["output_dir"]))
+    assert config.model.path == given["pretrained_model_name_or_path"]
+    if control := given.get("control_dir"):
+        assert str(data.control_folder) == str(Path(control))
+    assert config.lora.kind == ("full" if name == "full" else "lora")
+    assert name == "full" or config.lora.rank == given["rank"]
+    assert (config.model.quantize == "fp8") == bool(given.get("quantize"))
+    eight = given.get("adam8bit") or given.get("use_8bit_adam")
+    assert train.optimizer == ("adamw8bit" if eight else "adamw")
 
 
 @pytest.mark.filterwarnings("ignore::lorakit.errors.LorakitWarning")
