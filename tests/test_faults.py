@@ -145,6 +145,24 @@ def test_export_to_a_full_disk(config, tmp_path):
     assert "系统不让写这么大的文件" in done.stderr and not out.exists()
 
 
+@pytest.mark.parametrize("limit", [500, 6000])
+def test_judging_on_a_full_disk(config, limit):
+    """画的题、判断、判断的图都写不下：说一句，训练的结果一个字节也不变；腾出空间再判。"""
+    settings = config(*SMALL, "train.steps=2", "sample.steps=2")
+    list(Trainer(settings))
+    run = settings.run.output
+    before = _everything([run])
+    command = ["judge", str(run)]
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(limit), *command], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "系统不让写这么大的文件" in done.stderr and not (run / "judge.json").exists()
+    after = _everything([run])
+    assert before.items() <= after.items()
+    assert all("judge" in path.parts and path.suffix == ".png" for path in after.keys() - before)
+
+
 def test_nohup_keeps_ignoring_the_hang_up():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -199,6 +217,7 @@ from pathlib import Path
 from PIL import Image
 from lorakit.errors import LorakitError
 import lorakit.results.report as report, lorakit.files as files
+from lorakit.data.caption import caption_folder
 from lorakit.lab.works import editor, panel, shelf
 what, limit = sys.argv[1], int(sys.argv[2])
 work = shelf.keep("小橘", trigger="ohwx")
@@ -211,6 +230,8 @@ elif what == "caption":
     made = editor.Editor(work, [photo], None, None, None)
     made.text.value = "一只ohwx 猫在左边，很长的一句话" * 9
     act = lambda: made.save() or print(made.saved.value, file=sys.stderr)
+elif what == "describe":
+    act = lambda: caption_folder(work.photos, lambda image: "一只猫，" * 99, overwrite=True)
 elif what == "judge":
     act = lambda: report.save_image(Image.open(photo), Path("judge/01.png"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -221,7 +242,7 @@ except LorakitError as error:
 """
 
 
-@pytest.mark.parametrize("what", ["shelf", "photo", "caption", "judge"])
+@pytest.mark.parametrize("what", ["shelf", "photo", "caption", "describe", "judge"])
 def test_the_small_things_on_a_full_disk(tmp_path, monkeypatch, what):
     """作品、收下的照片、写的描述、判断画的图：说一句，原来的都还在，不留半个文件。"""
     from lorakit.lab.works import shelf

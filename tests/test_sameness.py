@@ -1,6 +1,7 @@
 """接着练之前的核对：同样的内容换了名字、换了地方照常接；内容变了说得出哪里变了。"""
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lorakit.cache import whole
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InspectionWarning, LorakitWarning
 from lorakit.hub.bundled import bundled
@@ -65,6 +67,60 @@ def test_the_same_base_elsewhere_goes_on_and_another_does_not():
     file.write_bytes(raw)
     with pytest.raises(ConfigError, match="底模的 transformer 换了内容"):
         go_on("model.path=one", "run.output=other")
+
+
+def _unsampled(file: Path) -> int:
+    """大文件里抽样抽不到的一个字节。"""
+    size, block = file.stat().st_size, 64 << 10
+    first, second, *_ = np.linspace(0, size - block, 64).astype(int)
+    assert size > 4 << 20 and second > first + block
+    return int(first) + block + 1
+
+
+def _flip(file: Path, place: int):
+    """就地改一个比特，时间照旧。"""
+    facts = file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(place)
+        byte = opened.read(1)[0] ^ 1
+        opened.seek(place)
+        opened.write(bytes([byte]))
+    os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_one_bit_of_a_large_base_is_noticed_and_it_is_read_whole_once(monkeypatch):
+    read, real = [], whole.digest
+    monkeypatch.setattr(whole, "digest", lambda path: read.append(path) or real(path))
+    shutil.copytree(bundled("tiny-qwen-image"), "one")
+    first("model.path=one")
+    assert {path.parent.name for path in read} >= {"transformer", "vae", "text_encoder"}
+    assert len(read) == len(set(read))
+    read.clear()
+    assert go_on("model.path=one") == "" and read == []
+    first("model.path=one", "run.output=other")
+    file = next(Path("one/transformer").glob("*.safetensors"))
+    _flip(file, _unsampled(file))
+    with pytest.raises(ConfigError, match="底模的 transformer 换了内容"):
+        go_on("model.path=one", "run.output=other")
+    assert read == [file]
+    first("model.path=one", "run.output=new")  # 另一份底模，另一份结果
+
+
+def test_a_changed_encoder_is_not_served_from_the_cache(own_cache):
+    """VAE 在抽样抽不到的地方改了：以前编码的不能再用。"""
+    shutil.copytree(bundled("tiny-qwen-image"), "one")
+    first("model.path=one")
+    before = set((own_cache / "image").rglob("*.safetensors"))
+    assert before
+    first("model.path=one", "run.output=again")
+    assert set((own_cache / "image").rglob("*.safetensors")) == before
+    file = next(Path("one/vae").glob("*.safetensors"))
+    _flip(file, _unsampled(file))
+    first("model.path=one", "run.output=other")
+    assert len(set((own_cache / "image").rglob("*.safetensors"))) == 2 * len(before)
+    _flip(file, _unsampled(file))  # 改回来，还是原来那一份
+    first("model.path=one", "run.output=back")
+    assert len(set((own_cache / "image").rglob("*.safetensors"))) == 2 * len(before)
 
 
 def _captions():

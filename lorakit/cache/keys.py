@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lorakit.cache.store import FORMAT
+from lorakit.cache.whole import settled, whole
 from lorakit.data.crops import View, bucket_for
 from lorakit.data.record import Record
 from lorakit.families.base import Family
@@ -48,7 +49,8 @@ def identity(family: Family, part: str) -> str:
         if note.is_file():
             return read_words(note)
         family.model.fetch(part)
-    found = fingerprint(family.folder / part)
+    home = family.folder / part
+    found = settled(fingerprint(home), whole(home))
     if mark and not note.is_file():
         write_text(note, found)
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorakit import infer, lora
+from lorakit.cache.whole import whole as digest_of
 from lorakit.config import Config
 from lorakit.data import read_image
 from lorakit.data.color import on_white
@@ -105,8 +106,9 @@ class Studio:
         how = [sample.steps, sample.guidance, sample.seed, turn]
         base = [model.family, model.path, model.quantize, model.precision]
         base += ["clear"] * self.family.clear
-        whole = json.dumps([weights if step else "", base, how, asked], ensure_ascii=False)
-        return _digest(whole.encode())
+        base += [digest_of(home) for home in [self.family.folder / "transformer"] if home.is_dir()]
+        text = json.dumps([weights if step else "", base, how, asked], ensure_ascii=False)
+        return _digest(text.encode())
 
     def _open(self, step: int):
         """这个检查点的管线；LoRA 只换文件，全量微调的换整个 Transformer。"""

@@ -120,9 +120,11 @@ def content(found: Path, now: Mapping[str, Any], dataset):
         ]
         if changed:
             raise _other(run, changed)
-    base, ours = _dict(before.get("base")), now["base"]
-    moved = [part for part in ours if base.get(part) and base[part] != ours[part]]
-    if moved:
+    moved = []
+    for key in ("base", "whole"):  # 抽样的，每个字节的；以前的检查点只记了抽样的
+        was = _dict(before.get(key))
+        moved += [part for part, one in now[key].items() if was.get(part, one) != one]
+    if moved := list(dict.fromkeys(moved)):
         parts = [part for part in moved if part != ADAPTER]
         said = [f"model.path：底模的 {'、'.join(parts)} 换了内容，不是原来那一份"] * bool(parts)
         said += ["model.training_adapter：换了内容，不是原来那一份"] * (ADAPTER in moved)

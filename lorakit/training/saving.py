@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lorakit import lora
 from lorakit.cache.keys import fingerprint
+from lorakit.cache.whole import whole
 from lorakit.errors import LorakitError, warn
 from lorakit.files import digest
 from lorakit.lora import full, metadata
@@ -69,12 +70,14 @@ def trained_on(trainer) -> dict:
     """这一次照什么设置、用哪些图、在哪份底模上练；接着练时拿来比。"""
     family = trainer.family
     folders = {part: family.folder / part for part in ("transformer", "vae", *family.text_parts)}
-    base = {part: fingerprint(home) for part, home in folders.items() if home.is_dir()}
+    here = {part: home for part, home in folders.items() if home.is_dir()}
+    base = {part: fingerprint(home) for part, home in here.items()}
     if trainer.config.model.training_adapter and not family.random_weights:
         base[sameness.ADAPTER] = digest(adapter.find(trainer.config.model))
     precision = str(family.dtype).removeprefix("torch.")
     machine = {"设备": devices.name_of(family.device), "精度": precision}
-    return sameness.facts(trainer.config, trainer.dataset, base, machine)
+    facts = sameness.facts(trainer.config, trainer.dataset, base, machine)
+    return facts | {"whole": {part: whole(home) for part, home in here.items()}}
 
 
 def newest(run: Path) -> Path | None:
