@@ -51,14 +51,14 @@ class Trainer(Prepared):
         if self.step == 0:
             self._note({"step": 0, **self.examine()})
         while self.step < train.steps and not self._asked_to_stop():
-            start = time.time()
+            start = time.perf_counter()
             with apply.explaining_full(self.config, self.step + 1):
                 loss, t, norm, lr = self._update()
             self.step += 1
             self.average.update(self.step)
             watched = self.examine() if self._watched() else {}
             self._held = watched.get("held")
-            done = Step(self.step, loss, lr, norm, t, time.time() - start, **watched)
+            done = Step(self.step, loss, lr, norm, t, time.perf_counter() - start, **watched)
             self._note(asdict(done))
             if self._due(train.save_every):
                 self.save()

@@ -1,5 +1,6 @@
 """粗心的用法：名字里的点、空名字、两份训练同时来、写到一半的记录；一句话说清，什么也不丢。"""
 
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from lorakit.config import load_config, read, template
 from lorakit.errors import ConfigError, LorakitError, LorakitWarning, WeightsError
 from lorakit.families import get
 from lorakit.infer import pipeline as infer_pipeline
+from lorakit.lora import find
 from lorakit.lora.convert import named
 from lorakit.memory import loading
 from lorakit.results import checkpoint, lock, report
@@ -180,7 +182,7 @@ def test_another_container_of_this_machine_is_seen(config):
     run_folder.RunFolder(chosen).abandon()
 
 
-@pytest.mark.parametrize("hours", [-5, 5])
+@pytest.mark.parametrize("hours", [-24, -5, 5, 24])
 def test_clocks_that_differ_do_not_hide_a_live_owner(config, monkeypatch, hours):
     """那台机器的钟差几个小时，心跳看着很旧、或在将来：亲眼看它跳不跳。"""
     monkeypatch.setattr(lock, "BEAT", 0.2)
@@ -204,6 +206,23 @@ def test_clocks_that_differ_do_not_hide_a_live_owner(config, monkeypatch, hours)
         thread.join()
     with pytest.warns(LorakitWarning, match="由这次接过来"):
         run_folder.RunFolder(chosen).abandon()
+
+
+def test_a_clock_that_jumps_a_day_changes_nothing(config, monkeypatch):
+    """训练途中钟前后跳一天：练出来的、记下的用时都照常，别人照样进不来。"""
+    list(plain := Trainer(config("train.steps=4", output="plain")))
+    jumps, real = itertools.cycle([86400, -86400, 0]), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    trainer = Trainer(config("train.steps=4"))
+    for step in trainer:
+        assert 0 < step.seconds < 600
+        if step.step < 4:
+            with pytest.raises(ConfigError, match="正占着"):
+                Trainer(config("train.steps=4"))
+            days = real() + 86400 * (1 if step.step % 2 else -1)
+            os.utime(config().run.output / lock.OWNER, (days, days))
+    a, b = (load_file(find(one.run)) for one in (plain, trainer))
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_folder_taken_over_is_noticed(config):

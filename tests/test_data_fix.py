@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,28 @@ def test_fix_then_undo_is_byte_for_byte(messy, capsys):
     main(["check", str(messy), "--undo"])
     assert "还原了" in capsys.readouterr().out
     assert snapshot(messy) == before
+
+
+def test_a_clock_set_back_keeps_the_order_of_mending(tmp_path, monkeypatch):
+    """第二次修之前钟往回拨了一天：撤销仍然从最近的一次开始，一步步回到原样。"""
+    hours, real = iter([24, 0, 0]), data_fix.datetime
+
+    class Clock(real):
+        @classmethod
+        def now(cls):
+            return real.now() + timedelta(hours=next(hours))
+
+    monkeypatch.setattr(data_fix, "datetime", Clock)
+    noise(0).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("一只红色的猫坐着".encode("gbk"))
+    states = [snapshot(tmp_path)]
+    for word in ("", "ohwx", "剪纸"):
+        assert "改好了" in fix(tmp_path, word)
+        states.append(snapshot(tmp_path))
+    assert (tmp_path / "a.txt").read_text("utf-8").startswith("剪纸")
+    for state in states[-2::-1]:
+        undo(tmp_path)
+        assert snapshot(tmp_path) == state
 
 
 def test_fix_twice_then_undo_twice(messy):

@@ -365,15 +365,18 @@ def test_a_full_cache_needs_no_text_encoder(served, papercut, tmp_path):
 def test_how_long_to_wait(capsys):
     """站上说等多久就等多久；等太久就先停下，说清楚。"""
 
-    def busy(said: str) -> float:
+    def busy(said: str, date: str = "") -> float:
         answer = requests.Response()
         answer.status_code, answer.headers["Retry-After"] = 429, said
+        answer.headers["Date"] = date
         with pytest.raises(transfer.Busy) as caught:
             transfer.raise_for(answer)
         return caught.value.wait
 
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert busy("300") == 300 and 90 < busy(later) <= 100
+    past = [datetime(2020, 1, 1, 0, 0, second, tzinfo=UTC) for second in (0, 30)]  # 两边的钟差几年
+    assert busy(*(format_datetime(one, usegmt=True) for one in past[::-1])) == 30
     assert [busy(odd) for odd in ("", "x", "-5", "Wed, 99 Foo", "1e400")] == [0] * 5
     assert transfer.pause(1, 300) == 300 and "等 300 秒" in capsys.readouterr().err
     assert transfer.pause(1) == 1.0 and transfer.pause(9) == 20.0

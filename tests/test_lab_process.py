@@ -1,5 +1,6 @@
 """另起一个进程训练：面板和线程里的一样，停下先存好，出错与被杀都不伤内核。"""
 
+import json
 import os
 import signal
 import subprocess
@@ -150,3 +151,22 @@ def test_a_new_kernel_adopts_watches_and_stops_the_run(shown, watched, wait_for,
     step = again.result().step
     assert 3 <= step < 500 and (chosen.run.output / f"checkpoint-{step}").is_dir()
     assert first.result().step == step and "停在" in again.board.status.value
+
+
+def test_what_was_there_before_is_known_by_the_file_not_by_the_clock(config, shown):
+    """钟差一天、共用的盘有自己的钟：新写下的照样搬来，先前留下的照样不看。"""
+    folder = config().run.output
+    (folder / "samples").mkdir(parents=True)
+    board = lab.Run(config()).board
+    metrics = folder / "metrics.jsonl"
+    row = {"lr": 0.1, "loss": 1.0, "grad_norm": 1.0, "t": 0.5, "seconds": 1.0, "held": None}
+    metrics.write_text(json.dumps({"step": 1, **row}) + "\n")
+    seen = process.Seen(folder, board, 0, process._there(folder))
+    seen.look()
+    assert seen.step == 0
+    new = folder / "new.jsonl"
+    new.write_text(json.dumps({"step": 2, **row}) + "\n")
+    os.replace(new, metrics)
+    os.utime(metrics, (time.time() - 86400,) * 2)
+    seen.look()
+    assert seen.step == 2

@@ -149,7 +149,7 @@ def _recipes(args, steps: list[int]) -> int:
     chosen, tasks = recipes.named(args.recipes), recipes.tasks(args.lesson)
     finished = True
     if not args.table:
-        until = time.time() + 60 * args.minutes
+        until = time.monotonic() + 60 * args.minutes
         finished = arena.run(
             out, lambda rows: arena.plan(rows, chosen, tasks, args.seeds), until, steps, args.set
         )

@@ -45,8 +45,7 @@ def fix(folder: str | Path, trigger: str = "") -> str:
     folder = user_path(folder)
     _refuse_links(folder)
     found = walk(folder)
-    # 微秒也写上：名字的先后就是修改的先后，撤销从最近的一次开始
-    store = folder / UNDO / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    store = folder / UNDO / _next(folder)
     entries: list[dict] = []
 
     def stage(temporary: Path):
@@ -74,6 +73,13 @@ def fix(folder: str | Path, trigger: str = "") -> str:
         paths = [folder / entry["path"] for entry in entries if entry["why"] == why]
         lines.append(f"  · {why}（{len(paths)} 个）：{names(paths, folder)}")
     return "\n".join(lines)
+
+
+def _next(folder: Path) -> str:
+    """这一次原件放哪里：名字的先后就是修改的先后，撤销从最近的一次开始；钟往回拨了也排在最后。"""
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # 微秒也写上
+    last = max((path.name for path in (folder / UNDO).glob("[0-9]*")), default="")
+    return now if now > last else f"{last}-1"
 
 
 class _NothingToDo(Exception):

@@ -7,7 +7,7 @@ import hashlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -263,21 +263,26 @@ def raise_for(response: requests.Response):
     """状态码不对就报：一时的 Busy，其余 Refused。"""
     status = response.status_code
     if status in LATER:
-        raise Busy(status, _retry_after(response.headers.get("Retry-After", "")))
+        raise Busy(status, _retry_after(response.headers))
     if status >= 400:
         raise Refused(status)
 
 
-def _retry_after(said: str) -> float:
-    """Retry-After：秒数，或一个时刻；看不懂的当没有说。"""
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Retry-After：秒数，或站上的钟的一个时刻（它现在几点写在 Date 里）；看不懂的当没有说。"""
+    said = headers.get("Retry-After", "")
     if said.strip().isdecimal():
         return float(said.strip()[:9])
+    now, when = _moment(headers.get("Date", "")), _moment(said)
+    return max(0.0, (when - (now or datetime.now(UTC))).total_seconds()) if when else 0.0
+
+
+def _moment(said: str) -> datetime | None:
     try:
         when = parsedate_to_datetime(said)
     except (ValueError, TypeError, OverflowError):
-        return 0.0
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def plain_network(error: Exception) -> str:
@@ -285,7 +290,7 @@ def plain_network(error: Exception) -> str:
     if isinstance(error, requests.exceptions.ProxyError):
         return "代理连不上（看看 HTTPS_PROXY）"
     if isinstance(error, requests.exceptions.SSLError):
-        return "证书不对，多半是代理插在中间"
+        return "证书不对，多半是代理插在中间，或这台机器的钟不准"
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return f"{TIMEOUT[0]:.0f} 秒连不上"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):

@@ -137,7 +137,7 @@ def run(
     extra: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> bool:
-    """一格一格地跑，写进 out；都跑完是 True，到了 until（time.time 的钟）或剩下的别人在跑是 False。
+    """一格一格地跑，写进 out；都跑完是 True，到了 until（monotonic 的钟）或剩下的别人在跑是 False。
 
     Args:
         ask: 写好的格子 -> 接下来要跑的。
@@ -149,7 +149,7 @@ def run(
         left, began = 0, False
         for cell in ask(read(out)):
             left += 1
-            if time.time() + slowest > until:
+            if time.monotonic() + slowest > until:
                 return False
             lock = FileLock(out / "locks" / f"{cell.name}.lock")
             try:
@@ -159,10 +159,10 @@ def run(
             with lock:
                 if cell.key in map(key_of, read(out)):
                     continue
-                started = time.time()
+                started = time.monotonic()
                 row = walk(cell, out / "data", steps, extra)
                 _append(out, row)
-                slowest = max(slowest, time.time() - started)
+                slowest = max(slowest, time.monotonic() - started)
                 say(line(row))
             began = True
             break
@@ -274,7 +274,7 @@ def _copied(config, family, pipe, images, rounds: int) -> dict[str, list[int]]:
 
 def _ceiling(cell: Cell, data: Path, extra: Sequence[str]) -> dict:
     """没有哪个 LoRA 到得了的地方：真图、真图过一遍 VAE、底模自己，请同一个考官判。"""
-    started = time.time()
+    started = time.monotonic()
     lesson, rounds = lessons.lesson(cell.task.lesson), _rounds(cell.task)
     empty = Recipe(name=str(cell.recipe), about="上限")
     config = recipes.settings(cell.task, empty, extra, data)
@@ -287,7 +287,7 @@ def _ceiling(cell: Cell, data: Path, extra: Sequence[str]) -> dict:
     if cell.recipe == "vae":
         images = [one for image in images for one in _round_trip(family, image)]
     found, missed = marks(lesson, images)
-    return _row(cell, time.time() - started, str(family.device), {"0": found}, missed)
+    return _row(cell, time.monotonic() - started, str(family.device), {"0": found}, missed)
 
 
 def _round_trip(family, image) -> list:

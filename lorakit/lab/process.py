@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,6 +30,7 @@ POLL = 0.5  # 秒；隔多久看一眼它写了什么
 TAIL = 2000  # 出错时最多引用它最后说的这么多字
 STEP = [field.name for field in fields(Step)]
 INTERRUPTED = 130  # 被打断但已经存好
+Version = tuple[Path, int, int]  # 哪个文件的哪一份：编号、修改的时刻
 
 
 class Process:
@@ -60,7 +62,7 @@ class Process:
         config = load_config(theirs) if theirs.is_file() else self.config
         board.total = board.bar.max = config.train.steps
         board.say(f"训练还在另一个进程（{owner['pid']}）里练，接着看它……")
-        seen = Seen(self.folder, board, config.sample.count, 0)
+        seen = Seen(self.folder, board, config.sample.count)
         while lock.busy(self.folder):
             self._look(seen)
         self._look(seen)
@@ -75,7 +77,7 @@ class Process:
             file, log = Path(place) / "config.yaml", Path(place) / "log.txt"
             file.write_text(self.config.to_yaml(), encoding="utf-8")
             (self.folder / "STOP").unlink(missing_ok=True)  # 上一次留下的不算
-            since = time.time_ns()
+            seen = Seen(self.folder, board, self.config.sample.count, _there(self.folder))
             with log.open("wb") as out:
                 self.worker = subprocess.Popen(
                     # 不要它的提醒：说出来的就只有出错的那句话
@@ -85,7 +87,6 @@ class Process:
                     start_new_session=True,  # 按中断键时由 STOP 来停，免得它没存好就没了
                     env={**os.environ, "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8"},
                 )
-            seen = Seen(self.folder, board, self.config.sample.count, since)
             while self.worker.poll() is None:
                 self._look(seen)
             self._look(seen)
@@ -109,11 +110,25 @@ class Process:
         )
 
 
-class Seen:
-    """运行文件夹里已经搬到面板上的步与样张；since 之前写下的不看（0 是全都看）。"""
+def _version(file: Path) -> Version:
+    facts = file.stat()
+    return file, facts.st_ino, facts.st_mtime_ns
 
-    def __init__(self, folder: Path, board: Board, prompts: int, since: int):
-        self.folder, self.board, self.prompts, self.since = folder, board, prompts, since
+
+def _there(folder: Path) -> set[Version]:
+    """先前那一次留下的记录与样张，各是哪一份。"""
+    files = [folder / "metrics.jsonl", *(folder / "samples").glob("*.png")]
+    return {_version(file) for file in files if file.is_file()}
+
+
+class Seen:
+    """运行文件夹里已经搬到面板上的步与样张；old 是先前留下的那些，不看，换了一份的才看。
+
+    认的是哪一份文件，不看时刻：钟会跳，共用的盘有自己的钟。
+    """
+
+    def __init__(self, folder: Path, board: Board, prompts: int, old: Collection[Version] = ()):
+        self.folder, self.board, self.prompts, self.old = folder, board, prompts, old
         self.tail = run_folder.Tail(folder)
         self.step = board.steps[-1] if board.steps else 0
         self.started = bool(board.held or board.by_t)
@@ -140,7 +155,7 @@ class Seen:
                 self.board.show_samples(step, [read_image(f, True) for f in files])
 
     def _fresh(self, file: Path) -> bool:
-        return file.is_file() and file.stat().st_mtime_ns >= self.since
+        return file.is_file() and _version(file) not in self.old
 
     def _sample_steps(self) -> set[int]:
         names = (path.stem.split("_")[0] for path in (self.folder / "samples").glob("*_*.png"))

@@ -220,7 +220,7 @@ class Run(Placed):
         if self._halt.is_set():  # 载入模型的那几秒里就按了停止
             trainer.stop()
         if trainer.step and not board.steps:  # 接着先前的一次练：它的线和样张也摆回来
-            Seen(self.config.run.output, board, sample.count, 0).look()
+            Seen(self.config.run.output, board, sample.count).look()
         if trainer.step == 0:
             self.board.say("正在看训练前画得怎样……")
             self._look(0)

@@ -87,11 +87,11 @@ def run(
 
     with infer.without_lora(trainer.transformer):
         before = draw()
-    start = time.time()
+    start = time.perf_counter()
     for step in trainer:
         if on_step:
             on_step(step, config.train.steps)
-    seconds = time.time() - start
+    seconds = time.perf_counter() - start
     held = verdict.held_by_step(run_folder.read(config.run.output)).values()
     after = draw()
     rows = chosen.rows(before, after)
