@@ -5,13 +5,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from lorakit.errors import ConfigError, LorakitError, plain_reason
+from lorakit.errors import ConfigError, LorakitError, plain_reason, warn
 
 ASSETS = Path(__file__).parent / "assets"  # 随包的权重、预设、工作流、字体
 WINDOWS = os.name == "nt"
@@ -186,16 +187,69 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
 def decoded(raw: bytes) -> str:
     """UTF-8（有没有 BOM 都行）；Windows 的 PowerShell、记事本存成的 UTF-16 与 GBK 也认。
 
+    不是 UTF-8、UTF-16 的，照哪一种读的要说一声；几种都像就不猜。
+
     Raises:
-        UnicodeDecodeError: 都不是。
+        UnicodeDecodeError: 都不是，或认不准是哪一种。
     """
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return raw.decode("gb18030")
+        found = readings(raw)
+        if len(found) != 1:
+            raise
+        ((name, text),) = found.items()
+        line = next(filter(lambda one: not one.isascii(), text.splitlines()), text).strip()
+        warn(f"文件不是 UTF-8，照 {name} 读的（例如“{line[:20]}”）；不对就另存为 UTF-8。")
+        return text
     return _as_gbk(raw, text) or text
+
+
+# 各种文字里最常见的字、描述里常见的字：几种编码都解得开时，看谁读出来的像话
+_ZH = """的一是在不了有人我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年
+过发后作里用道行所然家种事成方多经么去法学如都同现当没动面起看定天分还进好小部其些主样理心本前开
+但因只从想实红黄蓝绿白黑灰橙紫色猫狗鱼鸟兔熊女孩男背景窗边台风格图片张站坐穿衣花草树山水海河云
+左右间头发长短高兴光照照片城市街夜晚早果苹"""
+_TW = """的一是在不了有人我他這個們中來上大為和國地到以說時要就出會可也你對生能而子那得於著下自之年
+過發後作裡用道行所然家種事成方多經麼去法學如都同現當沒動面起看定天分還進好小部其些主樣理心本前開
+但因只從想實紅黃藍綠白黑灰橙紫色貓狗魚鳥兔熊女孩男背景窗邊臺台風格圖片張站坐穿衣花草樹山水海河雲
+左右間頭髮長短高興光照城市街夜晚早果蘋"""
+_KO = """이다의가는을에고로하은를도한지서자사대그있나리어들기아인해스시보수정일부제상전여오원만장주
+구과동소거게라니면화관비안년모내조성공마으선위중신세국경적용문회물유트발분당선와무때것없않했습배회색흰검빨강파란꽃"""
+_KANA = re.compile("[ぁ-ヺー]")
+_WIDE = r"\u3000-\u303f\uff00-\uffef"  # 全角的标点、字母
+ENCODINGS = {  # 名字 -> (Python 的编码, 这种文字里该有的字, 常见的字)
+    "GBK": ("gb18030", r"[^ぁ-ヺ]", _ZH),
+    "Big5": ("big5", rf"[\u4e00-\u9fff{_WIDE}]", _TW),
+    "EUC-KR": ("euc_kr", rf"[가-힣{_WIDE}]", _KO),
+    "EUC-JP": ("euc_jp", rf"[\u4e00-\u9fffぁ-ヺー{_WIDE}]", ""),
+    "Shift-JIS": ("cp932", rf"[\u4e00-\u9fffぁ-ヺー{_WIDE}]", ""),
+}
+
+
+def readings(raw: bytes) -> dict[str, str]:
+    """不是 UTF-8 的字节可能是什么：编码的名字 -> 照它读出的字；正好一种就是认准了。
+
+    一个编码的字节常常也能按另一个解开，所以看读出来的字像不像话；分不出来就都给。
+    """
+    scores, texts = {}, {}
+    for name, (codec, script, usual) in ENCODINGS.items():
+        try:
+            text = raw.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        wide = [char for char in text if ord(char) > 127]
+        kana = sum(map(bool, map(_KANA.match, wide)))
+        fits = wide and all(re.match(script, char) for char in wide)
+        if name == "GBK":  # 西欧文字偶尔也能按 GBK 解开：一半以上要是常用字
+            fits = fits and 2 * sum(bool(c.encode("gb2312", "ignore")) for c in wide) > len(wide)
+        hits = kana + sum(char in usual for char in wide)
+        if fits and (hits or name in ("GBK", "EUC-KR")):  # 别的要真有一个认得的字
+            texts[name], scores[name] = text, hits / len(wide)
+    best = [name for name in texts if scores[name] == max(scores.values())]
+    return {name: texts[name] for name in (best if len(best) == 1 else texts)}
 
 
 def _as_gbk(raw: bytes, text: str) -> str:

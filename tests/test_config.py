@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from lorakit.config import Config, differences, fields, load_config, presets, template
 from lorakit.config.groups import Train
 from lorakit.config.load import PRESETS
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, LorakitWarning
 
 # pydantic 和 PyYAML 的英文句子里常见的词；消息里一个都不该有
 ENGLISH = re.compile(
@@ -306,6 +306,16 @@ def test_files_saved_by_a_windows_terminal(write, encoding):
         load_config(write("data:\n  trigger: 水墨画风格\n".encode(encoding))).data.trigger
         == "水墨画风格"
     )
+
+
+def test_what_an_odd_encoding_was_read_as_is_said(write):
+    """GBK、韩文的设置照哪一种读的要说；几种都像就不猜。"""
+    text = "data:\n  trigger: {}\n"
+    for words, encoding, name in (("水墨画风格", "gbk", "GBK"), ("고양이", "euc_kr", "EUC-KR")):
+        file = write(text.format(words).encode(encoding))
+        with pytest.warns(LorakitWarning, match=f"照 {name} 读的（例如“trigger: {words}"):
+            assert load_config(file).data.trigger == words
+    assert "认不出编码" in message(write(text.format("飞机").encode("gbk")))
 
 
 def test_missing_file(write, tmp_path):

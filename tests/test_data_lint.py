@@ -11,8 +11,10 @@ from PIL import Image
 
 from lorakit.data import Record, inspect
 from lorakit.data.color import matrix_profile
+from lorakit.data.fix import fix
 from lorakit.data.lint import lint
 from lorakit.data.lookalike import look, near_duplicates
+from lorakit.files import readings
 from lorakit.tiny import samples
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import TRAINED, random_scene, render, style_scenes
@@ -175,6 +177,46 @@ def test_mixed_languages():
 def test_gbk_that_passes_for_utf8(tmp_path, caption):
     garbled = caption.encode("gbk").decode("utf-8")
     assert f"按它读是“{caption}”" in said([garbled])["caption_garbled"]
+
+
+FOREIGN = {  # 编码 -> (认得准的, 认不准的)：认不准的不猜，给出每一种读法
+    "gb18030": (
+        ["猫", "橘猫", "红苹果，白背景", "黑白照片", "一条狗", "ohwx 女孩，灰色背景"],
+        ["飞机"],
+    ),
+    "euc_kr": (
+        ["고양이", "창가에 앉아 있는 빨간 고양이", "나무", "거리", "a photo of 고양이"],
+        ["집"],
+    ),
+    "big5": (["貓", "一隻紅色的貓坐在窗台上"], []),
+    "euc_jp": (["窓辺に座っている赤い猫", "赤いリンゴ、白い背景"], []),
+    "cp932": (["窓辺に座っている赤い猫", "赤いリンゴ、白い背景"], []),
+}
+NAMES = {"gb18030": "GBK", "euc_kr": "EUC-KR", "big5": "Big5", "euc_jp": "EUC-JP",
+         "cp932": "Shift-JIS"}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", FOREIGN)
+def test_what_is_not_utf8_is_named_and_only_the_sure_is_mended(tmp_path, encoding):
+    """韩文、日文、繁体的描述不会当成 GBK；分不出来的不替用户换。"""
+    name = NAMES[encoding]
+    render(random_scene(np.random.default_rng(1))).save(tmp_path / "a.png")
+    for sure, captions in zip((True, False), FOREIGN[encoding], strict=True):
+        for caption in captions:
+            raw = caption.encode(encoding)
+            (tmp_path / "a.txt").write_bytes(raw)
+            (problem,) = inspect(tmp_path)[1].errors
+            assert problem.code == "caption_encoding"
+            assert f"多半是 {name}（按它读是“{caption[:14]}" in problem.reason or not sure
+            assert ("认不准" in problem.reason) != sure and ("--fix" in problem.mend) == sure
+            fix(tmp_path)
+            now = (tmp_path / "a.txt").read_bytes()
+            assert now == (caption.encode() if sure else raw), caption
+
+
+@pytest.mark.parametrize("words", ["niño pequeño jugando", "une fille à la plage, été", "Müller"])
+def test_western_words_are_not_taken_for_chinese(tmp_path, words):
+    assert readings(words.encode("cp1252")) == {}
 
 
 @pytest.mark.parametrize(

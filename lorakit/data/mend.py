@@ -15,10 +15,11 @@ from PIL import Image
 from lorakit.data.captions import CAPTION_KEYS
 from lorakit.data.folder import Found, key_of
 from lorakit.data.limits import MIN_SIDE
-from lorakit.data.read import CJK, FORMATS, decode, guess_gbk, one_line, read_bytes
+from lorakit.data.read import CJK, FORMATS, decode, one_line, read_bytes
 from lorakit.data.report import Fault
 from lorakit.data.rows import json_value
 from lorakit.data.trigger import apply_trigger, has_trigger, looks_like
+from lorakit.files import readings
 
 PLAIN = ("RGB", "L", "1")  # 这几种颜色模式各处读出来都一样，不用换
 WHY = {"rotated": "按 EXIF 转正", "cmyk": "从 CMYK 换成 RGB", "sixteen": "从 16 位换成 8 位"}
@@ -121,7 +122,9 @@ def _decode(data: bytes) -> tuple[str | None, str]:
         return data.decode("utf-8-sig"), "带 BOM 的 UTF-8" if bom else ""
     except UnicodeDecodeError:
         marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        return (None, "") if marked or _was_utf8(data) else (guess_gbk(data), "GBK")
+        found = {} if marked or _was_utf8(data) else readings(data)
+        (name, text), *more = found.items() or [("", None)]
+        return (None, "") if more else (text, name)
 
 
 def _bare_utf16(data: bytes) -> str | None:

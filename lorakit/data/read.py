@@ -16,6 +16,7 @@ from pillow_heif import register_heif_opener
 from lorakit.data.color import mend_key, odd_key, profile_of, to_rgb
 from lorakit.data.report import Fault
 from lorakit.errors import plain_reason
+from lorakit.files import readings
 from lorakit.inert import UNSEEN
 
 LARGEST = 1 << 30  # 字节；一亿像素的图没有压缩也不到
@@ -257,10 +258,12 @@ def read_caption(path: str | Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        guess = guess_gbk(data)
-        if guess:
-            raise _encoding(path, f"多半是 GBK（按它读是“{start_of(guess)}”）", "GBK") from None
-        raise _encoding(path, "也认不出是什么编码", None) from None
+        found = readings(data)
+        shown = "、".join(f"{name}（按它读是“{start_of(said)}”）" for name, said in found.items())
+        if len(found) == 1:
+            raise _encoding(path, f"多半是 {shown}", next(iter(found))) from None
+        said = f"认不准是哪一种：{shown}" if found else "也认不出是什么编码"
+        raise _encoding(path, said, None) from None
     if "\0" in text:
         raise _encoding(path, "多半是没有文件头的 UTF-16", "UTF-16LE")
     caption = one_line(text)
@@ -277,17 +280,6 @@ def _encoding(path: Path, reason: str, encoding: str | None) -> Fault:
         )
         mend += f"；或在终端运行 iconv -f {encoding} -t UTF-8 '{path.name}' > 新文件"
     return Fault("caption_encoding", path, f"描述不是 UTF-8，{reason}", mend)
-
-
-def guess_gbk(data: bytes) -> str | None:
-    """像 GBK 就返回按它读出的字。西欧文字偶尔也能按 GBK 解开，所以要求一半以上是常用字。"""
-    try:
-        text = data.decode("gb18030")
-    except UnicodeDecodeError:
-        return None
-    wide = [char for char in text if ord(char) > 127]
-    common = [char for char in wide if char.encode("gb2312", "ignore")]
-    return text if wide and len(common) * 2 > len(wide) else None
 
 
 def start_of(text: str) -> str:
