@@ -261,3 +261,43 @@ def test_what_is_said_of_a_changed_base_can_be_done(base, tmp_path, kind):
     got = read(tmp_path / "plain/adapter_model.safetensors", base)
     for path, weight in before.items():
         near(got[path], merged.get_submodule(path).weight.detach().double() - weight, 1e-5)
+
+
+VARIANTS = {"use_qalora": True, "alora_invocation_tokens": [1], "use_bdlora": {"r": 1},
+            "kasa_config": {"x": 1}, "layer_replication": [[0, 2]]}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", VARIANTS)
+def test_other_kinds_with_the_same_tensors_are_named(base, tmp_path, key):
+    """PEFT 的几种：张量和普通 LoRA 一样，算法不同；关着的不算。"""
+    tensors = named(Q, *pair(base, Q))
+    for value in (VARIANTS[key], None, False):
+        file = write(tmp_path, tensors, lora_adapter_metadata=ADAPTER | {key: value})
+        if value:
+            with pytest.raises(WeightsError, match="不是普通的 LoRA，这里读不了"):
+                meaning(file, base)
+        else:
+            read(file, base)
+
+
+def test_a_dora_without_its_lengths_is_not_a_plain_lora(base, tmp_path):
+    tensors = named(Q, *pair(base, Q))
+    told = {"lora_adapter_metadata": ADAPTER | {"use_dora": True}}
+    with pytest.raises(WeightsError, match=r"use_dora.*没有每行的长度"):
+        meaning(write(tmp_path, tensors, **told), base)
+    whole = tensors | {f"transformer.{Q}.lora_magnitude_vector": torch.ones(128)}
+    assert meaning(write(tmp_path, whole, **told), base).layers
+    with pytest.raises(WeightsError, match="没有每行的长度"):
+        meaning(write(tmp_path, whole | named(OUT, *pair(base, OUT)), **told), base)
+
+
+def test_alpha_in_the_header_without_a_rank_is_over_the_tensors(base, tmp_path):
+    a, b = pair(base, Q)
+    file = write(tmp_path, named(Q, a, b), ss_network_alpha="2")
+    near(read(file, base)[Q], 0.5 * (b @ a).double())
+
+
+@pytest.mark.parametrize("prefix", ["pipe.transformer.", "net.", "pipe.", "denoiser.module."])
+def test_more_shells_around_the_same_names(base, tmp_path, prefix):
+    a, b = pair(base, Q)
+    near(read(write(tmp_path, named(Q, a, b, prefix)), base)[Q], (b @ a).double())

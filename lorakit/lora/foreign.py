@@ -65,6 +65,11 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
     card = lora_files.card_of(header)
     silent = any("alpha" not in part for part in parts.values())
     rule = strength.rule(file, header, card, tensors) if silent else strength.Rule()
+    if rule.dora and (bare := [p for p, part in parts.items() if not {"moved", "dora"} & {*part}]):
+        raise WeightsError(
+            f"“{file}”的设置说它是 DoRA（use_dora），可是 {lora_files.brief(bare[0])} 等 "
+            f"{len(bare)} 层没有每行的长度：文件不完整，照普通 LoRA 用就错了。请重新下载或导出。"
+        )
     over = _over(header, card)
     layers, scales = {}, {}
     for path, part in parts.items():

@@ -37,7 +37,10 @@ DOTTED = {
     "model.": "ComfyUI",
     "unet.": "diffusers",
     "dit.": "DiffSynth",
-    "module.": "",  # 多卡、torch.compile 的外壳
+    "pipe.": "diffusers",
+    "net.": "",  # 多卡、torch.compile、别的框架的外壳
+    "denoiser.": "",
+    "module.": "",
     "_orig_mod.": "",
 }
 FLAT = {"lora_unet_": "kohya", "lora_transformer_": "OneTrainer", "lycoris_": "LyCORIS"}

@@ -24,6 +24,11 @@ MOST = 64  # 正则表达式最多几条
 LARGEST = 1 << 20  # 设置文件最多这么多字节
 KNOWN_START = ("pissa", "olora", "corda", "lora_ga")  # PEFT 能减掉开头的那一份
 MOVED_BASE = (*KNOWN_START, "loftq", "milora")
+VARIANTS = {  # PEFT 设置里的一项 -> 是哪一种：张量一样，算法不同
+    "use_qalora": "QALoRA", "alora_invocation_tokens": "aLoRA", "arrow_config": "Arrow",
+    "use_bdlora": "BD-LoRA", "kasa_config": "KaSA", "monteclora_config": "MonteCLoRA",
+    "layer_replication": "复制了层的 LoRA（layer_replication）",
+}  # fmt: skip
 PREFIXES = ("transformer.", "diffusion_model.", "unet.", "base_model.model.")
 
 
@@ -38,6 +43,7 @@ class Rule:
     ranks: Mapping[str, float] = field(default_factory=dict)
     root: bool = False  # rslora：除以秩的平方根
     fixed: bool = False  # ss_*：用写着的秩，不看张量的
+    dora: bool = False  # 设置说是 DoRA：每一层都该有长度
 
     def scale(self, layer: str, rank: int | None) -> float:
         """这一层要乘几。
@@ -84,8 +90,8 @@ def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], names=(
     if (told := _flat(header)) is not None:
         return told
     alpha, dim = (_number(header.get(f"ss_network_{key}")) for key in ("alpha", "dim"))
-    if alpha is not None and dim is not None and dim > 0:
-        return Rule("文件头的 ss_network_alpha", alpha, dim, fixed=True)
+    if alpha is not None and (dim is None or dim > 0):  # 没有写秩，就用张量的
+        return Rule("文件头的 ss_network_alpha", alpha, dim, fixed=dim is not None)
     return Rule()
 
 
@@ -115,6 +121,11 @@ def _adapter(where: str, text: str | bytes, said: str) -> Rule | None:
     except Unreadable as error:
         raise broken from error
     _refuse_moved_base(where, config.get("init_lora_weights"))
+    if kind := next((said for key, said in VARIANTS.items() if config.get(key)), None):
+        raise WeightsError(
+            f"{where}说它是 {kind}，不是普通的 LoRA，这里读不了。请在训练它的地方合并，"
+            "或换成普通 LoRA。"
+        )
     alpha = config.get("lora_alpha", config.get("alpha"))
     if alpha is None and not config.get("alpha_pattern"):
         return None
@@ -130,7 +141,7 @@ def _adapter(where: str, text: str | bytes, said: str) -> Rule | None:
         raise broken
     for pattern in written:
         _refuse_pattern(pattern, broken)
-    return Rule(said, alpha, rank, alphas, ranks, root)
+    return Rule(said, alpha, rank, alphas, ranks, root, dora=config.get("use_dora") is True)
 
 
 def _refuse_moved_base(where: str, init):
