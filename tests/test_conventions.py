@@ -333,6 +333,18 @@ def test_tables_that_cannot_be_read_say_how_to_convert(tmp_path, name):
     assert problem.code == "not_used" and "metadata.jsonl" in problem.mend
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("c.csv", "文件,描述\na.png,一只猫\n"), ("c.tsv", "图\t话\na.png\t一只猫\n"),
+     ("c.jsonl", '{"文件": "a.png", "描述": "一只猫"}\n')],
+)  # fmt: skip
+def test_a_table_whose_columns_are_not_understood_is_told(tmp_path, name, text):
+    draw(tmp_path, "a.png")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.code == "not_used" and "file_name,text" in problem.mend
+
+
 def test_other_files_are_not_tables(tmp_path):
     draw(tmp_path, "a.png")
     for name, text in {"package.json": '{"name": "x"}', "b.json": "[1, 2]", "c.json": "{",

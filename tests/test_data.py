@@ -237,7 +237,8 @@ def test_ignored_and_unused_files(tmp_path):
     fine = ["README.md", "z.zip", "LICENSE.txt", "readme_1.txt", "说明.txt", "a.psd"]
     fine += ["a.CR2", "a.mov", "a.png.bak", "a.png~"]
     unused = ["b.gif", "c.tiff", "d.jxl", "x.png.bak", "y.jpg~", "metadata.jsonl", "a.caption"]
-    unused += ["clip.mp4", "raw.NEF", "w.tags", "lonely.txt"]
+    unused += ["clip.mp4", "raw.NEF", "w.tags", "lonely.txt", "v.3gp", "p.jpe", "r.RAF", "s.tga"]
+    unused += ["captions.xlsx", "描述.docx", "metadata.yaml"]
     for name in [*unused, *fine]:
         (tmp_path / name).write_bytes(b"x")
     records, report = data.inspect(tmp_path)

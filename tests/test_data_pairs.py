@@ -103,6 +103,13 @@ def test_two_controls_of_one_name(folder):
     assert len(inspect(folder)[0]) == 1
 
 
+def test_an_extra_control_of_an_unread_kind_is_told(folder):
+    (folder / "control" / "more.tif").write_bytes(b"II*\0")
+    (folder / "control" / "dog.psd").write_bytes(b"8BPS")  # dog.JPG 的另一份
+    (problem,) = inspect(folder)[1].errors
+    assert problem.code == "not_used" and problem.path.name == "more.tif"
+
+
 def test_numbering_with_a_gap_is_told(folder):
     draw(folder / "control" / "dog_3.png", "black")
     assert codes(folder) == ["control_orphan"]

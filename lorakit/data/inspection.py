@@ -36,10 +36,14 @@ from lorakit.files import user_path
 
 # 下载来的常叫 1.jpg!w500、1.jpg_large，Windows 里复制来的会带一个空格
 LOOKALIKE = re.compile(
-    rf"({PICTURE}|\.(jfif|gif|tiff?|jp2|jxl|psd|dng|cr2|nef|arw|svg))(?![a-z0-9])"
+    rf"({PICTURE}|\.(jfif|jif|jpe|gif|tiff?|jp2|j2k|jxl|jxr|wdp|heics|psd|psb|xcf|kra|clip|ai|eps|svg"
+    r"|dng|cr[23w]|nef|arw|raf|orf|rw2|pef|srw|x3f|tga|p[bgpn]m|exr|hdr|ico|dds|pcx))(?![a-z0-9])"
 )
-VIDEO = re.compile(r"\.(mp4|m4v|mov|webm|mkv|avi)$")
-CAPTION_LIKE = re.compile(r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$")
+VIDEO = re.compile(r"\.(mp4|m4v|mov|webm|mkv|avi|3gp|mpe?g|m2ts|mts|flv|wmv|ogv)$")
+CAPTION_LIKE = re.compile(
+    r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$"
+    r"|^(metadata|captions?|prompts?|tags|描述|标注|提示词)[^.]*\.(xlsx?|ods|docx?|rtf|ya?ml|xml|md)$"
+)
 # 说明书、许可，不是描述
 PAPERS = re.compile(
     r"(read[ _-]?me|licen[cs]e|notice|copying|changelog|说明|许可|版权)(?![a-z]).*", re.IGNORECASE
@@ -152,7 +156,11 @@ def _with_controls(
     if before.captions:
         reason = f"控制图旁边的 {len(before.captions)} 份描述没有用到，描述写在目标图旁边"
         problems.append(Problem.note("control_captions", reason))
-    return records, used, before.problems + problems
+    stems = set(map(key_of, before.pictures))
+    told = "".join(problem.mend for problem in problems)  # “没有控制图”那一条提到了它
+    rest = [path for path in before.others if path.name not in told]
+    unread = [_unused(path, _spare(path, stems), False) for path in rest]
+    return records, used, before.problems + problems + [one for one in unread if one]
 
 
 def _examine(
@@ -219,9 +227,8 @@ def _pairing(
     lonely = {key: paths for key, paths in sorted(found.captions.items()) if key not in stems}
     rest, unread = [], {}
     for path in found.others:
-        # 一张图的另一份（RAW、PSD、实况照片的视频、备份），用的是那张图
-        spare = key_of(path) in stems or key_of(path.with_suffix("")) in stems
-        unread[key_of(path)] = problem = _unused(path, spare, key_of(path) in lonely)
+        problem = _unused(path, _spare(path, stems), key_of(path) in lonely)
+        unread[key_of(path)] = problem
         (problems if problem else rest).append(problem or path)
     near, named = set(map(loose, bare)), {nfc(path.stem) for path in bare}
     for key, paths in lonely.items():
@@ -237,6 +244,11 @@ def _pairing(
         reason = f"{len(rest)} 个别的文件没有用到：{names(rest, folder)}"
         problems.append(Problem.note("others", reason))
     return problems
+
+
+def _spare(path: Path, stems: Collection) -> bool:
+    """一张图的另一份（RAW、PSD、实况照片的视频、备份）：用的是那张图。"""
+    return key_of(path) in stems or key_of(path.with_suffix("")) in stems
 
 
 def _unused(path: Path, spare: bool, told: bool) -> Problem | None:

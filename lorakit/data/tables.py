@@ -114,6 +114,11 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
     if found or any(name.lower().endswith(IMAGE_SUFFIXES) for name, _ in missing):
         read.used.add(path)
         read.problems += _told(path, found, missing)
+    elif path.suffix.lower() != ".json" and _speaks(path, index):  # .json 多半是别的程序的
+        read.used.add(path)
+        reason = "提到了这里的图，可是看不出哪一列是图、哪一列是描述，没有用到"
+        mend = "列名写成 file_name,text（jsonl 的每一行也用这两个名字）；用不着就移走"
+        read.problems.append(Problem.error("not_used", path, reason, mend))
     if controls and control is None:
         read.problems.append(_controls(path, controls))
     for picture, one in found.items():
