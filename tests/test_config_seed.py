@@ -1,5 +1,6 @@
 """别处的扁平 YAML：照原样能读，每一项都有交代。"""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -105,6 +106,27 @@ def test_where_to_report(read, value, tracker):
     text = LORA.replace("report_to: null", f"report_to: {value}\nwandb_project: x\nwandb_entity: y")
     config, said = read(text)
     assert config.run.tracker == tracker and "WANDB_PROJECT" in said
+
+
+def test_a_value_that_cannot_be_followed_is_said(read):
+    text = LORA.replace("beta1: 0.9", "beta1: 0.8").replace("epsilon: 1e-8", "epsilon: 1.0e-6")
+    said = read(text + "freeze_text_encoder: false\n")[1]
+    assert "adam_beta1：写的是 0.8，没有用到" in said and "adam_beta2：不需要" in said
+    assert "adam_epsilon：写的是 1.0e-6" in said and "freeze_text_encoder：写的是 false" in said
+    assert "adam_epsilon：不需要" in read(LORA.replace("1e-8", "1.0e-08"))[1]
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "lr_scheduler", "rank", "report_to"])
+@pytest.mark.parametrize("value", ["[1, 2]", "{a: 1}", "[]"])
+def test_lists_and_tables_in_place_of_a_value_are_one_sentence(read, name, value):
+    text = re.sub(rf"(?m)^{name}: .*$", f"{name}: {value}", LORA)
+    with pytest.raises(ConfigError, match="处要改"):
+        read(text)
+
+
+def test_several_folders_are_a_list_here_too(read):
+    config, _ = read(LORA.replace("img_dir: ./images", "img_dir: [./a, ./b]"))
+    assert [str(one.folder) for one in config.data.sources] == ["a", "b"]
 
 
 def test_unknown_keys_still_fail(read):

@@ -85,7 +85,7 @@ MEANINGLESS = {  # 名字的开头 -> 为什么这里不需要它
     "save_cache_on_disk": "缓存总在磁盘上",
     "data_config.num_workers": "图已编码好，不需要读图进程",
     "data_config.random_ratio": "按宽高比自动分桶",
-    "data_config.caption_type": "自动认 .txt 描述",
+    "data_config.caption_type": "自动认 .txt、.caption、.json 里的描述",
     "adam_beta": "固定为 0.9 和 0.999",
     "adam_epsilon": "固定为 1e-8",
     "freeze_text_encoder": "文本编码器从不训练",
@@ -94,6 +94,19 @@ MEANINGLESS = {  # 名字的开头 -> 为什么这里不需要它
     "wandb_": "wandb 的项目和密钥从它自己的环境变量里取（WANDB_PROJECT 等）",
     "num_train_epochs": "练多久由步数决定（max_train_steps -> train.steps）",
 }
+
+
+FIXED = {  # 这里不能改的几项，是多少
+    "adam_beta1": "0.9", "adam_beta2": "0.999", "adam_epsilon": "1e-8",
+    "freeze_text_encoder": "true",
+}  # fmt: skip
+
+
+def _same(value: Any, told: str) -> bool:
+    try:
+        return float(value) == float(told)
+    except (TypeError, ValueError):
+        return str(value).lower() == told
 
 
 def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -117,11 +130,14 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         why = next((text for start, text in MEANINGLESS.items() if name.startswith(start)), None)
         if name in RENAMED:
             target = RENAMED[name]
-            new = VALUES.get((target, value), VALUES.get((target, str(value).lower()), value))
+            known = (target, value if value is None else str(value).lower())
+            new = VALUES.get(known, value)
             group, key = target.split(".")
             ours.setdefault(group, {})[key] = new
             changed = f"（值 {value} 改成 {new}）" if new != value else ""
             lines.append(f"{name} -> {target}{changed}")
+        elif why and (told := FIXED.get(name)) and not _same(value, told):
+            lines.append(f"{name}：写的是 {value}，没有用到：{why}")
         elif why:
             lines.append(f"{name}：不需要，{why}")
         else:
