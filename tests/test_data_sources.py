@@ -44,7 +44,7 @@ ONE = {"file_name": "a.png", "text": "一只猫"}
     [
         ("a.caption", "一只猫\n"),
         ("a.CAPTION", "\ufeff一只猫"),
-        ("a.json", '{"caption": "一只猫", "text": "别的", "seed": 3}'),
+        ("a.json", '{"caption": "一只猫", "text": "一只猫", "seed": 3}'),
         ("a.json", '{"text": "一只猫\\n"}'),
         ("a.json", '{"prompt": " 一只猫 ", "caption": null}'),
         ("metadata.jsonl", lines(ONE) + "\r\n\n"),
@@ -215,6 +215,23 @@ def test_bad_sidecar_is_one_error(tmp_path, name, content, code, words):
     records, report = inspect(tmp_path)
     assert not records and [p.code for p in report.problems] == [code]
     assert words in report.text() and "怎么改" in report.text()
+
+
+ROWS = {
+    "metadata.csv": "file_name,text,caption\na.png,一只猫,{}\n",
+    "a.json": '{{"caption": "一只猫", "prompt": "{}"}}',
+    "m.jsonl": '{{"image": "a.png", "text": "一只猫", "prompt": "{}"}}\n',
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_two_captions_in_one_row_have_to_agree(tmp_path, name):
+    draw(tmp_path, "a.png")
+    write(tmp_path / name, ROWS[name].format("一只狗"))
+    assert "caption_conflict" in [p.code for p in inspect(tmp_path)[1].errors]
+    write(tmp_path / name, ROWS[name].format("一只猫"))
+    records, report = inspect(tmp_path)
+    assert said(records, tmp_path) == {"a.png": "一只猫"} and not report.errors
 
 
 def test_json_without_caption_beside_txt(tmp_path):

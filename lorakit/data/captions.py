@@ -20,7 +20,7 @@ from lorakit.data.rows import csv_rows, json_value, jsonl
 
 SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份，写得要一样
 TABLES = ("metadata.jsonl", "metadata.csv")
-CAPTION_KEYS = ("caption", "text", "prompt")  # 几个都写了，用最前面的
+CAPTION_KEYS = ("caption", "text", "prompt")  # 几个都写了，要一样
 LINES = "caption_lines"
 MOVED = ".lorakit-moved"  # lorakit check --fix 把不能用的图移到这里
 CACHED = re.compile(r"(datasets|models|spaces)--")  # Hugging Face 缓存里一份数据的文件夹
@@ -277,7 +277,16 @@ def _caption(row: dict, path: Path, line: str) -> str | None:
     if not caption:
         line = f"{line}的" if line else ""
         raise Fault("caption_empty", path, f"{line}描述是空的", EXAMPLE)
+    if other := differs(row, CAPTION_KEYS, caption):
+        reason = f"{line + '的 ' if line else ''}{name} 和 {other} 都写了描述，不一样"
+        raise Fault("caption_conflict", path, reason, "留下要用的那一项，删掉另一项")
     return caption
+
+
+def differs(row: Mapping, keys: Sequence[str], caption: str) -> str | None:
+    """一行里另一项也是描述，写的却不一样：哪一项；没有就是 None。"""
+    said = {key: one_line(row[key]) for key in keys if isinstance(row.get(key), str)}
+    return next((key for key, one in said.items() if one not in ("", caption)), None)
 
 
 def whole_text(path: Path) -> str:

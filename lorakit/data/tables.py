@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lorakit.config.explain import inline
-from lorakit.data.captions import CAPTION_KEYS, Said, nfc, stay_inside, whole_text
+from lorakit.data.captions import CAPTION_KEYS, Said, differs, nfc, stay_inside, whole_text
 from lorakit.data.read import IMAGE_SUFFIXES, one_line
 from lorakit.data.report import Fault, Problem
 from lorakit.data.rows import json_value, repeated
@@ -100,6 +100,13 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             continue
         picture = index.find(name, path.parent)
         where = f"{path.name} {place}"
+        first = next(
+            (one_line(row[key]) for key in CAPTION_KEYS if isinstance(row.get(key), str)), ""
+        )
+        if picture and first and (other := differs(row, CAPTION_KEYS, first)):
+            reason = f"{where} 里有两项描述（另一项是 {other}），不一样"
+            mend = "留下要用的那一项，删掉另一项"
+            read.problems.append(Problem.error("caption_conflict", path, reason, mend))
         if picture is None:
             missing.append((name, where))
         elif picture in found and found[picture].caption != caption:
