@@ -177,7 +177,7 @@ def test_a_full_disk_says_so_and_keeps_the_rest(config, folder, own_cache, monke
     flush, calls = _flush, []
 
     def full(path):
-        calls.append(path)
+        calls.extend([path] * ("image" in path.parts))
         if len(calls) == 5:  # 第三张图
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(path)

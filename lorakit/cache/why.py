@@ -87,6 +87,9 @@ def clean(days: float) -> tuple[int, int]:
     top, count, size = cache_root(), 0, 0
     units = [*_files(), *top.glob(f"*/.{HEX * 16}*.tmp"), *top.glob(FILE)]
     units += [*top.glob(f"datasets/{HEX * 16}"), *top.glob("seen.sqlite")]  # 后者是旧版留下的
+    units += top.glob(f"digests/*/{HEX * 64}.txt")
+    if not days:  # 哪一份编码器是原来的：还有它的缓存，就还要记着
+        units += top.glob(f"encoders/whole/{HEX * 64}.txt")
     for unit in units:
         files = [unit] if unit.is_file() else [path for path in unit.rglob("*") if path.is_file()]
         facts = [path.stat() for path in files]
