@@ -1,6 +1,9 @@
 """只有显卡上才走得到的路：fp8 内核、边算边搬、按剩下的显存决定重算、编译。没有显卡就跳过。"""
 
 import math
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -36,6 +39,18 @@ def on_the_card(own_cache, monkeypatch):
 def fp8_card():
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("这块显卡没有 fp8 矩阵乘法")
+
+
+def test_segments_grow():
+    """新开的进程里，打开底模之前就设好了；这里的 PyTorch 早就用过显卡。"""
+    code = (
+        "import torch; from lorakit.memory import devices; device = devices.pick_device();"
+        "kept = torch.empty(1 << 24, device=device);"
+        "print(all(one['is_expandable'] for one in torch.cuda.memory_snapshot()))"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in devices.ALLOCATOR}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean)
+    assert done.stdout.strip() == "True", done.stderr
 
 
 @pytest.mark.parametrize("rows", [3, 13, 40])
