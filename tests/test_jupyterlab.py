@@ -8,6 +8,7 @@ import pytest
 from browser_tools import CHROMIUM, Page, server
 from notebook_tools import BOOKS
 
+LONG = 1200  # 一本书再慢也该跑完了，秒
 MISSING = '没装 {}：pip install -e ".[test]"'
 playwright = pytest.importorskip("playwright.sync_api", reason=MISSING.format("playwright"))
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="没有 Chromium：apt-get install chromium")
@@ -39,7 +40,7 @@ def test_run_all_slide_stop_and_continue(book, lab_url, browser, tmp_path):
         opened.select("run.start()")
         opened.command("notebook:run-all-above")
         time.sleep(2)
-        opened.finish(400)
+        opened.finish(LONG)
         assert opened.failures() == []
         opened.command("notebook:run-cell")
         stop = page.get_by_role("button", name="停止")
@@ -55,7 +56,7 @@ def test_run_all_slide_stop_and_continue(book, lab_url, browser, tmp_path):
     else:
         opened.command("notebook:run-all-cells")
     time.sleep(2)
-    opened.finish(400)
+    opened.finish(LONG)
     assert opened.failures() == []
     opened.select("lab.explore(")
     cells = page.locator(".jp-CodeCell").filter(has_text="lab.explore(")

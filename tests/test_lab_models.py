@@ -36,10 +36,11 @@ def test_a_card_of_each_size_gets_its_preset(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_gpu", lambda tier: [])
     monkeypatch.setattr(doctor, "_time", lambda *a: [])
     monkeypatch.setattr(quantize, "lacks", lambda *a: None)
+    monkeypatch.setattr(quantize, "done_as", lambda kind, device: kind)
     monkeypatch.setattr(compiling, "cannot_compile", lambda device: "没有 Triton")
     monkeypatch.setattr(devices, "has_bf16", lambda device: True)
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(24))
-    assert lab.open_model("qwen-image-24gb").model.quantize == "fp8"
+    assert lab.open_model("qwen-image-24gb").model.quantize == "fp8-matmul"
     said = capsys.readouterr().out
     assert "显存：约 20.2" in said and "编译：memory.compile 不起作用：没有 Triton" in said
     with pytest.raises(LorakitError, match=r"放不下。请换预设 qwen-image-24gb"):

@@ -54,6 +54,7 @@ SHARING = 0.1  # 边算边搬时，短的那一样有几成藏不住
 # （它的内核编译不进去）。手快的一台 H100 上实测，有的机器要一倍半
 HANDLING = {"none": 0.0049, "quantized": 0.0066, "compiled": 0.0044}
 PLAINLY = ("memory.compile=false",)  # 编译不了的机器
+SAFE = 0.95  # 推荐一个预设时，预告的显存最多占能用的几成：预告只是训练那一段，别的环节要多一点
 BUS = 20.0  # 内存到显卡，GB/s（PCIe 4.0 x16 实际能到的）
 
 
@@ -290,7 +291,7 @@ def nearest(config: Config, capacity: float, dtype=torch.bfloat16, changes=()) -
             continue
         with tempfile.TemporaryDirectory() as folder:
             family = open_blank(other, Path(folder), torch.device("meta"), dtype)
-            if fitting(estimate.measure(family, other), other, capacity)[1] <= capacity:
+            if fitting(estimate.measure(family, other), other, capacity)[1] <= SAFE * capacity:
                 return name
     return None
 

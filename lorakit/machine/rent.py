@@ -132,7 +132,7 @@ def _measure(config: Config) -> Estimate:
 
 def _fits(config: Config, asked: Estimate, card: Card) -> bool:
     room = estimate.usable(card.memory)
-    return doctor.fitting(asked, config, room)[1] <= room
+    return doctor.fitting(asked, config, room)[1] <= doctor.SAFE * room
 
 
 def _able(config: Config, card: Card) -> Config:
