@@ -38,7 +38,9 @@ def predicted(name: str, sets: list[str], tier: float | None) -> float:
     capacity = estimate.usable(tier) if tier else total
     with tempfile.TemporaryDirectory() as folder:
         family = open_blank(config, Path(folder), torch.device("meta"), torch.bfloat16)
-        return doctor.fitting(estimate.measure(family, config), config, capacity)[1]
+        asked = estimate.measure(family, config)
+        again, _ = doctor.fitting(asked, config, capacity)
+        return asked.largest(config, again, capacity * estimate.GIB) / estimate.GIB
 
 
 def measure(job: str, out: Path) -> dict:

@@ -24,6 +24,12 @@ from lorakit.memory import devices
 META = torch.device("meta")
 # lorakit bench 在显卡上量到的；host 是 null 的那几次，同一个进程里先测过别的模型，内存不算数
 MEASURED = read_json(table.PLACE / "measured.json", [dict])
+# 整个训练最大的一个环节要几 GiB：tests/measure_whole_runs.py 在当作小卡的 H200 上量的，五种宽高比
+WHOLE = {
+    "qwen-image-12gb": 10.2, "qwen-image-24gb": 21.6, "qwen-image-48gb": 41.0,
+    "qwen-image-edit-24gb": 16.8, "flux-dev-12gb": 10.0, "flux-dev-24gb": 21.4,
+    "flux-kontext-24gb": 21.1, "z-image-12gb": 10.1,
+}  # fmt: skip
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -113,6 +119,23 @@ def test_predictions_match_what_bench_measured(row, blank):
     assert step == pytest.approx(row["step"], rel=0.15)
     if row["host"]:
         assert doctor.host(asked, config) == pytest.approx(row["host"], rel=0.15)
+
+
+@pytest.mark.parametrize(("preset", "need"), WHOLE.items())
+def test_the_largest_stage_of_a_whole_run_is_predicted(preset, need, blank):
+    config, _, asked = blank(preset)
+    capacity = estimate.usable(float(preset.rpartition("-")[2].removesuffix("gb")))
+    again, _ = doctor.fitting(asked, config, capacity)
+    largest = asked.largest(config, again, capacity * estimate.GIB) / estimate.GIB
+    assert largest == pytest.approx(need, rel=0.15)
+
+
+def test_a_picture_is_decoded_whole_only_where_there_is_room(blank):
+    config, _, asked = blank("flux-dev-12gb")
+    step, room = asked.peak(config, 1.0), 12 * estimate.GIB
+    assert asked.largest(config, 1.0, room) > step == asked.largest(config, 1.0, room / 2)
+    quiet = load_config("flux-dev-12gb", ["sample.every=0"])
+    assert asked.largest(quiet, 1.0, room) == step
 
 
 def test_only_an_unrecorded_step_depends_on_the_processor(blank, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_contract import SHORT, TINY
+from test_training_adapter import home, practise, settings  # noqa: F401
 
 from lorakit import infer
 from lorakit.config import load_config
@@ -61,8 +62,8 @@ def test_fp8_kernel_equals_the_emulation(rows):
     x, grad = torch.randn(rows, 64), torch.randn(rows, 96)
     results = []
     for device in ("cpu", GPU):
-        home = torch.nn.Parameter(bias.detach().to(device, torch.bfloat16), requires_grad=False)
-        made = quantize.Fp8Linear(weight.to(device), home, "fp8-matmul")
+        there = torch.nn.Parameter(bias.detach().to(device, torch.bfloat16), requires_grad=False)
+        made = quantize.Fp8Linear(weight.to(device), there, "fp8-matmul")
         given = x.to(device, torch.bfloat16).requires_grad_()
         out = made(given)
         (back,) = torch.autograd.grad(out, given, grad.to(device, torch.bfloat16))
@@ -166,6 +167,18 @@ def test_replayed_graphs_train_the_same(config, extra):
         torch.testing.assert_close(ends[1][name], value, rtol=0.05, atol=2e-3)
 
 
+@pytest.mark.parametrize("extra", [(), STREAMED])
+def test_a_training_adapter_is_recorded_too(home, tmp_path, extra):  # noqa: F811
+    """旁边的支路也录进图里：留出集的损失与不编译的一样。"""
+    exact, held = ("model.precision=fp32", "train.steps=8", "eval.every=8", *extra), []
+    for how in ("false", "graphs"):
+        run = settings(home, tmp_path / how, *exact, f"memory.compile={how}")
+        trainer, losses = practise(run)
+        held.append([loss for loss in losses if loss is not None])
+    assert trainer.graphs.made and held[0][-1] < 0.99 * held[0][0]
+    assert held[1] == pytest.approx(held[0], rel=0.02)
+
+
 def test_what_must_be_compiled_first_is_not_recorded_and_keeps_no_memory():
     """描述短于 16 的另编一份：录到它时不编译，放回显存，照常走过两次再录。"""
     weight = torch.nn.Parameter(torch.ones(64, device=GPU))
@@ -258,6 +271,16 @@ def test_samples_between_replayed_steps(config, extra):
         drawn.append(np.asarray(images[0], int))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert np.abs(drawn[0] - drawn[1]).mean() < 2 and drawn[0].std() > 2
+
+
+def test_saving_asks_nothing_more_of_the_card(config):
+    """图录满了显存的时候也要存得下来。"""
+    trainer = Trainer(config("train.steps=2"))
+    next(iter(trainer))
+    count = "allocation.all.allocated"
+    before = torch.cuda.memory_stats()[count]
+    trainer.save()
+    assert torch.cuda.memory_stats()[count] == before
 
 
 def test_attention_kernels_agree_with_the_reference():

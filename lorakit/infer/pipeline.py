@@ -13,7 +13,7 @@ from lorakit.memory import devices
 from lorakit.results import checkpoint
 
 TILE = 512  # VAE 分片解码时一片的边长，像素
-DECODING = 4500  # VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
+DECODING = 4500  # bf16 的 VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
 
 
 def open_pipeline(family, weights: Path | None = None, text="load"):
@@ -66,7 +66,8 @@ def fit_vae(family, pixels: int):
     vae = family.load("vae")
     torch.cuda.empty_cache()
     vae.enable_slicing()
-    tight = devices.free_memory(family.device) < DECODING * pixels
+    each = DECODING * family.dtype.itemsize / 2
+    tight = devices.free_memory(family.device) < each * pixels
     (vae.enable_tiling if tight else vae.disable_tiling)()
     if hasattr(vae, "tile_latent_min_size"):  # 原来的一片和训练时的图一样大：1024² 就不分了
         vae.tile_sample_min_size = TILE

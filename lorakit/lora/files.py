@@ -46,6 +46,7 @@ def save(
     named = get_peft_model_state_dict(transformer, state_dict=values, adapter_name=ADAPTER)
     for name, value in named.items():
         folded = ".lora_B." in name or name.endswith(lokr.FOLDED)
+        value = value.detach().cpu()  # 显存可能正好用满：在内存里乘
         tensors[PREFIX + name] = value * times if folded else value
     head = metadata.header(facts, about, settings.rank)
     if settings.variant == "lokr":

@@ -204,6 +204,7 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
     if capacity is None:
         return [*checks, *_on_cpu(config, asked)]
     again, peak = fitting(asked, config, capacity)
+    peak = max(peak, asked.largest(config, again, capacity * GIB) / GIB)
     said = f"约 {peak:.1f} GiB（{_ways(again)}），这里能用 {capacity:.1f} GiB"
     if peak > capacity:
         other = nearest(config, capacity, dtype, PLAINLY if missing else ())
@@ -264,7 +265,7 @@ def _capacity(tier: float | None) -> float | None:
 
 
 def fitting(asked: Estimate, config: Config, capacity: float) -> tuple[float, float]:
-    """capacity GiB 显存的卡上 -> (几成的块重算, 显存峰值 GiB)。"""
+    """capacity GiB 显存的卡上 -> (几成的块重算, 一步的显存峰值 GiB)。"""
     again = asked.recomputed(config, capacity * GIB)
     return again, asked.peak(config, again) / GIB
 

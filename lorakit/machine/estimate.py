@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lorakit import lora
+from lorakit.infer.pipeline import DECODING
 from lorakit.memory import loading
 from lorakit.memory.recompute import SHREDS
 from lorakit.memory.streaming import SLOTS, moving
@@ -23,6 +24,7 @@ from lorakit.training.rounding import PIECE
 GIB = 2**30
 NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位）
 TOKENS = 128  # 一句描述大约多少词元
+DECODED = 3700  # bf16 整张解码一个像素另要几字节：H200 上 1024² 的Qwen 3.1、FLUX 与 Z-Image 3.5 GiB
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}  # 优化器每个参数另记几字节
 
 
@@ -45,6 +47,7 @@ class Estimate:
     blocks: int
     linear: int  # 前向里线性层的浮点运算次数（一次乘加算两次）
     attention: int  # 前向里注意力的
+    number: int  # 没有量化的，每个数几字节
 
     def floor(self, config) -> int:
         """一步至少要的浮点运算：前向，再加反向（线性层与前向一样多，注意力 2.5 倍）。
@@ -63,14 +66,25 @@ class Estimate:
         return self.trained * each + small * 8 * PIECE
 
     def peak(self, config, again: float) -> int:
-        """显存的峰值（字节）；again 是重算的块占几成，1 是每块都重算。"""
+        """一步的显存峰值（字节）；again 是重算的块占几成，1 是每块都重算。"""
+        acts = again * self.inputs + (1 - again) * self.kept + (1 + (again > 0)) * self.one
+        return round(self._held(config) + _batch(config) * acts)
+
+    def largest(self, config, again: float, capacity: float) -> int:
+        """整个训练里最大的一个环节（字节）：出样张时，放得下就整张解码，可能比一步还多。"""
+        pixels = self.number / 2 * (config.sample.size or config.data.resolution) ** 2
+        drawn, step = self._held(config) + DECODED * pixels, self.peak(config, again)
+        whole = config.sample.every and self._held(config) + DECODING * pixels <= capacity
+        return max(step, round(drawn)) if whole else step
+
+    def _held(self, config) -> int:
+        """一直在显卡上的：底模，与要学的参数。"""
         held = self.weights
         if self.moved:
             held += SLOTS * self.block - self.moved
         if config.lora.kind == "full":  # 权重自己就是要学的参数
             held = 0
-        acts = again * self.inputs + (1 - again) * self.kept + (1 + (again > 0)) * self.one
-        return round(held + self.state(config) + _batch(config) * acts)
+        return held + self.state(config)
 
     @property
     def one(self) -> int:
@@ -129,6 +143,7 @@ def measure(family, config) -> Estimate:
         blocks=len(whole),
         linear=linear,
         attention=attention,
+        number=size,
     )
 
 

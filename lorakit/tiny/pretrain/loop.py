@@ -161,7 +161,9 @@ def fit(
     """
     optimizers, parameters = _optimizers(model)
     average = [p.detach().clone() for p in parameters]
-    recent, step_loss = None, step_loss or compiled(model, draw, device)
+    recent = None
+    if step_loss is None:  # 编译过的模块没有真假，不能用 or
+        step_loss = compiled(model, draw, device)
     for step in clock:
         set_lr(optimizers[0], clock.lr(2 * peak, 300))
         set_lr(optimizers[1], clock.lr(peak, 300))
