@@ -1,12 +1,13 @@
 """擂台：配方读得进、层对得上，两份配方各练四步写得下、接得上，计划先调学习率再补种子。"""
 
 import json
+import math
 
 import pytest
 
 from lorakit.cli import main
 from lorakit.errors import ConfigError
-from lorakit.judge import arena, recipes, standings
+from lorakit.judge import agreement, arena, recipes, standings
 from lorakit.judge.arena import Cell
 from lorakit.judge.recipes import GRID, TASKS
 from lorakit.results.evidence import Share
@@ -84,6 +85,28 @@ def test_standings_pool_seeds_and_claim_only_what_holds():
     assert "先跑" in standings.text([])
 
 
+def test_the_loss_and_the_drawing_agree_or_not():
+    ranks = agreement.spearman([1, 2, 2, 9], [0.1, 0.2, 0.3, 0.4])  # 名次 1 2.5 2.5 4 与 1 2 3 4
+    assert ranks == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert agreement.spearman([1, 1], [2, 3]) is None
+
+    def run(seed: int, held: list[float], learned: list[int]) -> dict:
+        steps = ("60", "120", "300")
+        looks = {
+            s: {"learned": [k, 60], "kept": [60, 60]} for s, k in zip(steps, learned, strict=True)
+        }
+        return row("pixel", "seed", 7e-4, seed, 0) | {
+            "looks": looks, "held": dict(zip(steps, held, strict=True)),
+        }  # fmt: skip
+
+    # 练得越久损失越低、画得越好；各次之间正好相反
+    rows = [run(i, [3, 2, 1 + i / 9], [10, 20, 30 + i]) for i in range(8)]
+    (made,) = agreement.agreement([*rows, row("lineart", "seed", 7e-4, 0, 9)], ["pixel", "lineart"])
+    assert made["within"] == [1, 1, 1, 8] and made["between"][0] == pytest.approx(-1)
+    assert made["between"][3] == 8 and "-1.00" in agreement.text([made])
+    assert agreement.agreement(rows[:5], ["pixel"]) == [] and agreement.text([]) == ""
+
+
 def test_two_recipes_train_four_steps_and_go_on(quick, tmp_path, capsys):
     chosen = recipes.named(["lorakit", "seed"])
 
@@ -105,7 +128,8 @@ def test_two_recipes_train_four_steps_and_go_on(quick, tmp_path, capsys):
     assert arena.run(tmp_path, plan, steps=(2, 4)) and len(arena.read(tmp_path)) == 3
     assert main(["bench", "--recipes", "--table", "--json", "--out", str(tmp_path)]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {one["recipe"] for one in said} == {"vae", "lorakit", "seed"}
+    assert {one["recipe"] for one in said["table"]} == {"vae", "lorakit", "seed"}
+    assert said["agreement"] == []  # 两次训练，说不了
 
 
 def test_wrong_options_and_a_broken_line_are_said(tmp_path, capsys):

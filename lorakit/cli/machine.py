@@ -137,7 +137,7 @@ def bench(args) -> int:
 
 def _recipes(args, steps: list[int]) -> int:
     """比配方：跑没跑完的格子，印出表；--table 只印跑过的。"""
-    from lorakit.judge import arena, recipes, standings
+    from lorakit.judge import agreement, arena, recipes, standings
 
     steps = steps or list(arena.STEPS)
     if min(steps) < 1 or args.seeds < 1 or not args.minutes > 0:
@@ -153,8 +153,10 @@ def _recipes(args, steps: list[int]) -> int:
         finished = arena.run(
             out, lambda rows: arena.plan(rows, chosen, tasks, args.seeds), until, steps, args.set
         )
-    made = standings.table(arena.read(out), [task.name for task in tasks])
-    print(json.dumps(made, ensure_ascii=False) if args.json else standings.text(made))
+    rows, names = arena.read(out), [task.name for task in tasks]
+    made = {"table": standings.table(rows, names), "agreement": agreement.agreement(rows, names)}
+    said = standings.text(made["table"]) + agreement.text(made["agreement"])
+    print(json.dumps(made, ensure_ascii=False) if args.json else said)
     if not finished:
         print(f"没跑完：再运行同一条命令就接着来。写好的在 {out / arena.FILE}。")
     return DONE
