@@ -103,8 +103,10 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def both(widget, static: dict) -> Callable[[dict], None]:
+def both(widget, static: dict, again: str = AGAIN) -> Callable[[dict], None]:
     """摆出控件和它的静态版本；返回的函数换上新的静态版本，隔天打开看见的就是最后那样。
+
+    again 是静态的那一份底下的一句：怎么让它再动起来。
 
     有人看时是两份输出：没有内核，浏览器只会画静态的那份，另一份写着 Error 的藏起来；
     没人看时（练习册提交的输出）只有静态的有用，并成一份。
@@ -115,19 +117,20 @@ def both(widget, static: dict) -> Callable[[dict], None]:
         return lambda static: None
     name = uuid.uuid4().hex
     widget.add_class(LIVE)
-    publish(still(static), display_id=name)
+    publish(still(static, again), display_id=name)
     publish(view)
-    return lambda static: publish(still(static), display_id=name, update=True)
+    return lambda static: publish(still(static, again), display_id=name, update=True)
 
 
-def still(static: dict) -> dict:
-    """静态的那一份：图或文字，加一句怎么让它再动起来。"""
+def still(static: dict, again: str = AGAIN) -> dict:
+    """静态的那一份：图或文字，加一句怎么让它再动起来（没有就不加）。"""
     images = [f'<img src="data:{kind};base64,{data}" style="max-width:100%"><br>'
               for kind, data in static.items() if kind.startswith("image/")]  # fmt: skip
     words = f"<pre>{in_html(static['text/plain'])}</pre>"
     page = "".join(images) or static.get("text/html", words)
-    page = f'{STYLE}<div class="{STILL}">{page}<p><small>{AGAIN}</small></p></div>'
-    return {"text/html": page, "text/plain": f"{static['text/plain']}\n{AGAIN}"}
+    tail = f"<p><small>{again}</small></p>" if again else ""
+    page = f'{STYLE}<div class="{STILL}">{page}{tail}</div>'
+    return {"text/html": page, "text/plain": f"{static['text/plain']}\n{again}".rstrip()}
 
 
 @contextmanager
