@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import pytest
 from PIL import Image
@@ -276,7 +277,22 @@ def test_table_runs_the_settings_of_one_try_again(mine, config, shown):
     view.button.click()
     assert view.run.result().config.run.output.name == "第 2 次"
     assert view.run.config.train.lr == 0.002 and view.box.children[-1] is view.run.board.box
+    titles = words.titles(view.run.config.sample.prompts, mine.trigger)
+    assert view.run.board.film.names == titles, "列名和别处的面板一样"
     assert "什么也没改" in table.page(tries.all_of(mine.home))["text/plain"]
+
+
+def test_the_table_shown_again_keeps_the_panel_of_what_is_training(mine, config, monkeypatch):
+    told(mine)
+    run = trained(mine, config)
+    assert table.Table(mine, tries.all_of(mine.home)).run is None, "练完了，没有在练的"
+    run._job = Future()  # 像还在练
+    monkeypatch.setitem(table.RUNS, run.config.run.output.resolve(), run)
+    monkeypatch.setitem(table.RUNS, (mine.home.parent / "别的" / "第 1 次").resolve(), run)
+    view = table.Table(mine, tries.all_of(mine.home))
+    assert view.run is run and view.box.children[-1] is run.board.box
+    view.button.click()
+    assert "还在练" in view.said.value, "停了才能再来"
 
 
 def test_a_run_cut_off_is_offered_and_goes_on(mine, config, shown):

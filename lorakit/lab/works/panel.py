@@ -34,7 +34,9 @@ SENDING = """<style>
   background: linear-gradient(90deg, #9aa4b255 40%, #3f6fb5 50%, #9aa4b255 60%) 0 0 / 200% 100%;
   animation: lorakit-sending 1.2s linear infinite }
 @keyframes lorakit-sending { from { background-position: 200% 0 } to { background-position: 0 0 } }
-</style><div class="lorakit-sending"><i></i>选好了就正在传，传完这里会说收到几张；没有选，点一下别处。</div>"""
+</style>
+<div class="lorakit-sending">
+<i></i>选好了就正在传，传完这里会说收到几张；没有选，点一下别处。</div>"""
 
 
 def static(made, report: Report | None = None) -> dict:
@@ -118,15 +120,16 @@ class Panel(Placed):
         made, self.report = self.work, None
         self._fold()
         lines = [*(news or []), made.text()]
-        if not made.sample:
-            lines.append(HEAVY.format(f"“{shelf.near(made.photos)}”"))
-            if pictures := made.pictures():
-                self.say(f"正在看 {len(pictures)} 张照片……")
-                self.report = report = data.inspect(made.photos, made.trigger, None, self._at)[1]
-                lines += [checkup.verdict(report), *report.gathered(report.errors)[:MOST]]
+        if pictures := made.pictures():
+            self.say(f"正在看 {len(pictures)} 张照片……")
+            self.report = report = data.inspect(made.photos, made.trigger, None, self._at)[1]
+            lines += [checkup.verdict(report), *report.gathered(report.errors)[:MOST]]
+            if report.errors:
                 lines.append("描述不用一个个建文件：在 02 里运行 作品.captions()，一张张写。")
-                put(self.sheet, contact(pictures[:SHEET], self._at))
-                self.sheet.layout.display = ""
+            put(self.sheet, contact(pictures[:SHEET], self._at))
+            self.sheet.layout.display = ""
+        elif not made.sample:
+            lines.append(HEAVY.format(f"“{shelf.near(made.photos)}”"))
         self.say("\n".join(lines))
         self._freshen(static(made, self.report))
 
