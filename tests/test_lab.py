@@ -78,6 +78,23 @@ def test_show_gives_picture_and_words(shown):
         lab.show("图")
 
 
+@pytest.mark.parametrize(
+    ("size", "width"),
+    [
+        ((300, 100), 600),
+        ((640, 200), 850),
+        ((1000, 300), 850),
+        ((500, 600), 583),
+        ((400, 900), 400),
+    ],
+)
+def test_pictures_are_as_wide_as_the_column(size, width, shown):
+    """到一栏那么宽；最多放大一倍，高不过一屏。"""
+    said = {"image/jpeg": "…", "text/plain": "〔图 {}x{}，指纹 ff〕".format(*size)}
+    assert display.widths(said) == {"image/jpeg": {"width": width}}
+    assert display.widths({"text/plain": "好了"}) == {} == display.widths({"image/png": "…"})
+
+
 def test_missing_glyph_is_caught(shown):
     assert picture.missing("损失 t = 1，α") == set()
     figure, axes = lab.chart()

@@ -22,6 +22,7 @@ from notebook_tools import (
 )
 
 from lorakit.lab import exercises, picture, questions
+from lorakit.lab.display import widths
 from lorakit.lab.glossary import TERMS, sentence
 
 NAMES = [book.stem for book in BOOKS]
@@ -55,6 +56,13 @@ def test_small_enough_and_clean(book, committed):
     words = re.sub(r'"image/\w+": "[^"]*"', "", text)
     for bad in (r"/(tmp|home|root|work|content|Users)/", r"\bhf_\w{8}", r"0x[0-9a-f]{6}", r"C:\\"):
         assert not re.search(bad, words), bad
+
+
+def test_pictures_say_how_wide_they_are(committed):
+    for cell in code_cells(committed):
+        for output in cell.outputs:
+            found = widths(output.get("data", {}))
+            assert not found or output.metadata == found, cell.source
 
 
 def test_cells_are_short(committed):

@@ -3,6 +3,7 @@
 import base64
 import inspect
 import os
+import re
 import textwrap
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,30 @@ STYLE = (
     f"<style>{CHILD}:has(.{STILL}):has(+ {CHILD} .{LIVE}),"
     f"{CHILD}:has(.{STILL}) + {CHILD}:not(:has(.{LIVE})) {{ display: none }}</style>"
 )
+COLUMN, TALLEST = 850, 700  # 像素：一栏多宽；图再放大，也不高过一屏
+SIZE = re.compile(r"〔图 (\d+)x(\d+)，")
+# 点一下图，放到整屏大；再点一下、按 Esc 就收起
+ENLARGE = """<style>.jp-OutputArea-output img { cursor: zoom-in }
+dialog.lorakit-large { border: 0; padding: 0; background: none; cursor: zoom-out }
+dialog.lorakit-large::backdrop { background: #000b }
+dialog.lorakit-large img { max-width: 96vw; max-height: 94vh; width: 96vw; object-fit: contain }
+</style><script>
+if (!window.lorakitEnlarge) {
+  window.lorakitEnlarge = true;
+  document.addEventListener("click", event => {
+    const image = event.target.closest && event.target.closest(".jp-OutputArea-output img");
+    if (!image) return;
+    const page = document.createElement("dialog"), large = document.createElement("img");
+    page.className = "lorakit-large";
+    large.src = image.src;
+    page.append(large);
+    page.addEventListener("click", () => page.close());
+    page.addEventListener("close", () => page.remove());
+    document.body.append(page);
+    page.showModal();
+  });
+}
+</script>"""
 # 这些前端一份输出一个框，样式表够不着隔壁：控件和静态的放进同一份，由它挑
 ONE_FRAME = ("COLAB_RELEASE_TAG", "VSCODE_PID", "VSCODE_CWD")
 
@@ -72,7 +97,24 @@ def publish(bundle: dict, **options):
 
     if "text/plain" in bundle:  # Jupyter 会照终端的办法画颜色、挪光标
         bundle = bundle | {"text/plain": inert(bundle["text/plain"])}
-    display(bundle, raw=True, **options)
+    display(bundle, raw=True, metadata=widths(bundle), **options)
+
+
+def widths(bundle: dict) -> dict:
+    """图摆多宽：到一栏那么宽，最多放大一倍，也不高过一屏；写在输出的 metadata 里，文件不变大。"""
+    size = SIZE.match(bundle.get("text/plain", ""))
+    kinds = [kind for kind in bundle if kind.startswith("image/")]
+    if not size or not kinds:
+        return {}
+    wide, tall = map(int, size.groups())
+    most = max(wide, wide * TALLEST // tall)
+    return {kind: {"width": min(COLUMN, 2 * wide, most)} for kind in kinds}
+
+
+def enlarging():
+    """从这里起，点一下图就放大；没人看时不用。"""
+    if not headless():
+        publish({"text/html": ENLARGE, "text/plain": ""})
 
 
 def pictured(picture: "Picture") -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lorakit.inert import in_html
 from lorakit.judge import Judge, eye_for, open_run
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import publish, table
 from lorakit.lab.picture import GREEN, RED
 from lorakit.results.verdict import Judgement
@@ -25,7 +26,8 @@ def judge(
     画过的图留在结果文件夹的 judge 里，再看一遍很快。
     """
     config = open_run(Path(run))
-    found = Judge(eye_for(eye, config), seeds, prompts)(config, steps)
+    with waiting("考官在看：每个检查点画几十张"):
+        found = Judge(eye_for(eye, config), seeds, prompts)(config, steps)
     rows, lines = [], []
     for step, one in found.verdicts.items():
         dots = (
