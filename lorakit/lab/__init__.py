@@ -13,6 +13,8 @@ from lorakit.errors import InspectionWarning
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # 练习册常故意拿有毛病的数据做对照，毛病在正文里讲；体检的提醒就不每次打在格子下面了
 warnings.simplefilter("ignore", InspectionWarning)
+# 05 正是要在一个模型上挂几个 LoRA
+warnings.filterwarnings("ignore", message="Already found a `peft_config`")
 
 _PUBLIC = {
     "Board": "board",
