@@ -604,7 +604,9 @@ def test_a_bar_shows_life_and_an_estimate(shown, watched, monkeypatch):
     assert "第 1 / 3 个" in labels[0] and "正在估计" in labels[0]
     assert "第 3 / 3 个" in labels[2] and "大约还要 0 秒" in labels[2]
     assert "做好了" in made[0].label.value and made[0].bar.value == 3
-    assert "三次训练" in shown[0]["text/plain"]
+    assert shown[0]["text/plain"] == "〔进度条：三次训练〕"
+    still = next(one["text/plain"] for one in shown[1:] if "text/html" in one)
+    assert still.startswith("三次训练：做好了，用了"), "隔天打开，看见的是结局"
     with pytest.raises(ValueError), lab.waiting("载入"):
         raise ValueError
     assert "停下了" in made[1].label.value

@@ -15,6 +15,7 @@ from lorakit.config import load_config
 from lorakit.families import open_family
 from lorakit.files import read_words, write_text, write_whole
 from lorakit.inert import in_html, inert
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import pictured, publish
 from lorakit.lab.exercises.judge import all_exercises, passed
 from lorakit.lab.graduation import overall, still_open
@@ -67,7 +68,8 @@ def certificate(
     save_image(page, folder / "证书.jpg")
     weights = checkpoint.exported(run)
     write_whole(folder / weights.name, lambda to: shutil.copyfile(weights, to))
-    told = carried(read_words(card_of(Path(run))), Path(run))
+    with waiting("正在写模型卡"):
+        told = carried(read_words(card_of(Path(run))), Path(run))
     write_text(folder / "README.md", told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1))
     publish(pictured(page.resize((PAGE[0] // 2, PAGE[1] // 2))))
     inside = "、".join(sorted(file.name for file in folder.iterdir()))
