@@ -33,13 +33,17 @@ def cells_of(book: str) -> list[dict]:
 
 
 def code_of(cell: dict) -> str:
-    """一格代码；文字的格子、读者改到一半的格子是空的。"""
-    text = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+    """一格代码；文字的格子、读不懂的格子是空的。"""
+    return readable("".join(cell["source"])) if cell["cell_type"] == "code" else ""
+
+
+def readable(code: str) -> str:
+    """代码原样；写到一半的、带 % 的，Python 读不懂，是空的。"""
     try:
-        ast.parse(text)
-    except SyntaxError:
+        compile(code, "cell", "exec")
+    except (SyntaxError, ValueError):  # ValueError：里面有空字符
         return ""
-    return text
+    return code
 
 
 def names_of(code: str) -> tuple[set[str], set[str]]:
@@ -98,13 +102,14 @@ class CatchUp:
         self.shell = shell
 
     def __call__(self, info):
-        names = self.shell.user_ns
+        names, asked = self.shell.user_ns, readable(info.raw_cell)
+        if not names_of(asked)[0] - set(names):
+            return  # 多半什么也不缺，不用去读练习册
         cells = cells_of(opened(names))
         at = _found(cells, info)
         if at is None:
             return
-        codes = [code_of(cell) for cell in cells]
-        codes[at] = info.raw_cell if code_of({**cells[at], "source": info.raw_cell}) else ""
+        codes = [*map(code_of, cells[:at]), asked]
         if missing := needed(codes, at, names):
             self._run([codes[number] for number in missing])
 
