@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def test_lab_is_lazy():
     code += "; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"] * 4
+    quiet = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    code = "import os, lorakit.lab; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "active")):
+        told = subprocess.run([sys.executable, "-c", code], env=quiet | given, capture_output=True)
+        assert told.stdout.decode().strip() == found, "torch 载入之前就设好；读者自己设的不动"
     with pytest.raises(AttributeError, match="explore"):
         _ = lab.nothing
 
