@@ -29,6 +29,7 @@ def server(folder: Path, *options: str) -> Iterator[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
     env |= {"LORAKIT_CACHE": str(folder / "cache"), "JUPYTER_CONFIG_DIR": str(folder / "config")}
     env |= {"PYTHONPATH": str(ROOT), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
+    env |= {"JUPYTER_CONFIG_PATH": str(ROOT / "lorakit" / "assets" / "jupyter")}  # 收得下大照片
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
                "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
                "--expose-app-in-browser", "--LabApp.news_url=", *options]  # fmt: skip

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def test_lab_is_lazy():
     code += "; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"] * 4
+    quiet = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    code = "import os, lorakit.lab; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "active")):
+        told = subprocess.run([sys.executable, "-c", code], env=quiet | given, capture_output=True)
+        assert told.stdout.decode().strip() == found, "torch 载入之前就设好；读者自己设的不动"
     with pytest.raises(AttributeError, match="explore"):
         _ = lab.nothing
 
@@ -76,6 +82,23 @@ def test_show_gives_picture_and_words(shown):
     assert "128x128" in shown[0]["text/plain"]
     with pytest.raises(LorakitError, match="str"):
         lab.show("图")
+
+
+@pytest.mark.parametrize(
+    ("size", "width"),
+    [
+        ((300, 100), 600),
+        ((640, 200), 850),
+        ((1000, 300), 850),
+        ((500, 600), 583),
+        ((400, 900), 400),
+    ],
+)
+def test_pictures_are_as_wide_as_the_column(size, width, shown):
+    """到一栏那么宽；最多放大一倍，高不过一屏。"""
+    said = {"image/jpeg": "…", "text/plain": "〔图 {}x{}，指纹 ff〕".format(*size)}
+    assert display.widths(said) == {"image/jpeg": {"width": width}}
+    assert display.widths({"text/plain": "好了"}) == {} == display.widths({"image/png": "…"})
 
 
 def test_missing_glyph_is_caught(shown):
@@ -587,7 +610,9 @@ def test_a_bar_shows_life_and_an_estimate(shown, watched, monkeypatch):
     assert "第 1 / 3 个" in labels[0] and "正在估计" in labels[0]
     assert "第 3 / 3 个" in labels[2] and "大约还要 0 秒" in labels[2]
     assert "做好了" in made[0].label.value and made[0].bar.value == 3
-    assert "三次训练" in shown[0]["text/plain"]
+    assert shown[0]["text/plain"] == "〔进度条：三次训练〕"
+    still = next(one["text/plain"] for one in shown[1:] if "text/html" in one)
+    assert still.startswith("三次训练：做好了，用了"), "隔天打开，看见的是结局"
     with pytest.raises(ValueError), lab.waiting("载入"):
         raise ValueError
     assert "停下了" in made[1].label.value

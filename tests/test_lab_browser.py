@@ -1,4 +1,4 @@
-"""真的浏览器里，像读者那样点：先猜、提示、停不下来的答案、后测、进度条；浅色深色都看得清。"""
+"""真的浏览器里，像读者那样点：先猜、提示、停不下来的答案、后测、进度条、点一下放大；浅色深色都看得清。"""
 
 import os
 import re
@@ -24,7 +24,8 @@ LOOP = "def my(rows, cols):\n    while rows:\n        pass\n\n\nlab.check.positi
 RIGHT = "lab.check.velocity(lambda x0, noise: noise - x0)"
 EACH = "import time\nfor k in lab.each(range(3), '三次训练'):\n    time.sleep(1.5)"
 CELLS = ["lab.predict('half')", "lab.source(lab.each)", "lab.reveal('half')", TYPO, LOOP, RIGHT,
-         EACH, "lab.pretest('post')", "print(pictrue)"]  # fmt: skip
+         EACH, "from PIL import Image\nlab.show(Image.new('RGB', (300, 120), 'teal'))",
+         "lab.pretest('post')", "print(pictrue)"]  # fmt: skip
 # 输出里每一段看得见的字，和它真正的底色的对比度；返回不够的
 FAINT = """() => {
   const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
@@ -85,6 +86,7 @@ def test_a_learner_with_mouse_and_keyboard(room, browser, tmp_path):  # noqa: F8
         page.wait_for_timeout(200)
     page.get_by_text("好了，可以往下走").wait_for(timeout=120_000)
     page.get_by_text("没有叫 pictrue 的东西").wait_for(timeout=120_000)
+    page.locator(".jp-RenderedImage img").wait_for(timeout=60_000)
     told = page.locator(".jp-Notebook").inner_text()
     assert "第 2 行 `return x0 + nosie * t`" in told and "循环停不下来" in told
     assert "✓ 通过" in told and "三次训练：做好了" in told and "已记下 0 / 12" in told
@@ -104,6 +106,15 @@ def test_a_learner_with_mouse_and_keyboard(room, browser, tmp_path):  # noqa: F8
     page.get_by_text("已记下 12 / 12").wait_for()
     page.get_by_role("button", name="看对错").click()
     page.get_by_text(f"✓ 你选对了：{post[-1].options[post[-1].right][0]}").wait_for()
+
+    picture = page.locator(".jp-RenderedImage img")
+    assert picture.evaluate("e => e.clientWidth") == 600, "小图放大一倍，大图到一栏那么宽"
+    picture.click()
+    large = page.locator("dialog.lorakit-large img")
+    assert large.bounding_box()["width"] > 900
+    page.screenshot(path=tmp_path / "large.png")
+    page.keyboard.press("Escape")
+    large.wait_for(state="detached")
 
     page.screenshot(path=tmp_path / "light.png")
     assert page.evaluate(FAINT) == []

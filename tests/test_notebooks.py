@@ -22,6 +22,7 @@ from notebook_tools import (
 )
 
 from lorakit.lab import exercises, picture, questions
+from lorakit.lab.display import widths
 from lorakit.lab.glossary import TERMS, sentence
 
 NAMES = [book.stem for book in BOOKS]
@@ -55,6 +56,13 @@ def test_small_enough_and_clean(book, committed):
     words = re.sub(r'"image/\w+": "[^"]*"', "", text)
     for bad in (r"/(tmp|home|root|work|content|Users)/", r"\bhf_\w{8}", r"0x[0-9a-f]{6}", r"C:\\"):
         assert not re.search(bad, words), bad
+
+
+def test_pictures_say_how_wide_they_are(committed):
+    for cell in code_cells(committed):
+        for output in cell.outputs:
+            found = widths(output.get("data", {}))
+            assert not found or output.metadata == found, cell.source
 
 
 def test_cells_are_short(committed):
@@ -112,7 +120,8 @@ def test_every_question_is_asked_once():
 
 def test_how_to_go_on_after_a_restart_is_told(committed):
     start = next(c.source for c in committed.cells if c.source.startswith("## 0 准备"))
-    assert "NameError" in start and "Run All Above Selected Cell" in start
+    assert "自己补跑" in start and "NameError" in start and "Run All Above Selected Cell" in start
+    assert prose(committed).count("Run All Above") == 1, "每一节都能单独跑，不用再说"
 
 
 def test_terms_come_from_the_glossary(committed):
@@ -184,21 +193,6 @@ def test_what_is_folded_can_be_left_out(book):
     colab = read(book).metadata.get("colab", {})
     assert colab.get("collapsed_sections", []) == folded, "Colab 照这个折"
     assert inside or not folded
-
-
-@pytest.mark.parametrize("book", BOOKS, ids=[book.stem for book in BOOKS])
-def test_each_section_runs_after_the_set_up_cells(book):
-    """一节用到的名字，要么准备的几格里有，要么这一节自己先写过，要么它说了要 Run All Above。"""
-    shared, known, ready, told, before = set(dir(builtins)), set(), False, False, set()
-    for cell in read(book).cells:
-        if cell.cell_type == "markdown" and re.search(r"^## \d\.\d+ ", cell.source, re.M):
-            shared, known, ready = (shared, set(), True) if ready else (shared | known, set(), True)
-            told = "Run All Above" in cell.source
-        elif cell.cell_type == "code":
-            made, used = names_in(cell.source)
-            known, before = known | made, before | made
-            there = shared | known | (before if told else set())
-            assert used <= there, (cell.source[:60], used - there)
 
 
 def names_in(source: str) -> tuple[set[str], set[str]]:

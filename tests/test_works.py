@@ -2,13 +2,17 @@
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import pytest
 from PIL import Image
 
 from lorakit import data, lab
+from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.errors import LorakitError
 from lorakit.lab.exercises import book_01
@@ -276,7 +280,22 @@ def test_table_runs_the_settings_of_one_try_again(mine, config, shown):
     view.button.click()
     assert view.run.result().config.run.output.name == "第 2 次"
     assert view.run.config.train.lr == 0.002 and view.box.children[-1] is view.run.board.box
+    titles = words.titles(view.run.config.sample.prompts, mine.trigger)
+    assert view.run.board.film.names == titles, "列名和别处的面板一样"
     assert "什么也没改" in table.page(tries.all_of(mine.home))["text/plain"]
+
+
+def test_the_table_shown_again_keeps_the_panel_of_what_is_training(mine, config, monkeypatch):
+    told(mine)
+    run = trained(mine, config)
+    assert table.Table(mine, tries.all_of(mine.home)).run is None, "练完了，没有在练的"
+    run._job = Future()  # 像还在练
+    monkeypatch.setitem(table.RUNS, run.config.run.output.resolve(), run)
+    monkeypatch.setitem(table.RUNS, (mine.home.parent / "别的" / "第 1 次").resolve(), run)
+    view = table.Table(mine, tries.all_of(mine.home))
+    assert view.run is run and view.box.children[-1] is run.board.box
+    view.button.click()
+    assert "还在练" in view.said.value, "停了才能再来"
 
 
 def test_a_run_cut_off_is_offered_and_goes_on(mine, config, shown):
@@ -313,7 +332,7 @@ def test_a_try_of_another_book_is_left_alone(mine, monkeypatch):
 # ---- 证书 ----
 
 
-def test_certificate_folder_has_everything(mine, config, shown):
+def test_certificate_folder_has_everything(mine, config, shown, monkeypatch):
     told(mine)
     run = trained(mine, config)
     pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
@@ -326,9 +345,20 @@ def test_certificate_folder_has_everything(mine, config, shown):
     said = shown[-1]["text/plain"]
     assert "姓名：小明" in said and "作品：小橘" in said and "日期：20" in said
     assert "01 还开着：add_noise" in said and "画风 90%" in said
-    assert "# 小橘\n" in (folder / "README.md").read_text("utf-8")
+    card = (folder / "README.md").read_text("utf-8")
+    assert "# 小橘\n" in card and str(mine.home) not in card, "别人没有你的路径，也不该看见它"
+    assert 'lora = "."' in card and "--lora_weights ." in card
+    order = shlex.split(re.search(r"^lorakit (generate .*)$", card, re.M)[1])
+    monkeypatch.chdir(folder)  # 照卡上写的，在这个文件夹里画得出来
+    assert main([*order, "--steps", "2", "--out", "画好.png"]) == 0
     (notes() / "exercises.json").write_text(json.dumps([one.name for one in book_01.EXERCISES]))
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
+
+
+def test_a_borrowed_font_is_not_a_bold_one(monkeypatch):
+    names = ["/f/NotoSansCJK-Bold.ttc", "/f/NotoSansCJK-Regular.ttc", "/f/DejaVuSans.ttf"]
+    monkeypatch.setattr(certificate.font_manager, "findSystemFonts", lambda: names)
+    assert certificate.system_fonts() == names[1::-1]
 
 
 def test_a_name_with_rare_letters_never_becomes_boxes(monkeypatch):

@@ -11,8 +11,12 @@ from lorakit.errors import InspectionWarning
 
 # 没装 torchvision 时 transformers 每次都要说一遍，和练习册无关；它一载入就读这个，所以要早
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# 两个核上开着浏览器、别的程序也在算时，线程空转着等会把训练拖慢几倍；torch 一载入就读这个，所以要早
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # 练习册常故意拿有毛病的数据做对照，毛病在正文里讲；体检的提醒就不每次打在格子下面了
 warnings.simplefilter("ignore", InspectionWarning)
+# 05 正是要在一个模型上挂几个 LoRA
+warnings.filterwarnings("ignore", message="Already found a `peft_config`")
 
 _PUBLIC = {
     "Board": "board",

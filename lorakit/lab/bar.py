@@ -27,8 +27,7 @@ class Bar:
         self.box = w.HBox([self.bar, self.label])
         self._over = threading.Event()
         self._say()
-        text = f"〔进度条：{what}〕"
-        both(self.box, {"text/html": f"<p><small>{in_html(text)}</small></p>", "text/plain": text})
+        self._freshen = both(self.box, _static(f"〔进度条：{what}〕"), again="")
         _running.append(self)
         _cells("register", self._left_behind)
         threading.Thread(target=self._beat, daemon=True, name="bar").start()
@@ -49,7 +48,9 @@ class Bar:
         if finished:
             self.bar.value, self.bar.bar_style = self.total or 1, "success"
         end = "做好了" if finished else f"停在第 {self.done + 1} 个" if self.total else "停下了"
-        self.label.value = in_html(f"{self.what}：{end}，{took}")
+        text = f"{self.what}：{end}，{took}"
+        self.label.value = in_html(text)
+        self._freshen(_static(text))  # 隔天打开，看见的是结局，不是走到一半的条
 
     def left(self, now: float) -> float | None:
         """大约还要几秒；一个也没做好时不知道。"""
@@ -74,6 +75,10 @@ class Bar:
     def _beat(self):
         while not self._over.wait(BEAT):
             self._say()
+
+
+def _static(text: str) -> dict:
+    return {"text/html": f"<p><small>{in_html(text)}</small></p>", "text/plain": text}
 
 
 def _cells(what: str, told):

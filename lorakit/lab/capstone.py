@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lorakit.judge import Judge, eye_for, open_run
+from lorakit.lab.bar import waiting
 from lorakit.lab.notes import best
 from lorakit.results.evidence import Share
 from lorakit.tiny.styles import STYLES
@@ -23,7 +24,8 @@ def pixel_cup(run=...) -> None:
     if config.train.steps > BUDGET:
         print(f"不算：train.steps 是 {config.train.steps}，最多 {BUDGET} 步。")
         return
-    found = Judge(eye_for(None, config))(config, [config.train.steps])
+    with waiting("考官在看：画几十张"):
+        found = Judge(eye_for(None, config))(config, [config.train.steps])
     light = found.verdicts[config.train.steps].lights[1]
     if "style" not in light.facts or f"是{STYLES['pixel'][0]}" not in light.said:
         print('不算：训练图不是像素画。用 samples.write("pixel", 文件夹) 写出的那 24 张。')

@@ -3,6 +3,7 @@
 import base64
 import inspect
 import os
+import re
 import textwrap
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,30 @@ STYLE = (
     f"<style>{CHILD}:has(.{STILL}):has(+ {CHILD} .{LIVE}),"
     f"{CHILD}:has(.{STILL}) + {CHILD}:not(:has(.{LIVE})) {{ display: none }}</style>"
 )
+COLUMN, TALLEST = 850, 700  # 像素：一栏多宽；图再放大，也不高过一屏
+SIZE = re.compile(r"〔图 (\d+)x(\d+)，")
+# 点一下图，放到整屏大；再点一下、按 Esc 就收起
+ENLARGE = """<style>.jp-OutputArea-output img { cursor: zoom-in }
+dialog.lorakit-large { border: 0; padding: 0; background: none; cursor: zoom-out }
+dialog.lorakit-large::backdrop { background: #000b }
+dialog.lorakit-large img { max-width: 96vw; max-height: 94vh; width: 96vw; object-fit: contain }
+</style><script>
+if (!window.lorakitEnlarge) {
+  window.lorakitEnlarge = true;
+  document.addEventListener("click", event => {
+    const image = event.target.closest && event.target.closest(".jp-OutputArea-output img");
+    if (!image) return;
+    const page = document.createElement("dialog"), large = document.createElement("img");
+    page.className = "lorakit-large";
+    large.src = image.src;
+    page.append(large);
+    page.addEventListener("click", () => page.close());
+    page.addEventListener("close", () => page.remove());
+    document.body.append(page);
+    page.showModal();
+  });
+}
+</script>"""
 # 这些前端一份输出一个框，样式表够不着隔壁：控件和静态的放进同一份，由它挑
 ONE_FRAME = ("COLAB_RELEASE_TAG", "VSCODE_PID", "VSCODE_CWD")
 
@@ -72,7 +97,24 @@ def publish(bundle: dict, **options):
 
     if "text/plain" in bundle:  # Jupyter 会照终端的办法画颜色、挪光标
         bundle = bundle | {"text/plain": inert(bundle["text/plain"])}
-    display(bundle, raw=True, **options)
+    display(bundle, raw=True, metadata=widths(bundle), **options)
+
+
+def widths(bundle: dict) -> dict:
+    """图摆多宽：到一栏那么宽，最多放大一倍，也不高过一屏；写在输出的 metadata 里，文件不变大。"""
+    size = SIZE.match(bundle.get("text/plain", ""))
+    kinds = [kind for kind in bundle if kind.startswith("image/")]
+    if not size or not kinds:
+        return {}
+    wide, tall = map(int, size.groups())
+    most = max(wide, wide * TALLEST // tall)
+    return {kind: {"width": min(COLUMN, 2 * wide, most)} for kind in kinds}
+
+
+def enlarging():
+    """从这里起，点一下图就放大；没人看时不用。"""
+    if not headless():
+        publish({"text/html": ENLARGE, "text/plain": ""})
 
 
 def pictured(picture: "Picture") -> dict:
@@ -103,8 +145,10 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def both(widget, static: dict) -> Callable[[dict], None]:
+def both(widget, static: dict, again: str = AGAIN) -> Callable[[dict], None]:
     """摆出控件和它的静态版本；返回的函数换上新的静态版本，隔天打开看见的就是最后那样。
+
+    again 是静态的那一份底下的一句：怎么让它再动起来。
 
     有人看时是两份输出：没有内核，浏览器只会画静态的那份，另一份写着 Error 的藏起来；
     没人看时（练习册提交的输出）只有静态的有用，并成一份。
@@ -115,19 +159,20 @@ def both(widget, static: dict) -> Callable[[dict], None]:
         return lambda static: None
     name = uuid.uuid4().hex
     widget.add_class(LIVE)
-    publish(still(static), display_id=name)
+    publish(still(static, again), display_id=name)
     publish(view)
-    return lambda static: publish(still(static), display_id=name, update=True)
+    return lambda static: publish(still(static, again), display_id=name, update=True)
 
 
-def still(static: dict) -> dict:
-    """静态的那一份：图或文字，加一句怎么让它再动起来。"""
+def still(static: dict, again: str = AGAIN) -> dict:
+    """静态的那一份：图或文字，加一句怎么让它再动起来（没有就不加）。"""
     images = [f'<img src="data:{kind};base64,{data}" style="max-width:100%"><br>'
               for kind, data in static.items() if kind.startswith("image/")]  # fmt: skip
     words = f"<pre>{in_html(static['text/plain'])}</pre>"
     page = "".join(images) or static.get("text/html", words)
-    page = f'{STYLE}<div class="{STILL}">{page}<p><small>{AGAIN}</small></p></div>'
-    return {"text/html": page, "text/plain": f"{static['text/plain']}\n{AGAIN}"}
+    tail = f"<p><small>{again}</small></p>" if again else ""
+    page = f'{STYLE}<div class="{STILL}">{page}{tail}</div>'
+    return {"text/html": page, "text/plain": f"{static['text/plain']}\n{again}".rstrip()}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lorakit.inert import in_html
 from lorakit.judge import Judge, eye_for, open_run
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import publish, table
 from lorakit.lab.picture import GREEN, RED
 from lorakit.results.verdict import Judgement
@@ -25,14 +26,15 @@ def judge(
     画过的图留在结果文件夹的 judge 里，再看一遍很快。
     """
     config = open_run(Path(run))
-    found = Judge(eye_for(eye, config), seeds, prompts)(config, steps)
+    with waiting("考官在看：每个检查点画几十张"):
+        found = Judge(eye_for(eye, config), seeds, prompts)(config, steps)
     rows, lines = [], []
     for step, one in found.verdicts.items():
-        dots = (
-            f'<span style="color:{COLORS[i.color]}">●</span> {in_html(i.name)}' for i in one.lights
-        )
-        said = "<br>".join(in_html(light.said) for light in one.lights)
-        rows.append((f"第 {step} 步", f"<b>{in_html(one.word)}</b>", "<br>".join(dots), said))
+        for number, light in enumerate(one.lights):  # 一个灯一行，判断只写在头一行
+            dot = f'<span style="color:{COLORS[light.color]}">●</span> {in_html(light.name)}'
+            dot = f'<span style="white-space:nowrap">{dot}</span>'
+            head = ("", "") if number else (f"第 {step} 步", f"<b>{in_html(one.word)}</b>")
+            rows.append((*head, dot, in_html(light.said)))
         lines.append(f"第 {step} 步 {one.text()}")
     taken = "没有" if found.take is None else f"第 {found.take} 步"
     tail = f"该用哪一个：{taken}。{found.why}"

@@ -14,7 +14,7 @@ from PIL import Image
 from lorakit.data.color import on_checker, on_white
 from lorakit.errors import LorakitError
 from lorakit.families import pixels
-from lorakit.results.report import FONT, GAP, chinese, grid
+from lorakit.results.report import FONT, GAP, LETTERS, chinese, grid
 
 BLUE, RED, GRAY, GREEN, ORANGE = "#3f6fb5", "#c4382c", "#9aa4b2", "#3c8c5a", "#d98a1f"
 Picture = Image.Image | Figure | torch.Tensor
@@ -68,10 +68,12 @@ def to_image(x: torch.Tensor) -> Image.Image:
     return pixels.to_image(x[0] if x.dim() == 4 else x)
 
 
-def wall(rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 88):
+def wall(
+    rows, row_names: Sequence[str], column_names: Sequence[str], cell: int = 88, letters=LETTERS
+):
     """一墙带行名、列名的图；每格可以是 PIL 图或张量。没有行名（[""]）就不留左边的空。"""
     pictures = [[p if isinstance(p, Image.Image) else to_image(p) for p in row] for row in rows]
-    whole = grid(pictures, row_names, column_names, cell)
+    whole = grid(pictures, row_names, column_names, cell, letters)
     if any(row_names):
         return whole
     return whole.crop((whole.width - len(column_names) * (cell + GAP), 0, *whole.size))

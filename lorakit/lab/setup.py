@@ -40,12 +40,14 @@ def ready(extra: str = "notebook"):
         importlib.invalidate_caches()
         print("装好了，不用重启。")
     from lorakit.lab.bar import waiting
+    from lorakit.lab.display import enlarging
     from lorakit.lab.lost import say_where
 
     with waiting("正在载入要用的工具，第一次要十几秒"):
         for name in HEAVY:
             importlib.import_module(name)
     say_where()
+    enlarging()
     print("好了，可以往下走：点下一格，按 Shift+Enter。")
 
 

@@ -22,6 +22,7 @@ from lorakit.results.verdict import held_by_step
 FONT = ASSETS / "fonts" / "NotoSansSC-subset.otf"
 RED = "#c4382c"
 GAP = 6  # 像素；对照图里格子之间的空
+LETTERS = 17  # 像素；对照图里名字的字号
 
 
 @lru_cache
@@ -35,20 +36,25 @@ def grid(
     row_names: Sequence[str],
     column_names: Sequence[str],
     cell: int = 160,
+    letters: int = LETTERS,
 ) -> Image.Image:
-    """带行名、列名的对照图；每格等大，放大用最近邻以外的平滑方式；透明的地方露出格子。"""
-    left, top, gap = 76, 34, GAP
+    """带行名、列名的对照图；每格等大，放大用最近邻以外的平滑方式；透明的地方露出格子。
+
+    letters 是名字的字号，留给它的边跟着变。
+    """
+    left, top, gap = 76 * letters // LETTERS, 2 * letters, GAP
     width = left + len(column_names) * (cell + gap)
     image = Image.new("RGB", (width, top + len(rows) * (cell + gap)), "white")
     draw = ImageDraw.Draw(image)
     row_names, column_names = list(map(inert, row_names)), list(map(inert, column_names))
     for j, name in enumerate(column_names):
         draw.text(
-            (left + j * (cell + gap) + cell / 2, top / 2), name, "black", font(17), anchor="mm"
+            (left + j * (cell + gap) + cell / 2, top / 2), name, "black", font(letters), anchor="mm"
         )
     for i, (name, row) in enumerate(zip(row_names, rows, strict=True)):
         y = top + i * (cell + gap)
-        draw.text((left / 2, y + cell / 2), name, "black", font(17), anchor="mm", align="center")
+        place = (left / 2, y + cell / 2)
+        draw.text(place, name, "black", font(letters), anchor="mm", align="center")
         for j, picture in enumerate(row):
             tile = on_checker(picture).resize((cell, cell), Image.Resampling.LANCZOS)
             image.paste(tile, (left + j * (cell + gap), y))

@@ -1,6 +1,7 @@
 """毕业证书：名字、日期、练之前和之后、会了什么、还差什么；连同 LoRA 与模型卡装进一个文件夹。"""
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -14,16 +15,19 @@ from lorakit.config import load_config
 from lorakit.families import open_family
 from lorakit.files import read_words, write_text, write_whole
 from lorakit.inert import in_html, inert
+from lorakit.lab.bar import waiting
 from lorakit.lab.display import pictured, publish
 from lorakit.lab.exercises.judge import all_exercises, passed
 from lorakit.lab.graduation import overall, still_open
 from lorakit.lab.picture import missing, wall
+from lorakit.lora import metadata
 from lorakit.results import card, checkpoint, report
 from lorakit.results.report import font, save_image
 
 PAGE = (1080, 1440)  # 像素：3:4，小红书、朋友圈的竖图
-EDGE, INK = 70, "#25303b"
+EDGE, INK, NAMES = 70, "#25303b", 28
 CHINESE = re.compile(r"cjk|sourcehan|pingfang|heiti|hiragino|msyh|simhei|simsun|wqy|fallback", re.I)
+HEAVY = re.compile(r"bold|black|heavy|medium|light|thin", re.I)
 FOLDER = "毕业"  # 作品的文件夹里，分享的东西放在这里
 SKILLS = {  # 一本的练习全通过，就算会了
     "01": "加噪、速度、采样",
@@ -59,11 +63,13 @@ def certificate(
     """
     folder = Path(folder or work.home / FOLDER)
     said = lines(work, marks, name)
-    page = drawn(said, wall([before, after], ["训练前", "训练后"], titles, cell_for(titles)))
+    pair = [before, after], ["训练前", "训练后"], titles
+    page = drawn(said, wall(*pair, cell_for(titles), NAMES))
     save_image(page, folder / "证书.jpg")
     weights = checkpoint.exported(run)
     write_whole(folder / weights.name, lambda to: shutil.copyfile(weights, to))
-    told = read_words(card_of(Path(run)))
+    with waiting("正在写模型卡"):
+        told = carried(read_words(card_of(Path(run))), Path(run))
     write_text(folder / "README.md", told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1))
     publish(pictured(page.resize((PAGE[0] // 2, PAGE[1] // 2))))
     inside = "、".join(sorted(file.name for file in folder.iterdir()))
@@ -87,6 +93,15 @@ def card_of(run: Path) -> Path:
     return card.write(run, config, family, dataset)
 
 
+def carried(text: str, run: Path) -> str:
+    """模型卡里载入 LoRA 的两处换成“这个文件夹”：拿到的人没有你的路径，也不该看见它。"""
+    place = shlex.quote(inert(str(run), line=True))
+    base = metadata.base_of(load_config(run / "config.yaml").model.path)
+    given = f"lorakit generate --model_name {shlex.quote(base)} --lora_weights ."
+    text = text.replace(f"lorakit generate {place}", given).replace(place, ".")
+    return re.sub(r'^lora = ".*"$', 'lora = "."  # 在这个文件夹里运行', text, flags=re.M)
+
+
 def lines(work, marks: Mapping[str, float], name: str = "") -> list[str]:
     """证书上的字：谁、哪天、作品、等级、会了什么、还差几道。"""
     left, known = still_open(), all_exercises()
@@ -108,8 +123,8 @@ def lines(work, marks: Mapping[str, float], name: str = "") -> list[str]:
 
 
 def cell_for(titles: Sequence[str]) -> int:
-    """一张图多大，一排正好放得下。"""
-    return min(300, (PAGE[0] - 2 * EDGE - 80) // len(titles) - 8)
+    """一张图多大，一排正好放得下；左边留给行名。"""
+    return min(300, (PAGE[0] - 2 * EDGE - 130) // len(titles) - 8)
 
 
 def drawn(said: Sequence[str], pictures: Image.Image) -> Image.Image:
@@ -140,10 +155,9 @@ def lettering(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
 
 
 def system_fonts() -> list[str]:
-    """系统里的中文字体。"""
-    return sorted(
-        path for path in font_manager.findSystemFonts() if CHINESE.search(Path(path).name)
-    )
+    """系统里的中文字体，粗细正常的在前。"""
+    found = (one for one in font_manager.findSystemFonts() if CHINESE.search(Path(one).name))
+    return sorted(found, key=lambda one: (bool(HEAVY.search(Path(one).name)), one))
 
 
 def wrapped(text: str, letters: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -22,10 +22,21 @@ SHEET, MOST = 12, 3  # 墙上最多摆几张、错误最多说几条
 TILE = 110  # 像素：墙上的一张
 # 网页收不下时会断线，什么也收不到，也什么都不说
 HEAVY = (
-    "照片大，选好以后要多等一会儿。等了几分钟还是一张也没有，就是网页收不下，断线了"
-    "（不是用 lorakit book 打开的，一次只收 10 MB）：把照片拖进左边的文件栏，放到{}，"
-    "再按“看看照片”。"
+    "照片先整批传过来，再一张张收；十几张一百多 MB，传十来秒。等了几分钟还是一张也没有，"
+    "就是网页收不下，断线了（不是用 lorakit book 打开的，一次只收 10 MB）："
+    "把照片拖进左边的文件栏，放到{}，再按“看看照片”。"
 )
+# 传的时候内核什么也听不到，要全传完才知道：这一段由网页自己摆，按了“传照片”就看得见它在动
+SENDING = """<style>
+.lorakit-sending { display: none }
+.lorakit-second:has(.lorakit-upload:focus) ~ * .lorakit-sending { display: block }
+.lorakit-sending i { display: inline-block; width: 160px; height: 6px; margin-right: 8px;
+  background: linear-gradient(90deg, #9aa4b255 40%, #3f6fb5 50%, #9aa4b255 60%) 0 0 / 200% 100%;
+  animation: lorakit-sending 1.2s linear infinite }
+@keyframes lorakit-sending { from { background-position: 200% 0 } to { background-position: 0 0 } }
+</style>
+<div class="lorakit-sending">
+<i></i>选好了就正在传，传完这里会说收到几张；没有选，点一下别处。</div>"""
 
 
 def static(made, report: Report | None = None) -> dict:
@@ -56,8 +67,10 @@ class Panel(Placed):
         self.look.on_click(lambda button: self.refresh())
         self.upload.observe(lambda change: self.receive(change["new"]), names="value")
         self.second = w.HBox([self.upload, self.look])
+        self.upload.add_class("lorakit-upload")
+        self.second.add_class("lorakit-second")
         parts = [self.name, self.trigger, w.HBox([self.set, self.back])]
-        self.box = w.VBox([*parts, self.second, self.said, self.sheet])
+        self.box = w.VBox([*parts, self.second, w.HTML(SENDING), self.said, self.sheet])
         self._freshen, self.report = lambda static: None, None
         self._fold()
 
@@ -89,6 +102,8 @@ class Panel(Placed):
         if self.work.sample:
             self.say("先填作品名，按“用自己的照片”，再传。", bad=True)
             return
+        self.upload.disabled = True  # 它不再是选中的，“正在传”就收起来
+        self.say(f"传到了，一共 {len(got)} 张。")
         kept, refused = [], []
         for number, (name, content) in enumerate(got, 1):
             self.say(f"正在收第 {number} / {len(got)} 张……")
@@ -98,21 +113,23 @@ class Panel(Placed):
                 refused.append(str(error))
         self.upload.value = type(self.upload.value)()  # 收下了就不在网页里再留一份
         self.refresh([f"收下了 {len(kept)} 张。", *refused])
+        self.upload.disabled = False
 
     def refresh(self, news: list[str] | None = None):
         """再看一遍照片文件夹：几张、长什么样、能不能练。"""
         made, self.report = self.work, None
         self._fold()
         lines = [*(news or []), made.text()]
-        if not made.sample:
-            lines.append(HEAVY.format(f"“{shelf.near(made.photos)}”"))
-            if pictures := made.pictures():
-                self.say(f"正在看 {len(pictures)} 张照片……")
-                self.report = report = data.inspect(made.photos, made.trigger, None, self._at)[1]
-                lines += [checkup.verdict(report), *report.gathered(report.errors)[:MOST]]
+        if pictures := made.pictures():
+            self.say(f"正在看 {len(pictures)} 张照片……")
+            self.report = report = data.inspect(made.photos, made.trigger, None, self._at)[1]
+            lines += [checkup.verdict(report), *report.gathered(report.errors)[:MOST]]
+            if report.errors:
                 lines.append("描述不用一个个建文件：在 02 里运行 作品.captions()，一张张写。")
-                put(self.sheet, contact(pictures[:SHEET], self._at))
-                self.sheet.layout.display = ""
+            put(self.sheet, contact(pictures[:SHEET], self._at))
+            self.sheet.layout.display = ""
+        elif not made.sample:
+            lines.append(HEAVY.format(f"“{shelf.near(made.photos)}”"))
         self.say("\n".join(lines))
         self._freshen(static(made, self.report))
 

@@ -10,8 +10,8 @@ from lorakit.config.explain import shown
 from lorakit.errors import LorakitError
 from lorakit.inert import in_html
 from lorakit.lab.display import Placed, both, headless, publish, table, widgets
-from lorakit.lab.runner import Run
-from lorakit.lab.works import tries
+from lorakit.lab.runner import RUNS, Run
+from lorakit.lab.works import tries, words
 
 HEADS = ("第几次", "改了什么", "留出集损失", "样张", "判断")
 NONE = "还没有练过：在 03 或 04 的面板上练一次，这里就多一行。"
@@ -37,14 +37,14 @@ class Table(Placed):
 
     def __init__(self, work, done: list[tries.Try]):
         w = widgets()
-        self.work, self.run = work, None
+        self.work, self.run = work, going(work)
         self.rows, self.said = w.HTML(page(done)["text/html"]), w.HTML()
         names = [(f"第 {one.number} 次", one.number) for one in done]
         self.which = w.Dropdown(options=names, value=done[-1].number)
         self.button = w.Button(description="用这次的设置再来", icon="repeat")
         self.button.on_click(lambda button: self.again())
         parts = [self.rows, w.HBox([self.which, self.button]), self.said]
-        self.box = w.VBox(parts)
+        self.box = w.VBox([*parts, *([self.run.board.box] if self.run else [])])
 
     def display(self):
         both(self.box, page(tries.all_of(self.work.home)))
@@ -54,7 +54,8 @@ class Table(Placed):
         try:
             if self.run and self.run.running:
                 raise LorakitError("上面那一次还在练：等它练完，或先按停止。")
-            self.run = Run(tries.again(self.work, self.which.value))
+            config = tries.again(self.work, self.which.value)
+            self.run = Run(config, names=words.titles(config.sample.prompts, self.work.trigger))
             self.run.start(show=False)
         except LorakitError as error:
             self.said.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
@@ -62,6 +63,12 @@ class Table(Placed):
         folder = self.run.config.run.output.name
         self.said.value = f"<small>照第 {self.which.value} 次的设置练 {in_html(folder)}。</small>"
         self.box.children = (*self.box.children[:3], self.run.board.box)
+
+
+def going(work) -> Run | None:
+    """这件作品正在练的那一次：再摆一遍表，它的面板和停止键还在。"""
+    runs = [run for folder, run in RUNS.items() if folder.is_relative_to(work.home)]
+    return next((run for run in runs if run.running), None)
 
 
 def page(done: list[tries.Try]) -> dict:

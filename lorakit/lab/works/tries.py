@@ -121,6 +121,7 @@ def again(work, number: int, changes: Sequence[str] = ()) -> Config:
 def curtain(work, first: int, second: int):
     """两次最后的样张叠在一起：幕布左边是 first，右边是 second。"""
     from lorakit.lab.explorer import choice, explore, slider
+    from lorakit.lab.picture import wall
 
     left, right = (find(work, number).shots() for number in (first, second))
     count = min(len(left), len(right))
@@ -134,8 +135,7 @@ def curtain(work, first: int, second: int):
         edge = SIDE * at // 100
         other.paste(one.crop((0, 0, edge, SIDE)), (0, 0))
         other.paste("white", (max(0, edge - 1), 0, min(SIDE, edge + 1), SIDE))
-        return other
+        return wall([[other]], [""], [f"左：第 {first} 次，右：第 {second} 次"], SIDE)
 
-    label = f"左 第 {first} 次，右 第 {second} 次"
     which = choice("第几张", [str(i + 1) for i in range(count)])
-    return explore(draw, at=slider(label, 0, 100, 2, 50), which=which)
+    return explore(draw, at=slider("幕布", 0, 100, 2, 50), which=which)
