@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorakit.data import pairs
+from lorakit.data import archives, pairs
 from lorakit.data.captions import (
     SIDECARS,
     TABLES,
@@ -98,6 +98,7 @@ def inspect(
                 records.append(replace(record, mask=found.masks.get(key_of(path))))
         bare = {problem.path for problem in problems if problem.code == MISSING}
         problems += _pairing(found, stems, shared, folder, bare)
+        problems += _archives(found, control, folder)
         problems += counted(found.pictures, folder, bare)
         problems += class_inside(found.pictures, folder) + splits(found.pictures, folder)
         problems += masks_told(found.masks, folder) + beside(folder, control)
@@ -153,14 +154,29 @@ def _with_controls(
     if used:
         reason = f"{len(records)} 张图配好了控制图（{relative(control, found.folder)}）"
         problems.append(Problem.note("pairs", reason))
-    if before.captions:
-        reason = f"控制图旁边的 {len(before.captions)} 份描述没有用到，描述写在目标图旁边"
-        problems.append(Problem.note("control_captions", reason))
+    problems += pairs.captions_beside(records, found, before)
     stems = set(map(key_of, before.pictures))
     told = "".join(problem.mend for problem in problems)  # “没有控制图”那一条提到了它
     rest = [path for path in before.others if path.name not in told]
+    rest = [path for path in rest if not archives.is_archive(path)]
     unread = [_unused(path, _spare(path, stems), False) for path in rest]
     return records, used, before.problems + problems + [one for one in unread if one]
+
+
+def _archives(found: Found, control: Path | None, folder: Path) -> list[Problem]:
+    """图旁边、控制图旁边的压缩包：从它解压出来的说一声，有这里没有的图的是错误。"""
+    before = walk(control, masks=False) if control else Found(folder)
+    packed = [path for path in found.others + before.others if archives.is_archive(path)]
+    if not packed:
+        return []
+    here = [*found.pictures, *found.masks.values(), *before.pictures]
+    stems = {archives.stem_of(path.name) for path in here}
+    results = {path: archives.unpacked_here(path, stems) for path in packed}
+    problems = [one for one in results.values() if isinstance(one, Problem)]
+    if same := [path for path, one in results.items() if one is True]:
+        reason = f"{names(same, folder)} 是压缩包，没有用到：里面没有图，或图都在这里了"
+        problems.append(Problem.note("archive", reason))
+    return problems
 
 
 def _examine(
@@ -227,6 +243,8 @@ def _pairing(
     lonely = {key: paths for key, paths in sorted(found.captions.items()) if key not in stems}
     rest, unread = [], {}
     for path in found.others:
+        if archives.is_archive(path):
+            continue
         problem = _unused(path, _spare(path, stems), key_of(path) in lonely)
         unread[key_of(path)] = problem
         (problems if problem else rest).append(problem or path)
