@@ -31,7 +31,7 @@ def unpacked_here(path: Path, stems: Collection[str]) -> bool | Problem:
     """
     aside = "不用就移走，或挪进一个名字以点开头的文件夹（例如 .不用的），那里不看"
     mend = f"里面有要练的图，就解压到这个文件夹里，再移走它；{aside}"
-    if not path.name.lower().endswith(LOOKED):
+    if not path.name.lower().endswith(LOOKED) or not path.is_file():
         reason = "是压缩包，看不到里面有没有要练的图，没有用到"
         return Problem.error("archive", path, reason, mend)
     try:

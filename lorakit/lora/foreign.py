@@ -34,6 +34,7 @@ class Meaning:
     scales: Mapping[str, float]  # 文件里的层名 -> 强度
     said: str  # 强度听谁的
     card: Mapping[str, str]
+    doubt: str = ""  # 文件头写的与张量对不上的地方
 
     @property
     def is_plain(self) -> bool:
@@ -84,7 +85,16 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
     if beside and len(beside) < len(parts):
         said = f"张量旁边的 alpha，没有的层：{rule.said}"
     form = _called(forms, layers)
-    return Meaning(layers, unknown, left, form, scales, said, card)
+    ranks = {path: (rank, len(places.get(path, "1"))) for path, part in parts.items()
+             if (rank := _rank(part))}  # fmt: skip
+    told = strength.claims(file, header, tensors)
+    doubt = strength.contradiction(told, ranks, scales, card.get("alpha") == "folded")
+    return Meaning(layers, unknown, left, form, scales, said, card, doubt)
+
+
+def _rank(part: Mapping[str, torch.Tensor]) -> int | None:
+    """一层张量自己的秩；LoKr 的两个因子都是整个的，就没有。"""
+    return next((len(part[kind]) for kind in ("A", "w2_b", "w1_b") if kind in part), None)
 
 
 def _sorted(file: Path, tensors: Mapping[str, torch.Tensor], modules, places: lora_fused.Slots):
