@@ -98,11 +98,10 @@ def inspect(
                 records.append(replace(record, mask=found.masks.get(key_of(path))))
         bare = {problem.path for problem in problems if problem.code == MISSING}
         problems += _pairing(found, stems, shared, folder, bare)
-        problems += _archives(found, control, folder)
         problems += counted(found.pictures, folder, bare)
         problems += class_inside(found.pictures, folder) + splits(found.pictures, folder)
         problems += masks_told(found.masks, folder) + beside(folder, control)
-        problems += check_masks(records, folder)
+        problems += check_masks(records, folder) + _archives(found, control, folder)
         if control and found.pictures:
             records, used, wrong = _with_controls(album, records, found, control)
             problems += wrong
