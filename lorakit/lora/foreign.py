@@ -4,7 +4,7 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -168,7 +168,7 @@ def _over(header: Mapping[str, str], card: Mapping[str, str]) -> str:
     return dora.MOVED if trained and "alpha" not in card else dora.BASE
 
 
-def _strange(file: Path, key: str, tensors: Iterable[str]) -> WeightsError:
+def _strange(file: Path, key: str, tensors: Collection[str]) -> WeightsError:
     """一个读不了的张量 -> 说出这个文件是什么。"""
     kind = names.kind_of([key])
     if kind is None:
@@ -178,8 +178,8 @@ def _strange(file: Path, key: str, tensors: Iterable[str]) -> WeightsError:
     if kind in (None, "整个模型") and key.endswith((".weight", ".bias")):
         what = "这是整层的权重或偏置（PEFT 的 modules_to_save、bias），不只是 LoRA"
     return WeightsError(
-        f"“{file}”里有 {lora_files.brief(key)}：{what}，这里读不了。请用训练它的工具，"
-        "或换成普通 LoRA。"
+        f"“{file}”里有 {lora_files.brief(key)}：{what}，这里读不了。"
+        f"{names.mend_of(tensors, kind)}。"
     )
 
 

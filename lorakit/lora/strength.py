@@ -15,6 +15,7 @@ from pathlib import Path
 from lorakit.errors import WeightsError
 from lorakit.files import Unreadable, parse_json, read_small
 from lorakit.lora import files as lora_files
+from lorakit.lora import names
 
 HEADERS = ("lora_adapter_metadata", "adapter_config", "peft_config", "lora_config")
 FLAT = ("lora_alpha", "network_alpha", "alpha")  # 一项一项写在文件头里的，与它们的秩
@@ -32,6 +33,7 @@ VARIANTS = {  # PEFT 设置里的一项 -> 是哪一种：张量一样，算法�
     "use_bdlora": "BD-LoRA", "kasa_config": "KaSA", "monteclora_config": "MonteCLoRA",
     "layer_replication": "复制了层的 LoRA（layer_replication）",
 }  # fmt: skip
+ROUTED = ("aLoRA", "Arrow")
 PREFIXES = ("transformer.", "diffusion_model.", "unet.", "base_model.model.")
 
 
@@ -76,25 +78,25 @@ class Rule:
         return self.ranks.get(_matching(self.ranks, layer), self.rank)
 
 
-def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], names=()) -> Rule:
+def rule(path: Path, header: Mapping[str, str], card: Mapping[str, str], keys=()) -> Rule:
     """文件与它的文件头 -> 没有 alpha 张量的层听谁的。
 
     Args:
-        names: 张量的名字；PEFT 的写法才看旁边的 adapter_config.json。
+        keys: 张量的名字；PEFT 的写法才看旁边的 adapter_config.json。
 
     Raises:
         WeightsError: 写着强度，却读不懂。
     """
     if card.get("alpha") == "folded":
         return Rule("已经乘进权重")
-    told = (source() for source in _sources(path, header, names))
+    told = (source() for source in _sources(path, header, keys))
     return next((one for one in told if one and one.strong), Rule())
 
 
-def claims(path: Path, header: Mapping[str, str], names=()) -> list[Rule]:
+def claims(path: Path, header: Mapping[str, str], keys=()) -> list[Rule]:
     """张量以外写着秩、强度的每一处；读不懂的不算。"""
     found = []
-    for source in _sources(path, header, names):
+    for source in _sources(path, header, keys):
         try:
             found.append(source())
         except Unclear:
@@ -102,14 +104,14 @@ def claims(path: Path, header: Mapping[str, str], names=()) -> list[Rule]:
     return [one for one in found if one is not None]
 
 
-def _sources(path: Path, header: Mapping[str, str], names) -> Iterator[Callable[[], Rule | None]]:
+def _sources(path: Path, header: Mapping[str, str], keys) -> Iterator[Callable[[], Rule | None]]:
     """写着强度的各处，先听的在前；用到才读。"""
     for key in HEADERS:
         if key in header:
             where = f"“{path}”文件头里的 {key} "
             yield partial(_adapter, where, header[key], f"文件头的 {key}")
     config = path.parent / CONFIG
-    if _has_config(path, names) and config.is_file():
+    if _has_config(path, keys) and config.is_file():
         yield partial(_beside, config)
     yield partial(_flat, header)
     yield partial(_kohya, header)
@@ -179,10 +181,8 @@ def contradiction(
     return ""
 
 
-def _has_config(path: Path, names) -> bool:
-    return path.name == lora_files.PEFT_FILE or any(
-        name.startswith("base_model.") for name in names
-    )
+def _has_config(path: Path, keys) -> bool:
+    return path.name == lora_files.PEFT_FILE or any(key.startswith("base_model.") for key in keys)
 
 
 def _flat(header: Mapping[str, str]) -> Rule | None:
@@ -207,12 +207,12 @@ def _adapter(where: str, text: str | bytes, said: str) -> Rule | None:
         config = _ours(parse_json(text))
     except Unreadable as error:
         raise broken from error
-    _refuse_moved_base(where, config.get("init_lora_weights"))
+    _refuse_moved_base(where, config)
     if kind := next((said for key, said in VARIANTS.items() if config.get(key)), None):
-        raise WeightsError(
-            f"{where}说它是 {kind}，不是普通的 LoRA，这里读不了。请在训练它的地方合并，"
-            "或换成普通 LoRA。"
-        )
+        mend = f"请{names.MERGE}"
+        if kind in ROUTED:
+            mend = "它看提示词来定用不用、用哪一份，合并不进底模，这里用不上"
+        raise WeightsError(f"{where}说它是 {kind}，不是普通的 LoRA，这里读不了。{mend}。")
     alpha = config.get("lora_alpha", config.get("alpha"))
     if alpha is None and not config.get("alpha_pattern"):
         return None
@@ -231,18 +231,24 @@ def _adapter(where: str, text: str | bytes, said: str) -> Rule | None:
     return Rule(said, alpha, rank, alphas, ranks, root, dora=config.get("use_dora") is True)
 
 
-def _refuse_moved_base(where: str, init):
+def _refuse_moved_base(where: str, config: Mapping):
     """开始训练时从底模里拿走一部分的：文件里的 BA 是相对于改过的底模的。"""
+    init = config.get("init_lora_weights")
     kind = next((k for k in MOVED_BASE if isinstance(init, str) and init.startswith(k)), None)
-    if kind:
-        start = "练之前存过一份开头的 LoRA（存之前把 init_lora_weights 改成 True），就用"
-        start += " save_pretrained(新文件夹, path_initial_model_for_weight_conversion=那一份) "
-        start += "另存成普通的 LoRA；没有存过，就"
-        raise WeightsError(
-            f"{where}写着 init_lora_weights={kind}：训练时底模也改过，单靠这个文件还原不出来。"
-            f"请在训练它的地方用 PEFT：{start if kind in KNOWN_START else ''}"
-            "merge_and_unload()，把整个 transformer 存下来，放进底模的文件夹当 model.path。"
+    if kind is None:
+        return
+    mend = f"请{names.MERGE}"
+    patterns = config.get("rank_pattern") or config.get("alpha_pattern")
+    lost = config.get("use_dora") or (config.get("use_rslora") and patterns)  # PEFT 减不了的
+    if kind in KNOWN_START and not lost:
+        mend = (
+            "练之前存过一份开头的 LoRA（存之前把 init_lora_weights 改成 True），就在训练它的地方用 "
+            "PEFT：save_pretrained(新文件夹, path_initial_model_for_weight_conversion=那一份)，"
+            f"另存成普通的 LoRA；没有存过，就{names.MERGE}"
         )
+    raise WeightsError(
+        f"{where}写着 init_lora_weights={kind}：训练时底模也改过，单靠这个文件还原不出来。{mend}。"
+    )
 
 
 def _ours(given: dict) -> dict:
