@@ -10,6 +10,8 @@ from diffusers import FluxTransformer2DModel
 from foreign_tools import named, write
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import config as settings
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
 
 from lorakit.cli import main
 from lorakit.hub.bundled import bundled
@@ -26,6 +28,42 @@ def other(name, **given):
     return getattr(peft, f"{name}Config")(target_modules=T, **given)
 
 
+def loftq():
+    """PEFT 的 loftq_init 只在显卡上算；这里照它的几步在 CPU 上算。"""
+    pytest.importorskip("bitsandbytes", reason="LoftQ 要用 bitsandbytes，没有装")
+    given = plain()
+    given.init_lora_weights, given.loftq_config = "loftq", {"loftq_bits": 4, "loftq_iter": 1}
+    return given
+
+
+def on_the_cpu(weight, num_bits, reduced_rank, num_iter):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    near = dequantize_4bit(*quantize_4bit(weight.float(), quant_type="nf4"))
+    u, s, v = torch.linalg.svd(weight.float() - near)
+    root = s[:reduced_rank].sqrt()
+    return near.to(weight.dtype), root[:, None] * v[:reduced_rank], u[:, :reduced_rank] * root
+
+
+def corda():
+    config = plain(init_lora_weights="corda", corda_config=settings.CordaConfig(corda_method="ipm"))
+    return config, lambda model: preprocess_corda(model, config, lambda: run(model))
+
+
+def lora_ga():
+    config = plain(init_lora_weights="lora_ga", lora_ga_config=settings.LoraGAConfig())
+
+    def step(model):
+        sum(out.square().mean() for out in run(model)).backward()
+
+    return config, lambda model: preprocess_loraga(model, config, lambda: step(model))
+
+
+def run(model) -> list[torch.Tensor]:
+    layers = [model.get_submodule(path) for path in T]
+    return [layer(torch.randn(256, layer.in_features)) for layer in layers]
+
+
 READ = {  # 读得了的：算得和 PEFT 自己合并的一样
     "plain": lambda: plain(), "dora": lambda: plain(use_dora=True),
     "rslora": lambda: plain(use_rslora=True, rank_pattern={T[0]: 2}),
@@ -38,8 +76,7 @@ MERGED = {  # 读不了、可以合并的
     "pissa and dora": lambda: plain(init_lora_weights="pissa", use_dora=True),
     "pissa, rslora, ranks": lambda: plain(
         init_lora_weights="pissa", use_rslora=True, rank_pattern={T[0]: 2}),
-    "loftq": lambda: plain(
-        init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1}),
+    "loftq": lambda: loftq(), "corda": lambda: corda(), "lora_ga": lambda: lora_ga(),
     "qalora": lambda: plain(use_qalora=True, qalora_group_size=16),
     "bdlora": lambda: plain(use_bdlora=settings.BdLoraConfig(
         target_modules_bd_a=["to_q"], target_modules_bd_b=["to_k"], nblocks=2)),
@@ -55,7 +92,7 @@ MERGED = {  # 读不了、可以合并的
     "randlora": lambda: other("RandLora", r=4), "miss": lambda: other("Miss", r=4),
     "delora": lambda: other("Delora", r=4), "gralora": lambda: other("Gralora", r=4),
 }  # fmt: skip
-CONVERTED = ("pissa", "olora")  # 另有一条路：减掉开头的那一份
+CONVERTED = ("pissa", "olora", "corda", "lora_ga")  # 另有一条路：减掉开头的那一份
 DRAW = ["--prompt", "一只猫", "--steps", "2", "--width", "64", "--height", "64"]
 
 
@@ -63,12 +100,19 @@ def base() -> FluxTransformer2DModel:
     return FluxTransformer2DModel.from_pretrained(bundled("tiny-flux") / "transformer")
 
 
+def attached(make):
+    config, prepare = made if isinstance(made := make(), tuple) else (made, lambda model: None)
+    bare = base()
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr(peft.tuners.lora.layer, "loftq_init", on_the_cpu)
+        prepare(bare)
+        return get_peft_model(bare, config)
+
+
 def moved(make, folder: Path):
     """挂上、动一动、存下来 -> (PEFT 的模型, 存在哪)。"""
-    try:
-        model = get_peft_model(base(), make())
-    except ImportError as error:
-        pytest.skip(f"PEFT 的这一种另要一个包：{error}")
+    model = attached(make)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         for value in (p for p in model.parameters() if p.requires_grad):
@@ -120,6 +164,31 @@ def test_what_is_not_read_can_be_merged_as_said(tmp_path, capsys, kind):
     out = tmp_path / "a.png"
     code, told = said(capsys, "generate", "--model_name", place, *DRAW, "--out", out)
     assert code == 0 and out.is_file(), told
+
+
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_what_is_converted_as_said_is_a_plain_lora(tmp_path, capsys, kind):
+    """练之前存一份开头的，练完减掉它：得到的文件读来就是 PEFT 合并出来的。"""
+    model = attached(MERGED[kind])
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = kind
+    with torch.no_grad():
+        for value in (p for p in model.parameters() if p.requires_grad):
+            value.add_(torch.randn_like(value) * 0.05)
+    start = {"path_initial_model_for_weight_conversion": str(tmp_path / "start")}
+    model.save_pretrained(tmp_path / "plain", **start)
+    file, out = tmp_path / "plain/adapter_model.safetensors", tmp_path / "merged"
+    code, told = said(capsys, "export", file, "--model", "tiny-flux", "--merge", "--out", out)
+    assert code == 0 and "对不上" not in told
+    merged, ours = (
+        model.merge_and_unload(),
+        FluxTransformer2DModel.from_pretrained(out / "transformer"),
+    )
+    for path in T:
+        before = base().get_submodule(path).weight
+        want = merged.get_submodule(path).weight - before
+        assert (ours.get_submodule(path).weight - before - want).norm() <= 1e-3 * want.norm()
 
 
 ROUTED = {"alora": {"alora_invocation_tokens": [1]}, "arrow": {"arrow_config": {"top_k": 2}}}
