@@ -138,3 +138,36 @@ def test_captions_beside_the_controls_are_not_left_unsaid(tmp_path):
     for name in ("metadata.jsonl", "b.txt"):
         (tmp_path / "control" / name).rename(tmp_path / "control/.不用的" / name)
     assert not inspect(tmp_path)[1].errors
+
+
+SPLIT = ["x.zip.001", "x.z01", "x.7z.001", "x.r00", "x.part1.rar", "x.tar.zst", "0_mask.npy",
+         "mask_0.npz"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_volumes_and_masks_of_unread_kinds_stop(tmp_path, name):
+    draw(tmp_path, "0.png", "1.png")
+    (tmp_path / "0_te.npz").write_bytes(b"PK")  # 别的训练器留下的缓存
+    (tmp_path / name).write_bytes(b"x")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.path.name == name and "没有用到" in problem.reason
+
+
+def test_advice_about_masks_can_be_followed(tmp_path):
+    draw(tmp_path, "0.png", "1.png")
+    draw(tmp_path, "sub/masks/0.png", "9_mask.png", said="")
+    problems = {p.code: p for p in inspect(tmp_path)[1].errors}
+    assert f"就把它挪进 {tmp_path}" in problems["twins"].mend
+    assert "没有叫 9 的图" in problems["caption_missing"].mend
+    (tmp_path / "9_mask.png").unlink()
+    (tmp_path / "sub/masks").rename(tmp_path / "masks")
+    records, report = inspect(tmp_path)
+    assert not report.errors and records[0].mask
+
+
+@pytest.mark.parametrize("suffix", ["md", "yaml", "rtf", "docx"])
+def test_a_caption_in_an_unread_kind_is_pointed_at(tmp_path, suffix):
+    draw(tmp_path, "0.png", "1.png")
+    (tmp_path / "0.txt").rename(tmp_path / f"0.{suffix}")
+    (problem,) = inspect(tmp_path)[1].errors
+    assert problem.mend.startswith(f"0.{suffix} 里写着它的描述，就存成纯文本的 0.txt")

@@ -11,7 +11,10 @@ from pathlib import Path, PurePosixPath
 from lorakit.data.read import IMAGE_SUFFIXES
 from lorakit.data.report import Problem
 
-ARCHIVE = re.compile(r"\.(zip|cbz|tar|tgz|tbz2|txz|tar\.\w+|7z|rar|gz|bz2|xz|zst)$", re.IGNORECASE)
+ARCHIVE = re.compile(  # 后一半是分卷的
+    r"\.(zip|cbz|tar|tgz|tbz2|txz|tar\.\w+|7z|rar|gz|bz2|xz|zst|z\d\d|r\d\d|(zip|7z|rar|tar)\.\d{3})$",
+    re.IGNORECASE,
+)
 LOOKED = (".zip", ".cbz", ".tar")  # 不用解压就看得到名字的
 UTF8 = 0x800  # zip 里这一位写着名字是 UTF-8；没有写的，Windows 的中文版用 GBK
 MOST = 200_000  # 最多看这么多个名字

@@ -71,6 +71,17 @@ def mask_targets(path: Path, stem: str, keys: set[Key], folder: Path) -> list[Ke
     return []
 
 
+def is_mask_folder(name: str) -> bool:
+    """叫 mask、masks、images_mask 一类名字。"""
+    return _MASK_FOLDER.fullmatch(name) is not None
+
+
+def mask_base(stem: str) -> str:
+    """0_mask -> 0；不像遮罩的名字就是空的。"""
+    hit = _MASK_NAME.fullmatch(stem)
+    return (hit[1] or hit[2]) if hit else ""
+
+
 def in_mask_folder(path: Path, folder: Path) -> bool:
     """在叫 mask、masks 一类名字的文件夹里。"""
     return any(_MASK_FOLDER.fullmatch(part) for part in path.parent.relative_to(folder).parts)

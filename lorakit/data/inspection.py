@@ -20,7 +20,7 @@ from lorakit.data.captions import (
     read_tables,
     stay_inside,
 )
-from lorakit.data.conventions import beside, class_inside, counted, masks_told, splits
+from lorakit.data.conventions import beside, class_inside, counted, mask_base, masks_told, splits
 from lorakit.data.folder import Found, key_of, walk
 from lorakit.data.limits import MIN_SIDE, check_size
 from lorakit.data.lint import lint, placeholders
@@ -44,6 +44,7 @@ CAPTION_LIKE = re.compile(
     r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$"
     r"|^(metadata|captions?|prompts?|tags|描述|标注|提示词)[^.]*\.(xlsx?|ods|docx?|rtf|ya?ml|xml|md)$"
 )
+MASKLIKE = (".npy", ".npz", ".mat", ".pt", ".pkl")
 # 说明书、许可，不是描述
 PAPERS = re.compile(
     r"(read[ _-]?me|licen[cs]e|notice|copying|changelog|说明|许可|版权)(?![a-z]).*", re.IGNORECASE
@@ -105,12 +106,12 @@ def inspect(
         if control and found.pictures:
             records, used, wrong = _with_controls(album, records, found, control)
             problems += wrong
-            for path, seen in used.items():
-                for name in seen.did:
-                    did[name].append(path)
-    problems = links_together(problems, found.pictures, folder)
+            for path, name in ((p, name) for p, seen in used.items() for name in seen.did):
+                did[name].append(path)
     alone = [path for key, same in found.captions.items() if key not in stems for path in same]
-    problems = lines_together(say_whose(problems, found.pictures, alone, folder), folder)
+    problems = links_together(problems, found.pictures, folder)
+    problems = say_whose(problems, found.pictures, alone, folder, found.others)
+    problems = lines_together(problems, folder)
     problems += placeholders(records, trigger, folder)
     filled = [replace(r, caption=fill(r.caption, trigger.strip())) for r in records]
     problems += _repeats(records, folder) + _trigger(filled, trigger, folder)
@@ -279,6 +280,9 @@ def _unused(path: Path, spare: bool, told: bool) -> Problem | None:
     if CAPTION_LIKE.search(name) or (name.endswith(".txt") and not PAPERS.fullmatch(path.stem)):
         mend = f"描述要写在和图片同名的 {'、'.join(SIDECARS)} 或 {'、'.join(TABLES)} 里；不用就移走"
         return Problem.error("not_used", path, "像是描述，没有用到", mend)
+    if mask_base(nfc(path.stem)) and path.suffix.lower() in MASKLIKE:
+        mend = "存成黑白的 png（要学的地方涂白），名字不变；不用就移走"
+        return Problem.error("not_used", path, "像是遮罩，可是这种文件不读，没有用到", mend)
     if LOOKALIKE.search(name) and not spare:
         reason, mend = f"像是图片{also}，可是这种文件不读，没有用到", f"要用就{RESAVE}；不用就移走"
         return Problem.error("not_used", path, reason, mend)

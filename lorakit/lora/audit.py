@@ -97,6 +97,14 @@ def _silent(layer, values: torch.Tensor) -> bool:
     return not isinstance(layer, dora.Dora) and not values.any()
 
 
+def changes_nothing(found: Meaning) -> bool:
+    """每一层的 ΔW 都是零。"""
+    return not any(
+        isinstance(one, dora.Dora) or (one[1].any() if isinstance(one, tuple) else one.norm())
+        for one in found.layers.values()
+    )
+
+
 def strength_of(found: Meaning) -> str:
     scales = sorted(found.scales.values())
     if not scales:
@@ -132,11 +140,13 @@ def refuse(result: Audit, file: Path):
             f"“{file}”与这个底模对不上：放得上 {result.layers - len(result.misfit)} 层，"
             f"放不上 {len(wrong) - 1} 个，例如 {wrong[0]}。{other}。"
         )
-    tell(result.left, result.doubt, result.strength, file)
+    tell(result.left, result.doubt, result.strength, file, len(result.silent) == result.layers)
 
 
-def tell(left: Sequence[str], doubt: str, strength: str, file: Path):
-    """文件里用不上的部分、说法对不上的地方：照样用，但要说。"""
+def tell(left: Sequence[str], doubt: str, strength: str, file: Path, nothing: bool):
+    """文件里用不上的部分、说法对不上的地方、什么也没改（nothing）：照样用，但要说。"""
+    if nothing:
+        warn(f"“{file}”什么也没改：每一层的 ΔW 都是零，用不用它一样。")
     if doubt:
         warn(f"“{file}”里说法对不上：{doubt}。用的强度是 {strength}；不对就问写它的人要对的文件。")
     if left:

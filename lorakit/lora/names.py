@@ -25,6 +25,8 @@ TENSOR = re.compile(
     r"|\.(?P<moved>lora_magnitude_vector(?:\.[^.]+){0,2}|magnitude)|\.(?P<dora>dora_scale)"
     r"|\.lokr_(?P<lokr>w[12](?:_[ab])?)(?P<product>\.[^.]+)?)"
 )
+# torch.compile、FSDP、重算一块一块套的壳，写在名字中间
+WRAPPED = re.compile(r"(?<![^.])_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 XLABS = re.compile(r"(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.")
 PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out|add_[qkv]_proj|to_add_out)_lora\.")
 SIDES = {"down": "A", "up": "B"}
@@ -51,6 +53,7 @@ OTHERS = re.compile(
 )
 # 名字里有什么 -> 它是什么；先写的先认
 KINDS = {
+    r"\.lora_[ab](\.|$)": "MLX 的 LoRA（名字小写，矩阵是转置的）",
     r"\.hada_[wt]\d": "LoHa（LyCORIS 的一种）",
     r"\.lokr_t2|\.lora_mid": "卷积层的 LoCon 或 LoKr（Tucker 分解）",
     r"\.(oft_\w+|boft_\w+)": "OFT",
@@ -115,6 +118,7 @@ class Place(NamedTuple):
 
 def parse(key: str) -> Place | None:
     """张量的名字 -> 它是哪一层的什么；不是 LoRA 的张量就是 None。"""
+    key = WRAPPED.sub("", key)
     side = re.search(r"_lora[12]?\.(down|up)\.weight$", key)
     if side and (found := XLABS.match(key)):
         return Place(_xlabs(*found.groups()), SIDES[side[1]])
