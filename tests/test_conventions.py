@@ -12,6 +12,7 @@ from lorakit.cli import main
 from lorakit.config import load_config
 from lorakit.data import inspect, load_records
 from lorakit.data.load import inspect_sources
+from lorakit.data.select import select
 from lorakit.errors import DataError
 
 
@@ -207,8 +208,6 @@ def test_a_mask_of_two_pictures_is_named(tmp_path):
 
 
 def test_masks_left_unused_are_an_error_unless_said_so(config, family, tmp_path):
-    from lorakit.data.select import select
-
     draw(tmp_path / "d", "0.png", "1.png")
     draw(tmp_path / "d", "0_mask.png", said="")
     with pytest.raises(DataError, match=r"data\.mask=file"):

@@ -234,11 +234,11 @@ def test_ignored_and_unused_files(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     assert not data.inspect(tmp_path)[1].problems
     # 一张图的另一份（备份、RAW、工程文件），说明书、许可：不是没有用到的数据
-    fine = ["README.md", "z.zip", "LICENSE.txt", "readme_1.txt", "说明.txt", "a.psd"]
+    fine = ["README.md", "LICENSE.txt", "readme_1.txt", "说明.txt", "a.psd"]
     fine += ["a.CR2", "a.mov", "a.png.bak", "a.png~"]
     unused = ["b.gif", "c.tiff", "d.jxl", "x.png.bak", "y.jpg~", "metadata.jsonl", "a.caption"]
     unused += ["clip.mp4", "raw.NEF", "w.tags", "lonely.txt", "v.3gp", "p.jpe", "r.RAF", "s.tga"]
-    unused += ["captions.xlsx", "描述.docx", "metadata.yaml"]
+    unused += ["captions.xlsx", "描述.docx", "metadata.yaml", "torn.zip", "x.7z", "y.tar.gz"]
     for name in [*unused, *fine]:
         (tmp_path / name).write_bytes(b"x")
     records, report = data.inspect(tmp_path)

@@ -8,11 +8,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from lorakit import cache, cli
+from lorakit.config import load_config
 from lorakit.data import inspect, load_records, read_image
 from lorakit.data.huggingface import unpacked, write_dataset
+from lorakit.data.load import inspect_sources
 from lorakit.data.read import ORIENTATION
 from lorakit.errors import DataError
 
@@ -61,6 +64,13 @@ def test_a_dataset_with_other_column_names(tmp_path, old, said):
     renamed = [{("pic" if key == old else key): row[key] for key in row} for row in rows()]
     with pytest.raises(DataError, match=said):
         write_dataset(renamed, tmp_path / "out")
+
+
+def test_two_captions_in_one_row_have_to_agree(tmp_path):
+    same = [{**row, "caption": f" {row['text']} "} for row in rows()]
+    assert len(inspect(write_dataset(same, tmp_path / "same"))[0]) == 3
+    with pytest.raises(DataError, match=r"第 2 行有两项描述（caption 与 text）.*\['text'\]"):
+        write_dataset([same[0], {**same[1], "text": "别的"}], tmp_path / "out")
 
 
 def test_an_edit_dataset_becomes_pairs(tmp_path):
@@ -162,7 +172,10 @@ def test_the_real_library_with_edit_pairs(tmp_path, datasets, capsys):
     both.save_to_disk(tmp_path / "disk")
     assert cli.main(["check", str(tmp_path / "disk")]) == 0
     said, told = capsys.readouterr()
-    assert "只练 train；" in told and str(tmp_path / "disk/test") in told
+    line = f"data.folder: [{tmp_path / 'disk/test'}, {tmp_path / 'disk/train'}]"
+    assert "只练 train；" in told and line in told
+    data = load_config({"data": yaml.safe_load(line.removeprefix("data."))}).data
+    assert [len(records) for records, _ in inspect_sources(data)] == [2, 6]
     assert "共 6 张图" in said and "6 张图配好了控制图" in said
     records = load_records(tmp_path / "disk" / "test")
     assert [r.caption for r in records] == ["第 6 张", "第 7 张"]

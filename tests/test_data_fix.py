@@ -186,6 +186,23 @@ def test_unsure_encodings_are_left_alone(tmp_path, content):
     assert snapshot(tmp_path) == before
 
 
+ZEROS = {  # 文件里的字节 -> --fix 之后的；两种都读得通的不动
+    b"a cat\0 dog": b"a cat dog", "一只\0猫，在沙发上".encode(): "一只猫，在沙发上".encode(),
+    b"a cat dog\0": None, "一只猫".encode("utf-32"): "一只猫".encode(),
+    b"\0\0\xfe\xff" + "a 猫".encode("utf-32-be"): "a 猫".encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", ZEROS)
+def test_zero_bytes_and_utf32_never_become_other_words(tmp_path, raw):
+    """按 UTF-16 读 a cat dog 加一个零字节，会变成五个汉字。"""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert [p.code for p in inspect(tmp_path)[1].errors] == ["caption_encoding"]
+    assert main(["check", str(tmp_path), "--fix"]) == (ZEROS[raw] is None)
+    assert (tmp_path / "a.txt").read_bytes() == (ZEROS[raw] or raw)
+
+
 @pytest.mark.parametrize(
     "text", ["猫在跑", CAT, "水墨，山水", f"A cat，{CAT}", "a red cat, 猫咪在睡觉"]
 )

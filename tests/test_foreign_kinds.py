@@ -197,7 +197,7 @@ def test_dora_by_columns(base, tmp_path):
     pipe.transformer.unfuse_lora()
     near(pipe.transformer.get_submodule(Q).base_layer.weight.double(), before[Q])
     for form in ("diffusers", "kohya"):
-        with pytest.raises(WeightsError, match=r"请用 --to comfyui，或加 --merge"):
+        with pytest.raises(WeightsError, match=r"请用 --to comfyui，或合并进底模：--merge"):
             convert.write(layers, form, tmp_path / "no", {}, names, **given)
     fused = named("double_blocks.0.img_attn.qkv", torch.ones(1, 128), torch.ones(384, 1), "")
     fused |= {"double_blocks.0.img_attn.qkv.dora_scale": torch.ones(1, 128)}

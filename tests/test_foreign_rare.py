@@ -13,7 +13,7 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 
 from lorakit import lora
-from lorakit.errors import WeightsError
+from lorakit.errors import LorakitWarning, WeightsError
 from lorakit.families.flux import Flux
 from lorakit.families.registry import REGISTRY, get
 from lorakit.lora import algebra, convert, names
@@ -301,3 +301,35 @@ def test_alpha_in_the_header_without_a_rank_is_over_the_tensors(base, tmp_path):
 def test_more_shells_around_the_same_names(base, tmp_path, prefix):
     a, b = pair(base, Q)
     near(read(write(tmp_path, named(Q, a, b, prefix)), base)[Q], (b @ a).double())
+
+
+SHELLS = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_shells_around_each_block_are_taken_off(base, tmp_path, shell):
+    a, b = pair(base, Q)
+    inside = Q.replace("blocks.0.", f"blocks.0.{shell}.") if shell else Q
+    for path in (inside, inside.replace(".attn.", f".attn.{shell}.")):
+        near(read(write(tmp_path, named(path, a, b)), base)[Q], (b @ a).double())
+
+
+def test_names_in_lower_case_are_not_a_whole_model(base, tmp_path):
+    tensors = {f"{Q}.lora_a": torch.ones(128, 4), f"{Q}.lora_b": torch.ones(4, 128)}
+    with pytest.raises(WeightsError, match="MLX 的 LoRA"):
+        meaning(write(tmp_path, tensors), base)
+
+
+def test_a_file_that_changes_nothing_says_so(base, tmp_path):
+    a, b = pair(base, Q)
+    for tensors in (
+        named(Q, a, b * 0),
+        named(Q, a, b) | {f"{Q}.alpha": torch.tensor(0.0)},
+        {f"{STEM}.lokr_w1": torch.ones(8, 8), f"{STEM}.lokr_w2": torch.zeros(16, 16)},
+    ):
+        file = write(tmp_path, tensors)
+        result = lora_audit.audit(file, base)
+        with pytest.warns(LorakitWarning, match="什么也没改"):
+            lora_audit.refuse(result, file)
+        with pytest.warns(LorakitWarning, match="什么也没改"):
+            lora.put_on(SimpleNamespace(transformer=flux()), file, "mine", Flux.original)

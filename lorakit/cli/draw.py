@@ -67,6 +67,7 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
     """第一个词、--model_name、--lora_weights 怎么写都行 -> (读哪份设置, 要先改的几项)。"""
     from lorakit import lora
     from lorakit.config import load_config, preset_for, presets
+    from lorakit.config.foreign import declared, family_of
     from lorakit.hub import REPO
     from lorakit.hub.bundled import tiny_models
     from lorakit.lora import steps
@@ -93,8 +94,11 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
         return source, []
     if "/" not in base and not Path(base).is_dir():
         return source, []
-    # 没有预设的底模：家族看 LoRA 里记着的
-    family = (lora.read(weights)[1] if weights else {}).get("family", "qwen-image")
+    # 没有预设的底模：本地的听它自己说，别的看 LoRA 里记着的，再看名字
+    said, _ = family_of(base)
+    if not declared(Path(base)):
+        said = (lora.read(weights)[1] if weights else {}).get("family", said)
+    family = said or "qwen-image"
     models = {name: load_config(name).model for name in presets()}
     near = [n for n, m in models.items() if m.family == family and m.path not in tiny_models()]
     sets = [f"model.family={family}", f"model.path={base}"]

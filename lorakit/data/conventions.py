@@ -1,5 +1,6 @@
 """别的训练器摆文件夹的习惯：遮罩叫什么、放哪里，同类图放在一起，文件夹名里写着次数。"""
 
+import itertools
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lorakit.config.explain import inline
-from lorakit.data.read import PICTURE
+from lorakit.data.read import IMAGE_SUFFIXES, PICTURE
 from lorakit.data.report import Problem, names
 
 Key = tuple[Path, str]  # 一张图：文件夹、不带后缀的名字
@@ -23,8 +24,13 @@ _CLASS = re.compile(
     r"|(正则|先验)化?(图片?|图像|集)?|同类(图片?)?",
     re.IGNORECASE,
 )
-_IMAGES = re.compile(r"images?|imgs?|pictures?|data", re.IGNORECASE)
+_AFTER = re.compile(r"(targets?|after|edited|outputs?)([ _-]?(images?|imgs?))?|目标图|改后", re.I)
+_IMAGES = re.compile(rf"images?|imgs?|pictures?|data|{_AFTER.pattern}", re.IGNORECASE)
 _CONTROL = re.compile(r"(controls?|conditioning)([ _-]?(images?|imgs?))?|控制图", re.IGNORECASE)
+_BEFORE = re.compile(  # 与 target、after 并排时，这些也是改之前的图
+    rf"(sources?|before|inputs?|originals?)([ _-]?(images?|imgs?))?|原图|改前|{_CONTROL.pattern}",
+    re.I,
+)
 _TRAIN = re.compile(r"train(ing)?|训练集?", re.IGNORECASE)
 _APART = re.compile(r"val(id(ation)?)?|test(ing)?|eval|dev|验证集?|测试集?", re.IGNORECASE)
 
@@ -65,6 +71,17 @@ def mask_targets(path: Path, stem: str, keys: set[Key], folder: Path) -> list[Ke
     return []
 
 
+def is_mask_folder(name: str) -> bool:
+    """叫 mask、masks、images_mask 一类名字。"""
+    return _MASK_FOLDER.fullmatch(name) is not None
+
+
+def mask_base(stem: str) -> str:
+    """0_mask -> 0；不像遮罩的名字就是空的。"""
+    hit = _MASK_NAME.fullmatch(stem)
+    return (hit[1] or hit[2]) if hit else ""
+
+
 def in_mask_folder(path: Path, folder: Path) -> bool:
     """在叫 mask、masks 一类名字的文件夹里。"""
     return any(_MASK_FOLDER.fullmatch(part) for part in path.parent.relative_to(folder).parts)
@@ -84,25 +101,38 @@ def masks_told(masks: dict[Key, Path], folder: Path) -> list[Problem]:
 
 def beside(folder: Path, control: Path | None) -> list[Problem]:
     """data.folder 写的是 images、img、10_猫；与它并排的遮罩、控制图、同类图没有走到。"""
+    folder = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
     problems, own = [], folder
     while own.parent != own and (_IMAGES.fullmatch(own.name) or COUNTED.match(own.name)):
+        before = _BEFORE if _AFTER.fullmatch(own.name) else _CONTROL
         own = own.parent
         for place in sorted(own.iterdir()) if os.access(own, os.R_OK | os.X_OK) else ():
-            if place == folder or folder.is_relative_to(place) or not os.path.isdir(place):
+            if folder.is_relative_to(place) or not os.path.isdir(place):
                 continue
             seen, line = f"旁边的 {place} 像是", yaml_path(place)
-            if re.fullmatch("masks?", place.name, re.IGNORECASE):
-                mend = f"要用就写 data.folder: {yaml_path(own)}，或把 {place.name} 挪进 {folder}"
+            aside = f"不是就给它改个名字（例如 .{place.name}：名字以点开头的不看）"
+            if _MASK_FOLDER.fullmatch(place.name) and holds_pictures(place):
+                mend = f"要用就写 data.folder: {yaml_path(own)} 和 data.mask: file；{aside}"
                 reason = f"{seen}遮罩，没有走到，没有用到"
                 problems.append(Problem.warning("masks_beside", None, reason, mend))
-            elif control is None and _CONTROL.fullmatch(place.name):
-                mend = f"练的是编辑，就写 data.control_folder: {line}；不是就给它改个名字"
+            elif control is None and before.fullmatch(place.name) and holds_pictures(place):
+                mend = f"练的是编辑，就写 data.control_folder: {line}（data.folder 是列表的，"
+                mend += f"写在那一个里：{{folder: {yaml_path(folder)}, control_folder: {line}}}）"
                 reason = f"{seen}控制图，没有用到"
-                problems.append(Problem.warning("control_beside", None, reason, mend))
+                problems.append(Problem.warning("control_beside", None, reason, f"{mend}；{aside}"))
             elif _CLASS.fullmatch(place.name):
                 reason = f"{seen}同类图片（正则图），不当训练图；要用就写 data.class_folder: {line}"
                 problems.append(Problem.note("class_beside", reason))
     return problems
+
+
+def holds_pictures(folder: Path) -> bool:
+    """里面（几层都行，看到一千个文件夹为止）有没有图。"""
+    return any(
+        os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        for _, _, names in itertools.islice(os.walk(folder), 1000)
+        for name in names
+    )
 
 
 def yaml_path(path: Path) -> str:

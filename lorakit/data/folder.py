@@ -1,12 +1,11 @@
 """走遍一个文件夹：哪些是图、哪些是遮罩、哪些是描述、哪些不用看。"""
 
-import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorakit.data.captions import SIDECARS, TABLES, nfc
-from lorakit.data.conventions import in_mask_folder, mask_targets
+from lorakit.data.conventions import holds_pictures, in_mask_folder, mask_targets
 from lorakit.data.read import IMAGE_SUFFIXES
 from lorakit.data.report import Problem, relative
 from lorakit.errors import plain_reason
@@ -90,18 +89,9 @@ def walk(folder: Path, skip: Path | None = None, masks: bool = True) -> Found:
 def _linked(path: Path, folder: Path) -> Problem:
     """链接文件夹不跟着走；外面那一头真有图，就是没有用到的数据。"""
     target, mend = Path(os.path.realpath(path)), "要用就把真正的文件夹复制进来；不用就删掉这个链接"
-    away = not target.is_relative_to(os.path.realpath(folder)) and _holds_pictures(target)
+    away = not target.is_relative_to(os.path.realpath(folder)) and holds_pictures(target)
     reason = "这是链接到别处的文件夹，里面的图没有用到"
     return Problem("error" if away else "warning", "link_folder", path, reason, mend)
-
-
-def _holds_pictures(folder: Path) -> bool:
-    """里面（几层都行，看到一千个文件夹为止）有没有图。"""
-    return any(
-        os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        for _, _, names in itertools.islice(os.walk(folder), 1000)
-        for name in names
-    )
 
 
 def _masks(found: Found):

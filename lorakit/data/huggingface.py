@@ -12,9 +12,10 @@ from pathlib import Path
 from PIL import Image
 
 from lorakit.data import limits
-from lorakit.data.captions import CAPTION_KEYS
+from lorakit.data.captions import CAPTION_KEYS, differs
 from lorakit.data.color import profile_of, to_rgb
-from lorakit.data.read import BROKEN, ORIENTATION, TURNS
+from lorakit.data.conventions import yaml_path
+from lorakit.data.read import BROKEN, ORIENTATION, TURNS, one_line
 from lorakit.errors import DataError, warn
 from lorakit.files import cache_root, user_path, write_whole
 
@@ -86,6 +87,11 @@ def _write_row(
 ):
     name, place = f"{number:06d}", folder / "images" if controls else folder
     said = row[caption]
+    if isinstance(said, str) and (other := differs(row, CAPTIONS, one_line(said))):
+        mend = f"用 remove_columns 去掉不用的那一列，例如 数据 = 数据.remove_columns([{other!r}])"
+        raise DataError(
+            f"datasets 数据的第 {number} 行有两项描述（{caption} 与 {other}），不一样。{mend}。"
+        )
     if not isinstance(said, str) or not said.strip():
         raise DataError(f"datasets 数据的第 {number} 行没有描述（{caption} 一列是 {said!r}）。")
     place.mkdir(exist_ok=True)
@@ -137,9 +143,10 @@ def unpacked(folder: str | Path) -> Path:
                 f"例如 {folder / splits[0] if splits else folder}。"
             )
         used = "train" if "train" in splits else splits[0]
-        rest = [str(folder / name) for name in splits if name != used]
-        if rest:
-            warn(f"“{folder}”里只练 {used}；要连别的一起练，data.folder 列表里也写上：{rest}")
+        if len(splits) > 1:
+            # 不算错误：test、validation 本来就是留着不练的，谁写 train 旁边那几份的都这么想
+            listed = ", ".join(yaml_path(folder / name) for name in splits)
+            warn(f"“{folder}”里只练 {used}；要连别的一起练，就写 data.folder: [{listed}]")
         folder = folder / used
     target = cache_root() / "datasets" / _identity(folder)
     if not target.is_dir():

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorakit.data import pairs
+from lorakit.data import archives, pairs
 from lorakit.data.captions import (
     SIDECARS,
     TABLES,
@@ -20,7 +20,7 @@ from lorakit.data.captions import (
     read_tables,
     stay_inside,
 )
-from lorakit.data.conventions import beside, class_inside, counted, masks_told, splits
+from lorakit.data.conventions import beside, class_inside, counted, mask_base, masks_told, splits
 from lorakit.data.folder import Found, key_of, walk
 from lorakit.data.limits import MIN_SIDE, check_size
 from lorakit.data.lint import lint, placeholders
@@ -44,6 +44,7 @@ CAPTION_LIKE = re.compile(
     r"^metadata\.(json|parquet)$|\.(cap|captions?|tags?|wd14)$"
     r"|^(metadata|captions?|prompts?|tags|描述|标注|提示词)[^.]*\.(xlsx?|ods|docx?|rtf|ya?ml|xml|md)$"
 )
+MASKLIKE = (".npy", ".npz", ".mat", ".pt", ".pkl")
 # 说明书、许可，不是描述
 PAPERS = re.compile(
     r"(read[ _-]?me|licen[cs]e|notice|copying|changelog|说明|许可|版权)(?![a-z]).*", re.IGNORECASE
@@ -101,16 +102,16 @@ def inspect(
         problems += counted(found.pictures, folder, bare)
         problems += class_inside(found.pictures, folder) + splits(found.pictures, folder)
         problems += masks_told(found.masks, folder) + beside(folder, control)
-        problems += check_masks(records, folder)
+        problems += check_masks(records, folder) + _archives(found, control, folder)
         if control and found.pictures:
             records, used, wrong = _with_controls(album, records, found, control)
             problems += wrong
-            for path, seen in used.items():
-                for name in seen.did:
-                    did[name].append(path)
-    problems = links_together(problems, found.pictures, folder)
+            for path, name in ((p, name) for p, seen in used.items() for name in seen.did):
+                did[name].append(path)
     alone = [path for key, same in found.captions.items() if key not in stems for path in same]
-    problems = lines_together(say_whose(problems, found.pictures, alone, folder), folder)
+    problems = links_together(problems, found.pictures, folder)
+    problems = say_whose(problems, found.pictures, alone, folder, found.others)
+    problems = lines_together(problems, folder)
     problems += placeholders(records, trigger, folder)
     filled = [replace(r, caption=fill(r.caption, trigger.strip())) for r in records]
     problems += _repeats(records, folder) + _trigger(filled, trigger, folder)
@@ -153,14 +154,29 @@ def _with_controls(
     if used:
         reason = f"{len(records)} 张图配好了控制图（{relative(control, found.folder)}）"
         problems.append(Problem.note("pairs", reason))
-    if before.captions:
-        reason = f"控制图旁边的 {len(before.captions)} 份描述没有用到，描述写在目标图旁边"
-        problems.append(Problem.note("control_captions", reason))
+    problems += pairs.captions_beside(records, found, before)
     stems = set(map(key_of, before.pictures))
     told = "".join(problem.mend for problem in problems)  # “没有控制图”那一条提到了它
     rest = [path for path in before.others if path.name not in told]
+    rest = [path for path in rest if not archives.is_archive(path)]
     unread = [_unused(path, _spare(path, stems), False) for path in rest]
     return records, used, before.problems + problems + [one for one in unread if one]
+
+
+def _archives(found: Found, control: Path | None, folder: Path) -> list[Problem]:
+    """图旁边、控制图旁边的压缩包：从它解压出来的说一声，有这里没有的图的是错误。"""
+    before = walk(control, masks=False) if control else Found(folder)
+    packed = [path for path in found.others + before.others if archives.is_archive(path)]
+    if not packed:
+        return []
+    here = [*found.pictures, *found.masks.values(), *before.pictures]
+    stems = {archives.stem_of(path.name) for path in here}
+    results = {path: archives.unpacked_here(path, stems) for path in packed}
+    problems = [one for one in results.values() if isinstance(one, Problem)]
+    if same := [path for path, one in results.items() if one is True]:
+        reason = f"{names(same, folder)} 是压缩包，没有用到：里面没有图，或图都在这里了"
+        problems.append(Problem.note("archive", reason))
+    return problems
 
 
 def _examine(
@@ -227,6 +243,8 @@ def _pairing(
     lonely = {key: paths for key, paths in sorted(found.captions.items()) if key not in stems}
     rest, unread = [], {}
     for path in found.others:
+        if archives.is_archive(path):
+            continue
         problem = _unused(path, _spare(path, stems), key_of(path) in lonely)
         unread[key_of(path)] = problem
         (problems if problem else rest).append(problem or path)
@@ -262,6 +280,9 @@ def _unused(path: Path, spare: bool, told: bool) -> Problem | None:
     if CAPTION_LIKE.search(name) or (name.endswith(".txt") and not PAPERS.fullmatch(path.stem)):
         mend = f"描述要写在和图片同名的 {'、'.join(SIDECARS)} 或 {'、'.join(TABLES)} 里；不用就移走"
         return Problem.error("not_used", path, "像是描述，没有用到", mend)
+    if mask_base(nfc(path.stem)) and path.suffix.lower() in MASKLIKE:
+        mend = "存成黑白的 png（要学的地方涂白），名字不变；不用就移走"
+        return Problem.error("not_used", path, "像是遮罩，可是这种文件不读，没有用到", mend)
     if LOOKALIKE.search(name) and not spare:
         reason, mend = f"像是图片{also}，可是这种文件不读，没有用到", f"要用就{RESAVE}；不用就移走"
         return Problem.error("not_used", path, reason, mend)

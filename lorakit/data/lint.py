@@ -30,6 +30,9 @@ MARKUP = re.compile(
 # 看图说话的模型对人说的客套话；网址；markdown 的记号
 CHATTER = re.compile(
     r"^(?:好的|当然|没问题)[，,！!。]|^(?:sure|certainly|of course)[,!.]|^以下是"
+    r"|^(?:i['’]?m sorry|sorry,|i (?:cannot|can['’]?t|am unable)|as an ai)(?!\w)"
+    r"|^(?:很)?抱歉|^对不起|^我(?:不能|无法)(?:为|提供|描述|协助|识别)|^\[\s*[\"'].*[\"']\s*\]$"
+    r"|^\S+\.(?:png|jpe?g|webp)$"
     r"|希望(?:这)?对[你您]有(?:所)?帮助|^https?://\S+$|\*\*|^\s*#+ |```|</?think>"
     r"|^(?:caption|prompt|description|assistant|描述|提示词|标题)\s*[:：]",
     re.IGNORECASE,

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorakit.data.captions import CAPTION_KEYS
+from lorakit.data.encoding import marked_as, stray_zeros
 from lorakit.data.folder import Found, key_of
 from lorakit.data.limits import MIN_SIDE
 from lorakit.data.read import CJK, FORMATS, decode, one_line, read_bytes
@@ -114,15 +115,16 @@ def _caption_file(path: Path, trigger: str) -> Iterator[Change]:
 def _decode(data: bytes) -> tuple[str | None, str]:
     """(文字, 要换掉的编码；本来就是 UTF-8 时是空的)；认不准的返回 None，宁可不动。"""
     try:
-        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return data.decode("utf-16"), "UTF-16"
+        if marked := marked_as(data):
+            return data.decode(marked), marked
+        if stray_zeros(data) and _bare_utf16(data) is None:  # 两种都读得通的不动
+            return data.decode("utf-8-sig").replace("\0", ""), "夹着零字节的文字"
         if b"\0" in data:
-            return _bare_utf16(data), "UTF-16"
+            return None if stray_zeros(data) else _bare_utf16(data), "UTF-16"
         bom = data.startswith(b"\xef\xbb\xbf")
         return data.decode("utf-8-sig"), "带 BOM 的 UTF-8" if bom else ""
     except UnicodeDecodeError:
-        marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        found = {} if marked or _was_utf8(data) else readings(data)
+        found = {} if marked_as(data) or _was_utf8(data) else readings(data)
         (name, text), *more = found.items() or [("", None)]
         return (None, "") if more else (text, name)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorakit.data.captions import nfc, stay_inside
+from lorakit.data.captions import nfc, read_sidecar, stay_inside
 from lorakit.data.folder import Found
 from lorakit.data.limits import CONTROLS, check_size
 from lorakit.data.read import RESAVE, in_threads, read_image
@@ -68,6 +68,34 @@ def attach(
         )
     used = {path: one for path, one in results.items() if isinstance(one, Seen)}
     return good, used, problems
+
+
+def captions_beside(records: Sequence[Record], found: Found, before: Found) -> list[Problem]:
+    """控制图旁边的描述和描述表不读：和目标图的一样就说一声，不一样就不知道该听谁的。"""
+    said = {_key(record.path, found.folder): record.caption for record in records}
+    same, other = [], [*before.tables]
+    for paths in before.captions.values():
+        for path in paths:
+            mine = said.get(_key(path, before.folder))
+            (same if mine is not None and _says(path) == mine else other).append(path)
+    problems = []
+    if same:
+        reason = f"控制图旁边的 {len(same)} 份描述和目标图的一样，用的是目标图的"
+        problems.append(Problem.note("control_captions", reason))
+    if other:
+        shown = names(other, before.folder)
+        reason = f"控制图旁边有 {len(other)} 份描述，和目标图的不一样，没有用到：{shown}"
+        mend = "描述（怎么改）写在目标图旁边：要用它们就挪过去，换掉那里的；不用就移走，"
+        mend += f"或挪进 {before.folder / '.不用的'}（名字以点开头的不看）"
+        problems.append(Problem.error("control_captions", None, reason, mend))
+    return problems
+
+
+def _says(path: Path) -> str | None:
+    try:
+        return read_sidecar(path)
+    except Fault:  # 读不出来，也就和目标图的不一样
+        return None
 
 
 def _key(path: Path, root: Path) -> tuple[Path, str]:

@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 from pillow_heif import register_heif_opener
 
 from lorakit.data.color import mend_key, odd_key, profile_of, to_rgb
+from lorakit.data.encoding import marked_as, stray_zeros
 from lorakit.data.report import Fault
 from lorakit.errors import plain_reason
 from lorakit.files import readings
@@ -253,8 +254,8 @@ def read_caption(path: str | Path) -> str:
         reason = f"描述不是纯文字，里面是：{KINDS[data[:4]]}"
         mend = "用写它的程序打开，另存为纯文本（UTF-8）；是图片就改成图片的后缀"
         raise Fault("caption_kind", path, reason, mend)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _encoding(path, "看文件头是 UTF-16", "UTF-16")
+    if marked := marked_as(data):
+        raise _encoding(path, f"看文件头是 {marked}", marked)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -264,6 +265,9 @@ def read_caption(path: str | Path) -> str:
             raise _encoding(path, f"多半是 {shown}", next(iter(found))) from None
         said = f"认不准是哪一种：{shown}" if found else "也认不出是什么编码"
         raise _encoding(path, said, None) from None
+    if stray_zeros(data):
+        mend = "另存一份干净的；认得准的，lorakit check 文件夹 --fix 会替你去掉"
+        raise Fault("caption_encoding", path, "描述里夹着看不见的零字节", mend)
     if "\0" in text:
         raise _encoding(path, "多半是没有文件头的 UTF-16", "UTF-16LE")
     caption = one_line(text)

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorakit.data.batches import split_holdout
+from lorakit.data.conventions import beside
 from lorakit.data.load import load_prior, load_sources
 from lorakit.data.mask import mask_files, read_alpha
 from lorakit.data.record import Record
 from lorakit.errors import ConfigError, DataError, warn
+from lorakit.files import user_path
 
 
 class Selection(NamedTuple):
@@ -39,6 +41,7 @@ def select(config, family) -> Selection:
             f"{family.name} 要 {family.multiple} 的倍数，"
             f"最近的是 {low} 和 {low + family.multiple}。"
         )
+    _refuse_beside(data, family)
     records = fit_controls(family, load_sources(data.sources, data.trigger))
     prior = load_prior(data.class_folder, data.trigger, records)
     prior = fit_controls(family, prior, "data.class_folder：")
@@ -54,6 +57,31 @@ def select(config, family) -> Selection:
         warn("data.alpha=keep 不起作用：没有一张图有透明的地方，都当作处处不透明。")
     train, held = split_holdout(records, config.eval.holdout)
     return Selection(train, held, prior, mask_files(records, data.mask))
+
+
+def _refuse_beside(data, family):
+    """data.folder 写的是 images，并排放着的遮罩、控制图没有走到：没有写明不用的，不能只说一声。
+
+    不看控制图的底模用不上它们，照 data.folder 的意思只练图，就不算没有用到。
+    同类图片（reg）不在其列：用不用它是另一种练法，别处也要另写一项，没写就是不用。
+
+    Raises:
+        DataError: 说出在哪、要用写哪一行、不用写哪一行。
+    """
+    several, (least, most) = isinstance(data.folder, list), family.controls
+    for one, source in zip(data.folder if several else [data], data.sources, strict=True):
+        alone = "control_folder: null" if several else "data.control_folder=null"
+        told = {
+            "masks_beside": ("mask" in data.model_fields_set, "；或写 data.mask=none"),
+            "control_beside": (
+                "control_folder" in one.model_fields_set or not most,
+                "" if least else f"；只练图，也可以写 {alone}",
+            ),
+        }
+        for problem in beside(user_path(source.folder), source.control_folder):
+            said, line = told.get(problem.code, (True, ""))
+            if not said:
+                raise DataError(f"data.folder：{problem.reason}。{problem.mend}{line}。")
 
 
 def fit_controls(family, records: Sequence[Record], where: str = "") -> list[Record]:

@@ -29,7 +29,7 @@ def plain(path: str, layer: Layer) -> Pair | dora.Dora:
         raise WeightsError(
             f"{path} 是 LoKr，写成普通 LoRA 要秩 {layer.rank}，最多 {lokr.PLAIN_RANK}。"
             "请直接用原来的文件（generate、compare 与 ComfyUI 都能读），"
-            "或加 --merge（去掉 --rank）合并进底模。"
+            "或合并进底模：--merge（不写 --rank、--to、--dtype）。"
         )
     return layer.pair()
 
@@ -37,7 +37,8 @@ def plain(path: str, layer: Layer) -> Pair | dora.Dora:
 def _pair(path: str, layer: Layer) -> Pair:
     if isinstance(layer, dora.Dora):
         raise WeightsError(
-            f"{path} 是 DoRA：改的还有每行的长度，不能叠加、缩秩。请用 --merge 合并进底模。"
+            f"{path} 是 DoRA：改的还有每行的长度，不能叠加、缩秩。"
+            "可以合并进底模：--merge（不写 --also、--weight、--rank、--to、--dtype）。"
         )
     return plain(path, layer)
 

@@ -37,6 +37,7 @@ class Audit:
     strength: str = ""  # 每层乘了几、听谁的
     left: tuple[str, ...] = ()  # 文本编码器等别的部分的张量，用不上
     model: str | None = None  # 一层也放不上：像是给什么模型练的
+    doubt: str = ""  # 文件头写的与张量对不上的地方
 
     @property
     def good(self) -> bool:
@@ -52,6 +53,7 @@ class Audit:
                 lines.append(f"  {what}：{len(some)} 个，例如 {some[0]}")
         lines += [f"  看层名，像是给 {self.model} 练的"] if self.model else []
         lines += [f"  写法：{self.form}", f"  强度：{self.strength}"] if self.layers else []
+        lines += [f"  对不上：{self.doubt}；用的是上面的强度"] if self.doubt else []
         lines += [
             f"  {CARD.get(key, key)}：{SAID.get(value, value)}" for key, value in self.card.items()
         ]
@@ -86,7 +88,7 @@ def audit(
     lists = (tuple(map(inert, some)) for some in (found.unknown, misfit, silent))
     left = tuple(map(inert, found.left))
     model = None if found.layers else names.model_of(found.unknown)
-    told = found.card, found.form, _strength(found), left, model
+    told = found.card, found.form, strength_of(found), left, model, found.doubt
     return Audit(len(found.layers), *lists, blocks, *told)
 
 
@@ -95,7 +97,15 @@ def _silent(layer, values: torch.Tensor) -> bool:
     return not isinstance(layer, dora.Dora) and not values.any()
 
 
-def _strength(found: Meaning) -> str:
+def changes_nothing(found: Meaning) -> bool:
+    """每一层的 ΔW 都是零。"""
+    return not any(
+        isinstance(one, dora.Dora) or (one[1].any() if isinstance(one, tuple) else one.norm())
+        for one in found.layers.values()
+    )
+
+
+def strength_of(found: Meaning) -> str:
     scales = sorted(found.scales.values())
     if not scales:
         return ""
@@ -130,10 +140,14 @@ def refuse(result: Audit, file: Path):
             f"“{file}”与这个底模对不上：放得上 {result.layers - len(result.misfit)} 层，"
             f"放不上 {len(wrong) - 1} 个，例如 {wrong[0]}。{other}。"
         )
-    tell_left(result.left, file)
+    tell(result.left, result.doubt, result.strength, file, len(result.silent) == result.layers)
 
 
-def tell_left(left: Sequence[str], file: Path):
-    """文件里用不上的部分：没有用，但要说。"""
+def tell(left: Sequence[str], doubt: str, strength: str, file: Path, nothing: bool):
+    """文件里用不上的部分、说法对不上的地方、什么也没改（nothing）：照样用，但要说。"""
+    if nothing:
+        warn(f"“{file}”什么也没改：每一层的 ΔW 都是零，用不用它一样。")
+    if doubt:
+        warn(f"“{file}”里说法对不上：{doubt}。用的强度是 {strength}；不对就问写它的人要对的文件。")
     if left:
         warn(f"“{file}”里有 {len(left)} 个张量属于文本编码器等别的部分，这里用不上，没有管它们。")

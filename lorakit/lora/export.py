@@ -63,7 +63,7 @@ def spell(
     if form == "kohya" and (dora := [p for p, layer in layers.items() if _is_dora(layer)]):
         raise WeightsError(
             f"{dora[0]} 是 DoRA：sd-scripts、musubi-tuner 没有这种写法。"
-            "请用 --to comfyui，或加 --merge 合并进底模。"
+            "请用 --to comfyui，或合并进底模：--merge（不写 --to、--dtype）。"
         )
     if form == "kohya" and names.fused:
         known = {path for parts in names.places.values() for path, _ in parts}
@@ -91,7 +91,7 @@ def spell(
             if layer.columns:
                 raise WeightsError(
                     f"{path} 是按列算长度的 DoRA，diffusers 没有这种写法。"
-                    "请用 --to comfyui，或加 --merge 合并进底模。"
+                    "请用 --to comfyui，或合并进底模：--merge（不写 --to、--dtype）。"
                 )
             own = layer if layer.over == MOVED else layer.trained(weight(path))
             tensors[f"{stem}.lora_magnitude_vector"] = own.magnitude.float().flatten()

@@ -115,7 +115,10 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise WeightsError(f"“{path}”打不开：{what}。请重新下载或换一个。") from error
     if not good:
         kind = names.kind_of(keys)
-        said = f"它是 {kind}，这里读不了" if kind else "它也许是别的东西"
+        said = "它也许是别的东西"
+        if kind:
+            adapter = kind not in names.WHOLE
+            said = f"它是 {kind}，这里读不了" + f"。{names.mend_of(keys, kind)}" * adapter
         raise WeightsError(
             f"“{path}”里没有 LoRA 的权重（应有 lora_A / lora_B，或 lokr_w1 / lokr_w2）。{said}。"
         )

@@ -4,7 +4,7 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +34,7 @@ class Meaning:
     scales: Mapping[str, float]  # 文件里的层名 -> 强度
     said: str  # 强度听谁的
     card: Mapping[str, str]
+    doubt: str = ""  # 文件头写的与张量对不上的地方
 
     @property
     def is_plain(self) -> bool:
@@ -84,7 +85,16 @@ def meaning(file: Path, modules: Iterable[str], places: lora_fused.Slots = NO_PL
     if beside and len(beside) < len(parts):
         said = f"张量旁边的 alpha，没有的层：{rule.said}"
     form = _called(forms, layers)
-    return Meaning(layers, unknown, left, form, scales, said, card)
+    ranks = {path: (rank, len(places.get(path, "1"))) for path, part in parts.items()
+             if (rank := _rank(part))}  # fmt: skip
+    told = strength.claims(file, header, tensors)
+    doubt = strength.contradiction(told, ranks, scales, card.get("alpha") == "folded")
+    return Meaning(layers, unknown, left, form, scales, said, card, doubt)
+
+
+def _rank(part: Mapping[str, torch.Tensor]) -> int | None:
+    """一层张量自己的秩；LoKr 的两个因子都是整个的，就没有。"""
+    return next((len(part[kind]) for kind in ("A", "w2_b", "w1_b") if kind in part), None)
 
 
 def _sorted(file: Path, tensors: Mapping[str, torch.Tensor], modules, places: lora_fused.Slots):
@@ -158,7 +168,7 @@ def _over(header: Mapping[str, str], card: Mapping[str, str]) -> str:
     return dora.MOVED if trained and "alpha" not in card else dora.BASE
 
 
-def _strange(file: Path, key: str, tensors: Iterable[str]) -> WeightsError:
+def _strange(file: Path, key: str, tensors: Collection[str]) -> WeightsError:
     """一个读不了的张量 -> 说出这个文件是什么。"""
     kind = names.kind_of([key])
     if kind is None:
@@ -168,8 +178,8 @@ def _strange(file: Path, key: str, tensors: Iterable[str]) -> WeightsError:
     if kind in (None, "整个模型") and key.endswith((".weight", ".bias")):
         what = "这是整层的权重或偏置（PEFT 的 modules_to_save、bias），不只是 LoRA"
     return WeightsError(
-        f"“{file}”里有 {lora_files.brief(key)}：{what}，这里读不了。请用训练它的工具，"
-        "或换成普通 LoRA。"
+        f"“{file}”里有 {lora_files.brief(key)}：{what}，这里读不了。"
+        f"{names.mend_of(tensors, kind)}。"
     )
 
 

@@ -25,6 +25,8 @@ TENSOR = re.compile(
     r"|\.(?P<moved>lora_magnitude_vector(?:\.[^.]+){0,2}|magnitude)|\.(?P<dora>dora_scale)"
     r"|\.lokr_(?P<lokr>w[12](?:_[ab])?)(?P<product>\.[^.]+)?)"
 )
+# torch.compile、FSDP、重算一块一块套的壳，写在名字中间
+WRAPPED = re.compile(r"(?<![^.])_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 XLABS = re.compile(r"(.*?)(double|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.")
 PROCESSOR = re.compile(r"(.+)\.processor\.(to_[qkv]|to_out|add_[qkv]_proj|to_add_out)_lora\.")
 SIDES = {"down": "A", "up": "B"}
@@ -51,6 +53,7 @@ OTHERS = re.compile(
 )
 # 名字里有什么 -> 它是什么；先写的先认
 KINDS = {
+    r"\.lora_[ab](\.|$)": "MLX 的 LoRA（名字小写，矩阵是转置的）",
     r"\.hada_[wt]\d": "LoHa（LyCORIS 的一种）",
     r"\.lokr_t2|\.lora_mid": "卷积层的 LoCon 或 LoKr（Tucker 分解）",
     r"\.(oft_\w+|boft_\w+)": "OFT",
@@ -73,7 +76,21 @@ KINDS = {
     r"^(text_model|encoder\.block|shared|model\.embed_tokens)\.": "文本编码器",
     r"(_blocks|layers|blocks|_refiner)\.\d+\..+\.weight$|^x_embedder\.": "整个模型",
 }  # fmt: skip
+WHOLE = (
+    "整个模型",
+    "VAE",
+    "文本编码器",
+    "ControlNet",
+    "ControlLLLite",
+    "IP-Adapter",
+    "文本反演（textual inversion）",
+)  # 不是加在底模上的一点点
 OWN = ("lora_", "lokr_")  # 这里读得了的
+ROUTED = re.compile(r"(LILY|SHADOW|POLY|XLORA|CARTRIDGE|CPT|\w*(PROMPT|PREFIX)\w*|P_TUNING)（PEFT")
+MERGE = (
+    "在训练它的地方用 PEFT：merge_and_unload()，再用 save_pretrained(文件夹) 把整个 transformer "
+    "存下来，换掉底模文件夹里的 transformer，model.path 写那个底模文件夹"
+)
 # 一层也放不上的文件，名字里有什么 -> 给什么模型练的；先写的先认，. 是点或下划线
 MODELS = {
     r"(down|up|input|output)_blocks.\d|mid_block.|middle_block.": "SD 1.5 或 SDXL",
@@ -101,6 +118,7 @@ class Place(NamedTuple):
 
 def parse(key: str) -> Place | None:
     """张量的名字 -> 它是哪一层的什么；不是 LoRA 的张量就是 None。"""
+    key = WRAPPED.sub("", key)
     side = re.search(r"_lora[12]?\.(down|up)\.weight$", key)
     if side and (found := XLABS.match(key)):
         return Place(_xlabs(*found.groups()), SIDES[side[1]])
@@ -151,6 +169,17 @@ def kind_of(keys: Iterable[str]) -> str | None:
     others = (item for item in PEFT_TYPE_TO_PREFIX_MAPPING.items() if item[1] not in OWN)
     peft = {rf"\.{prefix}": f"{method.value}（PEFT 的一种）" for method, prefix in others}
     return _first(peft, keys) or kind
+
+
+def mend_of(keys: Iterable[str], kind: str | None) -> str:
+    """读不了的是 kind 的文件：还能怎么办，一句话；没有办法也直说。"""
+    if kind and ROUTED.match(kind):
+        return "它看输入来定怎么改，合并不进底模，这里用不上"
+    if kind and "量化" in kind:
+        return "请换没有量化的那一份"
+    if any(key.startswith("base_model.") for key in keys):
+        return f"请{MERGE}"
+    return "请用训练它的工具合并进底模，或换成普通 LoRA"
 
 
 def model_of(keys: Iterable[str]) -> str | None:

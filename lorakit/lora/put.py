@@ -16,7 +16,7 @@ from lorakit.lora import dora, lokr, names
 from lorakit.lora import files as lora_files
 from lorakit.lora import fused as lora_fused
 from lorakit.lora.algebra import Layers, low, shape_of
-from lorakit.lora.audit import tell_left
+from lorakit.lora.audit import changes_nothing, strength_of, tell
 from lorakit.lora.foreign import Meaning, meaning
 
 Original = Mapping[str, tuple[str, ...]]  # 家族的 original
@@ -79,7 +79,7 @@ def put_on(pipe, file: Path, name: str | None = None, original: Original = NONE)
     """
     transformer = pipe.transformer
     found = understood(file, transformer, original)
-    tell_left(found.left, file)
+    tell(found.left, found.doubt, strength_of(found), file, changes_nothing(found))
     layers = found.layers
     name = name or get_adapter_name(transformer)
     state = _state(layers)
