@@ -73,14 +73,16 @@ def psnr(there_and_back, images: torch.Tensor) -> float:
     return float((-10 * torch.log10(mse)).mean())
 
 
-def _crops(x: torch.Tensor, size: int, generator) -> torch.Tensor:
-    """每张图取两个候选小块，留下细节多的那个：平坦的天空学几次就够了。"""
+def _crops(x: torch.Tensor, size: int, places: torch.Generator) -> torch.Tensor:
+    """每张图取两个候选小块，留下细节多的那个：平坦的天空学几次就够了。
+
+    Args:
+        places: CPU 上的，抽小块在哪里：在显卡上抽，每步都要停下来等它。
+    """
     best, energy = None, None
     for _ in range(2):
-        top, left = (
-            torch.randint((x.shape[-1] - size) // 8 + 1, (2,), generator=generator, device=x.device)
-            * 8
-        ).tolist()
+        most = (x.shape[-1] - size) // 8 + 1
+        top, left = (torch.randint(most, (2,), generator=places) * 8).tolist()
         part = x[:, :, top : top + size, left : left + size]
         detail = part.diff(dim=-1).abs().mean((1, 2, 3)) + part.diff(dim=-2).abs().mean((1, 2, 3))
         if best is None:
@@ -120,6 +122,7 @@ def fit_vae(encode, decode, vae, data: torch.Tensor, device, clock: Clock, laten
     channels, compression = latent
     parameters = list(vae.parameters())
     generator = torch.Generator(device).manual_seed(0)
+    places = torch.Generator().manual_seed(0)
     optimizer = adamw(parameters)
 
     def step_loss(x, noise):
@@ -129,7 +132,7 @@ def fit_vae(encode, decode, vae, data: torch.Tensor, device, clock: Clock, laten
 
     if device.type == "cuda":
         with torch.autocast(device.type, torch.bfloat16):
-            x = _crops(data[:32].float() / 127.5 - 1, 64, generator)
+            x = _crops(data[:32].float() / 127.5 - 1, 64, places)
             side = 64 // compression
             noise = torch.randn(32, channels, side, side, device=device, generator=generator)
             step_loss = checked_compile(step_loss, parameters, x, noise)
@@ -140,7 +143,7 @@ def fit_vae(encode, decode, vae, data: torch.Tensor, device, clock: Clock, laten
         count = batch // 4 if late else batch
         index = torch.randint(len(data), (count,), generator=generator, device=device)
         x = data[index].float() / 127.5 - 1
-        x = x.contiguous(memory_format=torch.channels_last) if late else _crops(x, 64, generator)
+        x = x.contiguous(memory_format=torch.channels_last) if late else _crops(x, 64, places)
         side = x.shape[-1] // compression
         noise = torch.randn(count, channels, side, side, device=device, generator=generator)
         with torch.autocast(device.type, torch.bfloat16):
