@@ -42,7 +42,7 @@ def test_a_card_of_each_size_gets_its_preset(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(24))
     assert lab.open_model("qwen-image-24gb").model.quantize == "fp8-matmul"
     said = capsys.readouterr().out
-    assert "显存：约 20.2" in said and "编译：memory.compile 不起作用：没有 Triton" in said
+    assert "显存：约 21.5" in said and "编译：memory.compile 不起作用：没有 Triton" in said
     with pytest.raises(LorakitError, match=r"放不下。请换预设 qwen-image-24gb"):
         lab.open_model("qwen-image")
 
