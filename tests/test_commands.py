@@ -72,6 +72,15 @@ CASES = {
         ["export plain.safetensors --workflow w.json --family qwen-image"]),
     "去掉它。": ("export ours.safetensors --workflow w.json --family flux",
         ["export ours.safetensors --workflow w.json"]),
+    "就是要读的文件": (f"export plain.safetensors {M} --out plain.safetensors",
+        [f"export plain.safetensors {M} --out other.safetensors"]),
+    "合并好的 transformer 写进去会顶替它": (f"export plain.safetensors {M} --merge --out run",
+        [f"export plain.safetensors {M} --merge --out merged"]),
+    "就是要改的图": ("edit pairs/control/000.png 变成蓝色 --out pairs/control/000.png",
+        ["edit pairs/control/000.png 变成蓝色 --out e.png --set sample.size=64 "
+         "--set sample.steps=2"]),
+    "不是 LoRA 文件。请用": ("audit run/checkpoint-2/state/weights.safetensors",
+        ["audit run/checkpoint-2/pytorch_lora_weights.safetensors"]),
     "写到哪里？": (f"export plain.safetensors {M}",
         [f"export plain.safetensors {M} --out o", "export ours.safetensors --workflow w.json"]),
     "去掉其中一个": (f"export ours.safetensors {M} --workflow w.json --merge --out merged",
@@ -280,3 +289,35 @@ def test_a_spelling_comfyui_does_not_read(tmp_path, monkeypatch, capsys):
     code, told = run(capsys, line + "kohya")
     assert code == 1 and "改成 --to comfyui" in told, told
     assert run(capsys, line + "comfyui")[0] == 0
+
+
+def test_nothing_is_harmed_by_what_is_written(here, monkeypatch, capsys):
+    """盖掉正在读的文件、顶替底模、换成别的大小的权重留下一半：都不会悄悄发生。"""
+    monkeypatch.chdir(here)
+    before = (here / "plain.safetensors").read_bytes()
+    link = here / "link.safetensors"
+    link.symlink_to("plain.safetensors")
+    for out in ("plain.safetensors", "./plain", "link.safetensors"):
+        assert run(capsys, f"export plain.safetensors {M} --out {out}")[0] == 1
+    assert (here / "plain.safetensors").read_bytes() == before
+    picture = (here / "pairs/control/000.png").read_bytes()
+    shown = "compare tiny-qwen-image-edit --lora plain.safetensors --prompt 变 --image"
+    assert run(capsys, f"{shown} pairs/control/000.png --out pairs/control/000.png")[0] == 1
+    assert (here / "pairs/control/000.png").read_bytes() == picture
+    (here / "base").mkdir()
+    (here / "base/model_index.json").write_text("{}")
+    assert run(capsys, f"export plain.safetensors {M} --merge --out base")[0] == 1
+    old = here / "again/transformer"
+    old.mkdir(parents=True)
+    for name in ("-00001-of-00002.safetensors", ".safetensors.index.json"):
+        (old / f"diffusion_pytorch_model{name}").write_bytes(b"{}")
+    assert run(capsys, f"export plain.safetensors {M} --merge --out again")[0] == 0
+    assert {p.name for p in old.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+def test_an_option_given_twice_is_not_half_heard(capsys):
+    line = "generate tiny-qwen-image --prompt 猫 --lora a.safetensors --lora_weights b.safetensors"
+    with pytest.raises(SystemExit) as code:
+        main(shlex.split(line))
+    assert code.value.code == 2
+    assert "--lora、--lora_weights 写了两次，只能写一个" in capsys.readouterr().err

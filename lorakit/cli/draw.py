@@ -63,6 +63,12 @@ def _say_long(family, prompts):
             warn(f"“{prompt[:12]}…”有 {count} 个词元，{limit}：把要紧的写在前头。")
 
 
+def _refuse_same(out: Path, pictures):
+    """画好的图不能盖掉要改的那一张。"""
+    if out.is_file() and any(path.is_file() and out.samefile(path) for path in pictures):
+        raise LorakitError(f"--out：“{out}”就是要改的图，存了会盖掉它。换一个名字。")
+
+
 def choose_base(source: str | None, base: str | None, weights: Path | None):
     """第一个词、--model_name、--lora_weights 怎么写都行 -> (读哪份设置, 要先改的几项)。"""
     from lorakit import lora
@@ -178,6 +184,7 @@ def edit(args) -> int:
     from lorakit.results import report
 
     report.picture_kind(args.out)
+    _refuse_same(args.out, (args.image, *args.also))
     pictures = [read_image(path, True) for path in (args.image, *args.also)]
     config, family, weights = _open(args, args.source, args.set)
     how = (config.sample.guidance, [args.prompt], [pictures])
@@ -218,6 +225,7 @@ def compare(args) -> int:
         raise LorakitError(f"网格一次只画一句提示词，得到 {len(args.prompt)} 句。")
     config, family, weights = _open(args, args.source, args.set, need_lora=True)
     side = config.sample.size or config.data.resolution
+    _refuse_same(args.out, args.image or ())
     control = args.image and [read_image(path, True) for path in args.image]
     controls = control and [control] * len(args.prompt)
     how = (config.sample.guidance, args.prompt, controls)

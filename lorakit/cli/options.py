@@ -68,6 +68,17 @@ class _Formatter(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, "用法：" if prefix is None else prefix)
 
 
+class _Once(argparse.Action):
+    """只写一个的选项：写了两次不悄悄听后一个。"""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            parser.error(f"{'、'.join(self.option_strings)} 写了两次，只能写一个")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **details):
         super().__init__(formatter_class=_Formatter, add_help=False, **details)
@@ -90,6 +101,7 @@ def parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         about = {"help": one.about, "description": one.about, "epilog": f"例子：{one.example}"}
         sub = names.add_parser(one.name, **about)
         for flags, details in (*one.options, _DEBUG):
-            sub.add_argument(*flags, **details)
+            single = flags[0].startswith("-") and "action" not in details
+            sub.add_argument(*flags, **({"action": _Once} if single else {}), **details)
         sub.set_defaults(run=one.run)
     return whole

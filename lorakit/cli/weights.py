@@ -183,6 +183,7 @@ def _convert(args):
         raise LorakitError(
             f"--weight 要写 {len(files)} 个（每个文件一个），得到 {len(weights)} 个。"
         )
+    _refuse_harm(args, files)
     family = _family(args, args.file)
     shell = family.skeleton()
     places = lora_fused.slots(family.original, shell)
@@ -210,6 +211,21 @@ def _convert(args):
         return
     raw = same and args.rank is None and found.is_plain
     _write(args, files[0], family, shell, layers, raw)
+
+
+def _refuse_harm(args, files):
+    """--out 不能盖掉正在读的文件，也不能写进底模、一次训练的结果里。"""
+    from lorakit.lora import convert, steps
+
+    out = args.out if args.merge else convert.named(args.out)
+    if not args.merge and out.is_file() and any(out.samefile(file) for file in files):
+        raise LorakitError(f"--out：“{out}”就是要读的文件，写了会盖掉它。换一个名字。")
+    holds = (out / "model_index.json").is_file() or steps.settings_of(out)
+    if args.merge and (holds or steps.all_of(out)):
+        raise LorakitError(
+            f"--out：“{out}”是一个底模或一次训练的结果，合并好的 transformer 写进去会顶替它。"
+            "换一个新的文件夹名。"
+        )
 
 
 def _merge(args, family, several):

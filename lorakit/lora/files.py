@@ -22,6 +22,7 @@ from lorakit.lora.tensors import write_tensors
 FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PREFIX = "transformer."
+STATE = "state"  # 检查点里放优化器等的文件夹
 SHARD = re.compile(r"\d{5}-of-(?!00001)\d{5}|\.index\.json$")
 MOST = 500  # 别人写的话最多留这么多字
 
@@ -58,6 +59,7 @@ def save(
 def find(path: Path) -> Path:
     """LoRA 文件、检查点或整个运行文件夹 -> 那个 safetensors 文件。"""
     path = Path(path)
+    _refuse_state(path if path.is_dir() else path.parent)
     if path.is_dir():
         choices = [path, *reversed(steps.all_of(path))]
         files = [*(p / FILE for p in choices), path / PEFT_FILE]
@@ -81,6 +83,14 @@ def find(path: Path) -> Path:
             "请在训练它的地方存成一个文件。"
         )
     return path
+
+
+def _refuse_state(folder: Path):
+    """检查点里的 state：为接着练存的，强度没有乘进去，当 LoRA 用就强几倍或弱几倍。"""
+    if folder.name == STATE and (folder / "state.json").is_file():
+        raise WeightsError(
+            f"“{folder}”是为接着练存的状态，不是 LoRA 文件。请用 {folder.parent / FILE}。"
+        )
 
 
 def _holds(file: Path) -> bool:

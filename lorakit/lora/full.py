@@ -36,6 +36,8 @@ def save(folder: Path, family, files: Iterable[tuple[str, Mapping[str, torch.Ten
         files: 一个个文件名与其中的张量，`files_of` 给的。
     """
     home, places, total = folder / FOLDER, {}, 0
+    for old in home.glob(f"{WEIGHTS.removesuffix('.safetensors')}*"):  # 上一次分的几份、目录
+        old.unlink()
     family.skeleton().save_config(home)
     for name, tensors in files:
         values = {key: value.detach().to("cpu", family.dtype) for key, value in tensors.items()}
