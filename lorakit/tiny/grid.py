@@ -9,7 +9,7 @@ python -m lorakit.tiny.grid 文件夹
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -51,6 +51,11 @@ class Grid:
         """一格的留出集损失：几个种子、几张留出图的平均。"""
         return float(np.mean(list(self.held[cell].values())))
 
+    def best(self, rank: int | None = None, rate: float | None = None) -> Cell:
+        """留出集损失最低的一格；秩或学习率定下来，就只在那一行、那一列里找。"""
+        open_to = [c for c in cells() if rank in (None, c[0]) and rate in (None, c[1])]
+        return min(open_to, key=self.loss)
+
     def share(self, cell: Cell) -> Share:
         """一格里几个种子合起来，是那只猫的有几张。"""
         return pooled(self.cat[cell])
@@ -79,7 +84,7 @@ def held(trainer: Trainer) -> list[float]:
     return [round(float(np.mean(row)), 4) for row in trainer.examine()["held_each"]]
 
 
-def measure(home: Path, tell: Callable = print) -> tuple[dict, Image.Image]:
+def measure(home: Path) -> tuple[dict, Image.Image]:
     """九格、每格 SEEDS 个种子 -> (记录, 一张大图：一行一种秩，一格里一个种子一张)。"""
     folder = samples.write("ohwx-cat", home / "ohwx")
     found: dict = {"blank": {}, "cells": {}}
@@ -96,7 +101,7 @@ def measure(home: Path, tell: Callable = print) -> tuple[dict, Image.Image]:
         row["held"][seed], row["cat"][seed] = losses, bits(cats(images))
         x = (k % len(RATES) * len(SEEDS) + SEEDS.index(seed)) * SIDE
         sheet.paste(images[0].resize((SIDE, SIDE)), (x, k // len(RATES) * SIDE))
-        tell(name(cell), seed, losses, row["cat"][seed], flush=True)
+        print(name(cell), seed, losses, row["cat"][seed], flush=True)
     return found, sheet
 
 
