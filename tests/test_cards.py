@@ -1,5 +1,7 @@
 """没有卡也能估：卡的表有来处，推到量过的卡上对得上，坏的输入说清楚。"""
 
+import re
+
 import pytest
 
 from lorakit.cli import main
@@ -21,6 +23,7 @@ def test_every_card_says_where_its_numbers_are_from():
     assert {"A100", "L20", "H20", "H100"} < set(cards.table())
     for card in cards.table().values():
         assert "NVIDIA" in card.source
+        assert re.search(r"20[12]\d", card.source), "来处要写哪一年"
         assert card.bf16 is None or 1.5 < card.bf16 / card.fp32 < 20
 
 

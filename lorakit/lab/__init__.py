@@ -22,6 +22,7 @@ _PUBLIC = {
     "Board": "board",
     "Run": "runner",
     "album": "practice",
+    "attention": "regions",
     "blueprint": "blueprints",
     "chart": "picture",
     "cards": "hire",

@@ -7,6 +7,7 @@ from lorakit.inert import in_html
 from lorakit.lab import quiz
 from lorakit.lab.display import publish, table
 from lorakit.lab.exercises.judge import BOOKS, all_exercises, passed
+from lorakit.results.evidence import Share
 
 GRADES = ((0.9, "优"), (0.75, "良"), (0.6, "及格"), (0.0, "再来一遍"))
 UNDONE = "还没有答"
@@ -29,7 +30,7 @@ def report_card(marks: Mapping[str, float]):
         "后测": _percent(after),
         "归一化的进步": "前测已经满分" if before == 1 else _percent(gained),
         "练习": f"{done} / {len(known)} 道",
-        **{f"考官：{name}": _percent(share) for name, share in marks.items()},
+        **{f"考官：{name}": told(share) for name, share in marks.items()},
         "等级": level or "答完后测才评",
     }
     todo = ["后测"] * (after is None) + [f"练习（{_left()}）"] * (done < len(known))
@@ -62,6 +63,11 @@ def still_open() -> dict[str, list[str]]:
 def _left() -> str:
     """还没通过的练习，按本数：01 差 2 道，03 差 1 道。"""
     return "，".join(f"{book} 差 {len(names)} 道" for book, names in still_open().items())
+
+
+def told(mark: float) -> str:
+    """考官的一项分：数得出几张的，写成“9/12（43–95%）”；只有一个数的，写百分数。"""
+    return str(mark) if isinstance(mark, Share) else f"{mark:.0%}"
 
 
 def _percent(share: float | None) -> str:

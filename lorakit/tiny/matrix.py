@@ -135,12 +135,13 @@ def recorded(place: Path = PLACE) -> Matrix:
         left = [(column * SHOWN + k) * CELL for k in range(SHOWN)]
         box = [(x, row * CELL, x + CELL, (row + 1) * CELL) for x in left]
         pictures[way, asked] = [sheet.crop(one) for one in box]
-    cat = {way: {name: _shares(row) for name, row in asks.items()} for way, asks in
+    cat = {way: {name: shares(row) for name, row in asks.items()} for way, asks in
            found["cat"].items()}  # fmt: skip
-    return Matrix(cat, {rate: _shares(row) for rate, row in found["dropout"].items()}, pictures)
+    return Matrix(cat, {rate: shares(row) for rate, row in found["dropout"].items()}, pictures)
 
 
-def _shares(row: Mapping[str, str]) -> dict[int, Share]:
+def shares(row: Mapping[str, str]) -> dict[int, Share]:
+    """记录里的一行（种子 -> 一张一个字）-> 种子 -> 几张对了。"""
     return {int(seed): Share.of([bit == "1" for bit in said]) for seed, said in row.items()}
 
 

@@ -18,7 +18,7 @@ from lorakit.inert import in_html, inert
 from lorakit.lab.bar import waiting
 from lorakit.lab.display import pictured, publish
 from lorakit.lab.exercises.judge import all_exercises, passed
-from lorakit.lab.graduation import overall, still_open
+from lorakit.lab.graduation import overall, still_open, told
 from lorakit.lab.picture import missing, wall
 from lorakit.lora import metadata
 from lorakit.results import card, checkpoint, report
@@ -112,7 +112,7 @@ def lines(work, marks: Mapping[str, float], name: str = "") -> list[str]:
         f"日期：{date.today():%Y-%m-%d}",
         f"作品：{work.name}",
         f"等级：{overall(marks) or '答完后测才评'}",
-        "考官：" + "，".join(f"{what} {share:.0%}" for what, share in marks.items()),
+        "考官：" + "，".join(f"{what} {told(mark)}" for what, mark in marks.items()),
         f"练习：通过 {done} / {len(known)} 道",
         f"会了：{'；'.join(mastered) or '还没有哪一本全做完'}",
     ]
