@@ -346,6 +346,7 @@ def test_preset_and_template(write, preset):
     lines = [line.strip() for line in text.splitlines()]
     for field in fields():
         assert f"# {field.sentence}" in lines
+    assert load_config(write(text)).data.model_fields_set.isdisjoint({"mask", "control_folder"})
     assert yaml.safe_load(text).keys() == config.to_dict().keys()
 
 

@@ -17,6 +17,7 @@ from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, decoded, user_path
 
 PRESETS = ASSETS / "presets"
+ASKED = ("data.mask", "data.control_folder")  # 没写，旁边又有，就停下来问（data/select）
 
 
 class Config(Group):
@@ -74,7 +75,8 @@ def template(preset: str) -> str:
             value = " " + inline(_value(config, field.name))
         elif not groups:
             lines.append("")
-        lines += [f"{pad}# {field.sentence}", f"{pad}{key}:{value}"]
+        aside = "# " if field.name in ASKED and _value(config, field.name) == field.default else ""
+        lines += [f"{pad}# {field.sentence}", f"{pad}{aside}{key}:{value}"]
     return "\n".join(lines) + "\n"
 
 

@@ -66,8 +66,7 @@ def fit_vae(family, pixels: int):
     vae = family.load("vae")
     torch.cuda.empty_cache()
     vae.enable_slicing()
-    each = DECODING * family.dtype.itemsize / 2
-    tight = devices.free_memory(family.device) < each * pixels
+    tight = devices.free_memory(family.device) < DECODING * family.dtype.itemsize / 2 * pixels
     (vae.enable_tiling if tight else vae.disable_tiling)()
     if hasattr(vae, "tile_latent_min_size"):  # 原来的一片和训练时的图一样大：1024² 就不分了
         vae.tile_sample_min_size = TILE
