@@ -129,8 +129,8 @@ def test_export_fills_everything(mine, tmp_path, capsys, family):
     out, file = tmp_path / "w.api.json", mine(family=family, base="x/y", trigger="ohwx")
     sets = ["steps=12", "guidance=2.5", "size=768", "seed=7"]
     argv = [word for one in sets for word in ("--set", f"sample.{one}")]
-    argv += ["--workflow", str(out), "--prompt", "雨中的城市"]
-    assert main(["export", str(file), *argv]) == 0
+    argv += ["--prompt", "雨中的城市", "--workflow"]
+    assert main(["export", str(file), *argv, str(out)]) == 0
     said = capsys.readouterr().out
     assert "ComfyUI/models/loras/mine.safetensors" in said and "models/vae/" in said
     nodes = json.loads(out.read_text("utf-8"))
@@ -144,7 +144,7 @@ def test_export_fills_everything(mine, tmp_path, capsys, family):
     guidance = by["FluxGuidance"]["guidance"] if family == "flux" else sampler["cfg"]
     assert guidance == 2.5 and (family != "flux" or sampler["cfg"] == 1)
     drawn = tmp_path / "w.json"
-    assert main(["export", str(file), *argv, "--workflow", str(drawn)]) == 0
+    assert main(["export", str(file), *argv, str(drawn)]) == 0
     assert back_to_api(json.loads(drawn.read_text("utf-8"))) == nodes
 
 
