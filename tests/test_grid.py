@@ -1,8 +1,12 @@
 """秩与学习率的九格：每格两个种子都记着，书里说的每一句差别都从记录里算得出来。"""
 
+import pytest
+from PIL import Image
+
+from lorakit.files import read_json
 from lorakit.results.evidence import claim
 from lorakit.tiny import grid, samples
-from lorakit.tiny.matrix import ask, teach
+from lorakit.tiny.matrix import ask, record, teach
 
 
 def test_every_cell_has_two_trainings():
@@ -43,3 +47,18 @@ def test_a_cell_can_be_trained_again(tmp_path):
     trainer = teach(config)
     assert len(grid.held(trainer)) == len(grid.recorded().blank[1])
     assert len(ask(trainer, ["一只大ohwx 猫在中间，背景是草地"])) == 1
+
+
+def test_a_recording_is_written_where_asked(tmp_path, capsys):
+    seen = []
+
+    def measured(home):
+        seen.append(list(home.iterdir()))
+        return {"剪纸": [1]}, Image.new("RGB", (8, 8))
+
+    record("lorakit.tiny.grid", "说明", "name", measured, [str(tmp_path / "新的")])
+    assert seen == [[]] and read_json(tmp_path / "新的" / "name.json", dict) == {"剪纸": [1]}
+    assert Image.open(tmp_path / "新的" / "name.webp").size == (8, 8)
+    with pytest.raises(SystemExit):
+        record("lorakit.tiny.grid", "说明", "name", measured, [])
+    assert "python -m lorakit.tiny.grid" in capsys.readouterr().err

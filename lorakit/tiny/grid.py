@@ -6,9 +6,6 @@ python -m lorakit.tiny.grid 文件夹
 教程：notebooks/04_train_flux.ipynb 4.7
 """
 
-import argparse
-import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -18,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from lorakit.config import load_config
-from lorakit.files import ASSETS, read_json, write_text
+from lorakit.files import ASSETS, read_json
 from lorakit.results.evidence import Share
 from lorakit.tiny import samples
-from lorakit.tiny.matrix import SCENES, ask, bits, cats, pooled, shares, teach
+from lorakit.tiny.matrix import SCENES, ask, bits, cats, pooled, record, shares, teach
 from lorakit.train import Trainer
 
 PLACE, NAME = ASSETS / "recordings", "rank-rate"
@@ -124,17 +121,5 @@ def _by_seed(row: dict[str, list[float]]) -> dict[int, list[float]]:
     return {int(seed): values for seed, values in row.items()}
 
 
-def main(arguments=None):
-    """重做一遍，写进一个文件夹。"""
-    parser = argparse.ArgumentParser(prog="python -m lorakit.tiny.grid", description=__doc__)
-    parser.add_argument("folder", type=Path, help="记录写到哪个文件夹")
-    out = parser.parse_args(arguments).folder
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as home:
-        found, sheet = measure(Path(home))
-    write_text(out / f"{NAME}.json", json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    sheet.save(out / f"{NAME}.webp", quality=70)
-
-
 if __name__ == "__main__":
-    main()
+    record("lorakit.tiny.grid", __doc__, NAME, measure)

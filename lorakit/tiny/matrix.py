@@ -9,7 +9,7 @@ python -m lorakit.tiny.matrix 文件夹
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -150,17 +150,17 @@ def pooled(row: Mapping[int, Share]) -> Share:
     return Share.of([hit for share in row.values() for hit in share.hits])
 
 
-def main(arguments=None):
-    """重做一遍，写进一个文件夹。"""
-    parser = argparse.ArgumentParser(prog="python -m lorakit.tiny.matrix", description=__doc__)
+def record(prog: str, about: str, name: str, measure: Callable, arguments=None):
+    """命令行：重做一遍 measure(空文件夹) -> (数, 图)，写成 文件夹/name.json 与 .webp。"""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=about)
     parser.add_argument("folder", type=Path, help="记录写到哪个文件夹")
     out = parser.parse_args(arguments).folder
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home:
         found, sheet = measure(Path(home))
-    write_text(out / f"{NAME}.json", json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    sheet.save(out / f"{NAME}.webp", quality=70)
+    write_text(out / f"{name}.json", json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    sheet.save(out / f"{name}.webp", quality=70)
 
 
 if __name__ == "__main__":
-    main()
+    record("lorakit.tiny.matrix", __doc__, NAME, measure)
