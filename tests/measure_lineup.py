@@ -25,8 +25,9 @@ def measure(home: Path, steps=STEPS) -> tuple[dict, list[list[Image.Image]]]:
     """练、看、判 -> (要记下的事实, 一行行样张)；第一行是训练图，前四格空着。"""
     data = samples.write("papercut", home / "data", count=16)
     own = [f"data.folder={data}", f"run.output={home / 'run'}", "sample.every=0", "eval.every=4"]
-    few = ["eval.holdout=0.5", "train.batch_size=4", "train.lr=1e-3", f"train.steps={max(steps)}"]
-    config = load_config("tiny-qwen-image", [*own, *few, "sample.steps=12"])
+    few = ["eval.holdout=0.5", "train.batch_size=4", "train.lr=1e-3", "train.schedule=constant"]
+    few += [f"train.steps={max(steps)}", "sample.steps=12"]
+    config = load_config("tiny-qwen-image", [*own, *few])
     trainer = Trainer(config)
     records = [item.record for item in trainer.dataset.train][: len(COLUMNS)]
     prompts = [style_caption(scene) for scene in exam_scenes("papercut")[: len(COLUMNS)]]

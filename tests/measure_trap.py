@@ -1,7 +1,8 @@
 """损失骗人的那一课（03 的 3.7 节）：练 120 步，在第 12、40、120 步各看红线、样张、三个灯，记下来。
 
 用法：python tests/measure_trap.py
-写 lorakit/assets/recordings 里的 trap.json 与 trap.webp；设置就是预设 tiny-qwen-image 的。
+写 lorakit/assets/recordings 里的 trap.json 与 trap.webp；学习率 7e-4，不降，
+别的照预设 tiny-qwen-image。
 """
 
 import json
@@ -28,10 +29,11 @@ SIDE = (128, 128)
 
 
 def measure(home: Path, steps=STEPS) -> tuple[dict, list[list[Image.Image]]]:
-    """练、看、判 -> (要记下的事实, 一行行样张)；学习率不变，所以第 12 步就是只练 12 步的。"""
+    """练、看、判 -> (要记下的事实, 一行行样张)；学习率不降，所以第 12 步就是只练 12 步的。"""
     data = samples.write("papercut", home / "data")
     own = [f"data.folder={data}", f"run.output={home / 'run'}", "sample.every=0", "eval.every=4"]
-    config = load_config("tiny-qwen-image", [*own, f"train.steps={max(steps)}"])
+    rate = ["train.lr=7e-4", "train.schedule=constant", f"train.steps={max(steps)}"]
+    config = load_config("tiny-qwen-image", [*own, *rate])
     prompts = [style_caption(scene) for scene in exam_scenes("papercut")[: len(COLUMNS)]]
     trainer = Trainer(config)
 

@@ -28,7 +28,7 @@ MEASURED = read_json(table.PLACE / "measured.json", [dict])
 WHOLE = {
     "qwen-image-12gb": 10.2, "qwen-image-24gb": 21.6, "qwen-image-48gb": 41.0,
     "qwen-image-edit-24gb": 16.8, "flux-dev-12gb": 10.0, "flux-dev-24gb": 21.4,
-    "flux-kontext-24gb": 21.1, "z-image-12gb": 10.1,
+    "flux-dev-16gb": 14.0, "flux-kontext-24gb": 21.1, "z-image-12gb": 10.1,
 }  # fmt: skip
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 

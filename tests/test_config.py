@@ -354,7 +354,11 @@ def test_contract_of_presets():
     tiny = load_config(
         "tiny-qwen-image", ["data.folder=D", "train.steps=60", "train.save_every=10"]
     )
-    assert (tiny.model.path, tiny.data.resolution, tiny.train.lr) == ("tiny-qwen-image", 128, 7e-4)
+    assert (tiny.model.path, tiny.data.resolution, tiny.train.lr) == (
+        "tiny-qwen-image",
+        128,
+        2.8e-3,
+    )
     real = load_config("qwen-image")
     assert real.model.path == "Qwen/Qwen-Image" and real.memory.checkpointing
 

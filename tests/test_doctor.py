@@ -1,7 +1,10 @@
 """体检：放得下的放行，放不下的说换哪个；要多少显存、内存、下载都照真的算。"""
 
+import re
+
 import pytest
 import torch
+from notebook_tools import BOOKS, prose, read
 
 from lorakit import config
 from lorakit.cli import main
@@ -117,3 +120,18 @@ def test_doctor_on_the_command_line(capsys):
 def test_tier_must_be_positive():
     with pytest.raises(ConfigError, match="大于 0 GB"):
         doctor.examine(tier=0, online=False)
+
+
+ROW = re.compile(r"^\| `([\w.-]+)` \| (\d+) 亿 \| (\d+) GB \| (\S+) \| 12 GB \|", re.M)
+
+
+def test_the_table_of_models_in_the_books_is_what_doctor_says():
+    rows = ROW.findall(prose(read(next(book for book in BOOKS if book.stem.startswith("05")))))
+    bases = [one for one in presets() if not re.search(r"^tiny-|gb$|-full$", one)]
+    assert sorted(name for name, *_ in rows) == bases
+    for name, size, download, licence in rows:
+        assert f"{name}-12gb" in presets()
+        said = {c.what: c.said for c in doctor.examine(load_config(name), tier=80, online=False)}
+        billions = float(re.search(r"([\d.]+)B 参数", said["模型"])[1])
+        assert round(10 * billions) == int(size) and f"许可 {licence}" in said["模型"]
+        assert f"约 {download} GB" in said["下载"]

@@ -4,6 +4,8 @@ import json
 import math
 
 import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 
 from lorakit.cli import main
 from lorakit.errors import ConfigError
@@ -33,6 +35,8 @@ def test_shipped_recipes_load_and_say_where_they_are_from():
     found = recipes.named([])
     assert found[0].name == recipes.OURS and len(found) == 9
     assert all(one.source and one.seen for one in found[1:])
+    own = {"train.lr", "train.schedule", "lora.rank"}  # 别人的不跟着我们的预设变
+    assert all(own <= set(one.settings) for one in found[1:])
     with pytest.raises(ConfigError, match="是不是想写 ai-toolkit"):
         recipes.named(["ai-tolkit"])
     with pytest.raises(ConfigError, match="是不是想写 pixel"):
@@ -85,6 +89,25 @@ def test_standings_pool_seeds_and_claim_only_what_holds():
     assert "先跑" in standings.text([])
 
 
+def test_the_recorded_cells_are_whole_and_drawn():
+    rows = arena.read(recipes.RECORDED)
+    pair = [recipes.load(recipes.RECORDED / f"{name}.yaml") for name in ("before", "cosine")]
+    whole = {Cell(task, recipe, recipes.published_rate(task, recipe), seed).key
+             for task in TASKS.values() for recipe in pair for seed in range(3)}  # fmt: skip
+    assert len(rows) == len(whole) and set(map(arena.key_of, rows)) == whole
+    made = standings.table(rows, list(TASKS))
+    axes = Figure().subplots(1, 2)
+    standings.draw(axes, made)
+    names = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert names == [task.title for task in TASKS.values()] and len(set(names)) == len(TASKS)
+    for axis, part in zip(axes, standings.PARTS, strict=True):
+        drawn = {bars.get_label(): [bar.get_width() for bar in bars] for bars in axis.containers
+                 if isinstance(bars, BarContainer)}  # fmt: skip
+        for name, widths in drawn.items():
+            mine = {one["task"]: one[part] for one in made if one["recipe"] == name}
+            assert widths == [mine[task][0] / mine[task][1] for task in TASKS]
+
+
 def test_the_loss_and_the_drawing_agree_or_not():
     ranks = agreement.spearman([1, 2, 2, 9], [0.1, 0.2, 0.3, 0.4])  # 名次 1 2.5 2.5 4 与 1 2 3 4
     assert ranks == pytest.approx(4.5 / math.sqrt(4.5 * 5))
@@ -130,6 +153,7 @@ def test_two_recipes_train_four_steps_and_go_on(quick, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {one["recipe"] for one in said["table"]} == {"vae", "lorakit", "seed"}
     assert said["agreement"] == []  # 两次训练，说不了
+    assert (tmp_path / "standings.png").is_file()
 
 
 def test_wrong_options_and_a_broken_line_are_said(tmp_path, capsys):

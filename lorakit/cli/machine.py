@@ -138,6 +138,7 @@ def bench(args) -> int:
 def _recipes(args, steps: list[int]) -> int:
     """比配方：跑没跑完的格子，印出表；--table 只印跑过的。"""
     from lorakit.judge import agreement, arena, recipes, standings
+    from lorakit.results import report
 
     steps = steps or list(arena.STEPS)
     if min(steps) < 1 or args.seeds < 1 or not args.minutes > 0:
@@ -157,6 +158,12 @@ def _recipes(args, steps: list[int]) -> int:
     made = {"table": standings.table(rows, names), "agreement": agreement.agreement(rows, names)}
     said = standings.text(made["table"]) + agreement.text(made["agreement"])
     print(json.dumps(made, ensure_ascii=False) if args.json else said)
+    if any(one["lr"] for one in made["table"]):
+        size = {"figsize": (8, 1 + 0.5 * len(tasks)), "dpi": 110}
+        with report.figure_to(out / "standings.png", **size) as figure:
+            standings.draw(figure.subplots(1, 2), made["table"])
+        if not args.json:
+            print(f"画成的图：{out / 'standings.png'}")
     if not finished:
         print(f"没跑完：再运行同一条命令就接着来。写好的在 {out / arena.FILE}。")
     return DONE

@@ -121,12 +121,15 @@ def load_config(
         tree = dict(source or {})
     else:
         raise ConfigError(f"读不了设置：得到 {quoted(source)}，应为：文件路径、预设名或字典。")
-    for text in [overrides] if isinstance(overrides, str) else overrides:
+    given = [overrides] if isinstance(overrides, str) else list(overrides)
+    for text in given:
         override(tree, text, known, problems)
     if other and (lacking := _lacking(tree)):
         shown = yaml.safe_dump(other.ours, sort_keys=False, allow_unicode=True)
         raise ConfigError(incomplete(str(source), other, lacking, shown))
     _settle_family(tree)
+    if source in presets() and not any("train.warmup" in str(text) for text in given):
+        _settle_warmup(tree)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -135,6 +138,15 @@ def load_config(
         listed = "".join(f"\n  - {line}" for line in dict.fromkeys(problems))
         raise ConfigError(f"设置{where}有 {len(dict.fromkeys(problems))} 处要改：{listed}")
     return config
+
+
+def _settle_warmup(tree: dict[str, Any]):
+    """预设的热身是照它自己的步数写的：步数改得不比它多，就照新步数的一成热身。"""
+    train = tree["train"]
+    steps, warmup = (str(train.get(name, 0)) for name in ("steps", "warmup"))
+    falls = train.get("schedule", "constant") != "constant"
+    if falls and steps.isdecimal() and int(steps) <= int(warmup):  # 写错的留给检查去报
+        train["warmup"] = int(steps) // 10
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 from lorakit.config.groups import Sample
 from lorakit.errors import ConfigError, LorakitError
 from lorakit.infer.checks import check_finite, check_negative, check_size
-from lorakit.infer.pipeline import fit_vae
+from lorakit.infer.decoding import fit_vae
 from lorakit.infer.prompts import recall
 
 BATCH = 8  # 一次画几张；只影响快慢，不影响结果

@@ -8,9 +8,9 @@ from PIL import Image
 from lorakit.config.groups import Sample
 from lorakit.infer import sampler
 from lorakit.infer.checks import check_pictures, check_size
+from lorakit.infer.decoding import fit_vae
 from lorakit.infer.draw import BATCH
 from lorakit.infer.fitting import area, fit, seen
-from lorakit.infer.pipeline import fit_vae
 
 
 def edit(

@@ -1,19 +1,13 @@
-"""打开 stock diffusers 管线，用上 LoRA；显存紧就先编码提示词、分片解码。"""
+"""打开 stock diffusers 管线，用上 LoRA；显存紧就先编码提示词。"""
 
 from pathlib import Path
-
-import torch
 
 from lorakit import lora
 from lorakit.infer.checks import check_pictures
 from lorakit.infer.fitting import seen
 from lorakit.infer.prompts import remember
 from lorakit.lora import full
-from lorakit.memory import devices
 from lorakit.results import checkpoint
-
-TILE = 512  # VAE 分片解码时一片的边长，像素
-DECODING = 4500  # bf16 的 VAE 解码一个像素另要几字节；Qwen-Image 的 1024² 在 H100 上实测 4.1 GiB
 
 
 def open_pipeline(family, weights: Path | None = None, text="load"):
@@ -57,17 +51,3 @@ def open_for(
 def scarce(family) -> bool:
     """显存紧：文本编码器与 Transformer 不同时放。"""
     return family.device.type == "cuda"
-
-
-def fit_vae(family, pixels: int):
-    """解码很占显存：一张张来；一张也放不下，就一小片一小片地来，接缝处稍有不同。"""
-    if not scarce(family):
-        return
-    vae = family.load("vae")
-    torch.cuda.empty_cache()
-    vae.enable_slicing()
-    tight = devices.free_memory(family.device) < DECODING * family.dtype.itemsize / 2 * pixels
-    (vae.enable_tiling if tight else vae.disable_tiling)()
-    if hasattr(vae, "tile_latent_min_size"):  # 原来的一片和训练时的图一样大：1024² 就不分了
-        vae.tile_sample_min_size = TILE
-        vae.tile_latent_min_size = TILE >> (len(vae.config.block_out_channels) - 1)

@@ -20,8 +20,10 @@ from lorakit.errors import ConfigError
 from lorakit.files import ASSETS, Unreadable, read_words
 from lorakit.tiny import lessons, samples
 from lorakit.tiny.lessons import CharacterLesson
+from lorakit.tiny.styles import STYLES
 
 PLACE = ASSETS / "recipes"
+RECORDED = ASSETS / "recordings" / "recipes"  # 跑过的格子，和它们的两份配方
 OURS = "lorakit"
 GRID = (3.5e-4, 7e-4, 1.4e-3, 2.8e-3)  # 大家都试的学习率
 HIGHEST = 0.05  # 最好的在格子边上就再加倍，最多到这里
@@ -59,6 +61,16 @@ class Task:
     lesson: str
     preset: str
     sets: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """图上的名字。"""
+        kind, _, style = self.lesson.rpartition("edit-")
+        if self.lesson == CharacterLesson.name:
+            said = "角色" + ("，不陪练" if self.name.endswith("-alone") else "，陪练")
+        else:
+            said = ("改图：" if kind or self.lesson != style else "") + STYLES[style][0]
+        return f"FLUX {said}" if self.family == "flux" else said
 
     @property
     def family(self) -> str:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from lorakit.judge import arena
-from lorakit.judge.recipes import OURS
+from lorakit.judge.recipes import OURS, TASKS
 from lorakit.results.evidence import Share, claim
 
 ENOUGH = 0.9  # 学会与没忘都到这么多，才算练成
@@ -89,3 +89,34 @@ def text(made: Sequence[dict]) -> str:
                 said += f"，{'、'.join(words[part] for part in one[key])}{word}"
         lines.append(f"  {one['recipe']:<14} {one['lr']:<8g} {said}")
     return "\n".join(lines[1:])
+
+
+def draw(axes, made: Sequence[dict]):
+    """两张横条图，左边学会、右边没忘：每道课题、每份配方（成绩最好的学习率）一条，黑线是 95% 区间。
+
+    Args:
+        axes: 两个 matplotlib 坐标轴；中文由调用者设好。
+        made: `table` 给的。
+    """
+    best: dict[tuple[str, str], dict] = {}
+    for one in made:
+        if one["lr"]:
+            best.setdefault((one["task"], one["recipe"]), one)
+    tasks, names = (list(dict.fromkeys(key[i] for key in best)) for i in (0, 1))
+    tall = 0.8 / max(1, len(names))
+    for axis, part, title in zip(axes, PARTS, ("学会", "没忘"), strict=True):
+        for k, name in enumerate(sorted(names)):
+            found = [(i, best[task, name][part]) for i, task in enumerate(tasks)
+                     if (task, name) in best]  # fmt: skip
+            share = [n and right / n for _, (right, n, *_) in found]
+            ends = [[x - one[2] for x, (_, one) in zip(share, found, strict=True)],
+                    [one[3] - x for x, (_, one) in zip(share, found, strict=True)]]  # fmt: skip
+            places = [i + (k - (len(names) - 1) / 2) * tall for i, _ in found]
+            axis.barh(places, share, tall, xerr=ends, label=name, error_kw={"lw": 0.8})
+        axis.set(title=title, xlim=(0, 1), yticks=range(len(tasks)))
+        axis.margins(y=0.01)
+        axis.set_yticklabels([TASKS[task].title for task in tasks])
+        axis.invert_yaxis()
+        axis.xaxis.set_major_formatter("{x:.0%}")
+    axes[1].set_yticklabels([])
+    axes[1].legend(loc="best", fontsize=8)

@@ -10,7 +10,7 @@ from lorakit.tiny.styles import STYLES
 
 BUDGET = 300  # 步
 BAR = Share(
-    8, 13
+    10, 13
 )  # 随书的：tiny-qwen-image 的默认设置练 300 步，是像素画的有几张（lorakit demo --lesson pixel）
 BLANK = '未完成：把 ... 换成你的结果文件夹，例如 Path(work / "pixel")，再运行。'
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lorakit import lora
-from lorakit.infer.pipeline import DECODING
+from lorakit.infer.decoding import DECODING
 from lorakit.memory import loading
 from lorakit.memory.recompute import SHREDS
 from lorakit.memory.streaming import SLOTS, moving

@@ -24,6 +24,7 @@ from lorakit.train import Trainer
 PLACE, NAME = ASSETS / "recordings", "rank-rate"
 RANKS, RATES, SEEDS, SIDE = (2, 8, 32), (1e-4, 1e-3, 1e-2), (0, 1), 96
 SETTINGS = (
+    "train.schedule=constant",  # 只看学习率定多少，就不让它边练边降
     *("train.steps=50", "train.save_every=1000", "eval.every=0"),
     *("sample.every=0", "sample.steps=12"),
 )

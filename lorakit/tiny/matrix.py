@@ -41,6 +41,7 @@ ASKS = {way: tuple(write(scene) for scene in SCENES) for way, write in WAYS.item
 SEEDS, SHOWN, CELL = (0, 1), 3, 96  # 训练的种子；记录里每格留几张图、多大
 RATES = (0.0, 0.1, 0.9)  # 描述丢弃的比例
 SETTINGS = (
+    *("train.lr=7e-4", "train.schedule=constant"),  # 记录就是这样练的
     *("train.steps=80", "train.batch_size=6", "eval.every=0", "sample.every=0", "sample.steps=10"),
 )
 Hits = dict[str, dict[str, dict[int, Share]]]  # 写法 -> 问法 -> 训练的种子 -> 几张对了

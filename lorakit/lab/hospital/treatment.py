@@ -29,7 +29,10 @@ from lorakit.tiny.world import Scene, caption, render
 
 DRAW, TURNS, SEEDS = 10, 2, 4  # 画一张走几步；画几轮；认帽子时戴与不戴各画几张作对照
 MOSTLY = 0.5  # 没让戴的帽子、没叫的 ohwx、照抄的，最多这么多
-FIXED = ("eval.every=20", "train.save_every=1000", f"sample.steps={DRAW}", "train.keep=1")
+FIXED = (
+    *("eval.every=20", "train.save_every=1000", f"sample.steps={DRAW}", "train.keep=1"),
+    "train.schedule=constant",  # 病历就是这样练的
+)
 NAMES = {  # 主诉 -> (怎么说, 1 是越多越好，-1 是越少越好)
     "right": ("画成了要的样子", 1),
     "kept": ("说某种颜色的猫，还是普通的猫", 1),
