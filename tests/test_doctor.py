@@ -12,6 +12,7 @@ from lorakit.config import load_config, presets
 from lorakit.errors import ConfigError
 from lorakit.machine import doctor, estimate
 from lorakit.memory import compiling, devices, quantize
+from lorakit.results import card
 
 
 def test_saving_a_full_model_takes_two_files_of_host_memory(blank):
@@ -125,13 +126,15 @@ def test_tier_must_be_positive():
 ROW = re.compile(r"^\| `([\w.-]+)` \| (\d+) 亿 \| (\d+) GB \| (\S+) \| 12 GB \|", re.M)
 
 
-def test_the_table_of_models_in_the_books_is_what_doctor_says():
+def test_the_table_of_models_in_the_books_is_what_doctor_says(blank):
     rows = ROW.findall(prose(read(next(book for book in BOOKS if book.stem.startswith("05")))))
     bases = [one for one in presets() if not re.search(r"^tiny-|gb$|-full$", one)]
     assert sorted(name for name, *_ in rows) == bases
     for name, size, download, licence in rows:
         assert f"{name}-12gb" in presets()
-        said = {c.what: c.said for c in doctor.examine(load_config(name), tier=80, online=False)}
-        billions = float(re.search(r"([\d.]+)B 参数", said["模型"])[1])
-        assert round(10 * billions) == int(size) and f"许可 {licence}" in said["模型"]
-        assert f"约 {download} GB" in said["下载"]
+        config, family, asked = blank(name)
+        assert round(asked.parameters / 1e8) == int(size)
+        assert card.licence(family, config.model.path) == licence
+        parts = [*estimate.random_encoders(family), estimate.random_vae(family)]
+        rest = sum(doctor._bytes(one) for one in parts)
+        assert f"约 {download} GB" in doctor._download(config, asked, rest, 0, False)[0].said
