@@ -37,7 +37,8 @@ def config(papercut, tmp_path):
     def make(*overrides: str, output: str = "run"):
         base = [f"data.folder={papercut}", f"run.output={tmp_path / output}", "train.steps=4",
                 "train.batch_size=2", "train.save_every=2", "eval.every=2",
-                "data.resolution=64", "sample.every=0", "train.schedule=constant"]  # fmt: skip
+                "data.resolution=64", "sample.every=0", "train.lr=7e-4",
+                "train.schedule=constant"]  # fmt: skip
         return load_config("tiny-qwen-image", [*base, *overrides])
 
     return make
