@@ -142,7 +142,7 @@ def load_config(
 
 def _settle_warmup(tree: dict[str, Any]):
     """预设的热身是照它自己的步数写的：步数改得不比它多，就照新步数的一成热身。"""
-    train = tree["train"]
+    train = tree.get("train") or {}
     steps, warmup = (str(train.get(name, 0)) for name in ("steps", "warmup"))
     falls = train.get("schedule", "constant") != "constant"
     if falls and steps.isdecimal() and int(steps) <= int(warmup):  # 写错的留给检查去报

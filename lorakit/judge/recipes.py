@@ -65,11 +65,11 @@ class Task:
     @property
     def title(self) -> str:
         """图上的名字。"""
-        kind, _, style = self.lesson.rpartition("edit-")
+        _, edit, style = self.lesson.rpartition("edit-")
         if self.lesson == CharacterLesson.name:
             said = "角色" + ("，不陪练" if self.name.endswith("-alone") else "，陪练")
         else:
-            said = ("改图：" if kind or self.lesson != style else "") + STYLES[style][0]
+            said = ("改图：" if edit else "") + STYLES[style][0]
         return f"FLUX {said}" if self.family == "flux" else said
 
     @property

@@ -108,9 +108,9 @@ def draw(axes, made: Sequence[dict]):
         for k, name in enumerate(sorted(names)):
             found = [(i, best[task, name][part]) for i, task in enumerate(tasks)
                      if (task, name) in best]  # fmt: skip
-            share = [n and right / n for _, (right, n, *_) in found]
-            ends = [[x - one[2] for x, (_, one) in zip(share, found, strict=True)],
-                    [one[3] - x for x, (_, one) in zip(share, found, strict=True)]]  # fmt: skip
+            rows = [(right / n, low, high) for _, (right, n, low, high) in found]
+            share = [x for x, _, _ in rows]
+            ends = [[max(0, x - low) for x, low, _ in rows], [max(0, up - x) for x, _, up in rows]]
             places = [i + (k - (len(names) - 1) / 2) * tall for i, _ in found]
             axis.barh(places, share, tall, xerr=ends, label=name, error_kw={"lw": 0.8})
         axis.set(title=title, xlim=(0, 1), yticks=range(len(tasks)))
