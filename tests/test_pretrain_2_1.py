@@ -9,6 +9,7 @@ from lorakit.data.color import on_white
 from lorakit.families.pixels import to_pixels
 from lorakit.families.qwen_image_2_1 import QwenImage21
 from lorakit.tiny import edits
+from lorakit.tiny.examiner import clear
 from lorakit.tiny.pretrain import base_qwen_2_1 as base
 from lorakit.tiny.pretrain import shapes
 from lorakit.tiny.pretrain.block_causal import FastQwenImage21
@@ -50,7 +51,7 @@ def test_a_clear_scene_is_the_thing_alone():
     for scene in (random_scene(rng, two=0.0) for _ in range(5)):
         bare = replace(scene, background=CLEAR)
         cut, whole = np.asarray(render(bare)), np.asarray(render(scene))
-        assert cut.shape == (128, 128, 4) and base.clear(cut[..., 3])
+        assert cut.shape == (128, 128, 4) and clear(render(bare))
         inside = cut[..., 3] == 255
         assert inside.sum() > 200 and (cut[inside][:, :3] == whole[inside]).all()
         assert "透明底" in caption(bare)

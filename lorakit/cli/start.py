@@ -15,9 +15,12 @@ from lorakit.cli.progress import bar
         "--style",
         default="papercut",
         help="学什么：papercut inkwash pixel lineart porcelain（画风）、ohwx-cat（角色）、"
-        "edit-lineart edit-hat edit-night edit-blue（改图）",
+        "edit-lineart edit-hat edit-night edit-blue（改图）、sticker（透明底）",
     ),
-    option("--config", help="换一个预设，例如 tiny-flux（ohwx-cat 这一课）"),
+    option(
+        "--config",
+        help="换一个预设，例如 tiny-flux（ohwx-cat 这一课）、tiny-qwen-image-2.1（改图的课）",
+    ),
     SET,
 )
 def demo(args) -> int:

@@ -148,10 +148,8 @@ class QwenImage21(Family):
         return shapes | ({"gaps": (8, 6, 0)} if controls else {})
 
     def predict_velocity(self, transformer, x_t, t, cond):
-        if "text_mask" in cond:  # 长短不一就一张张来，见 stock_batches
-            rows = [self._row(cond, i) for i in range(len(x_t))]
-            parts = zip(x_t.split(1), t.split(1), rows, strict=True)
-            return torch.cat([self.predict_velocity(transformer, *part) for part in parts])
+        if "text_mask" in cond:  # 长短不一，见 stock_batches
+            return self._by_length(transformer, x_t, t, cond)
         b, _, h, w = x_t.shape
         pictures = [*shared.controls(cond, x_t), x_t]  # 控制图在前，要画的图在最后
         text = transformer.txt_in(cond["text"])
@@ -188,12 +186,16 @@ class QwenImage21(Family):
             x = transformer._gradient_checkpointing_func(block, *given) if again else block(*given)
         return transformer.proj_out(transformer.norm_out(x, embedded, target))
 
-    @staticmethod
-    def _row(cond: Cond, i: int) -> Cond:
-        """拼好的一批里的第 i 个，不含补齐。"""
-        length = int(cond["text_mask"][i].sum())
-        one = {k: v[i : i + 1] for k, v in cond.items() if not k.endswith("_mask")}
-        return one | {"text": one["text"][:, :length]}
+    def _by_length(self, transformer, x_t, t, cond):
+        """文字一样长的一起算，去掉补齐，再排回原来的次序。"""
+        lengths, made = cond["text_mask"].sum(1).tolist(), {}
+        for length in sorted(set(lengths)):
+            rows = [i for i, one in enumerate(lengths) if one == length]
+            given = {k: v[rows] for k, v in cond.items() if not k.endswith("_mask")}
+            given["text"] = given["text"][:, :length]
+            drawn = self.predict_velocity(transformer, x_t[rows], t[rows], given)
+            made.update(zip(rows, drawn.split(1), strict=True))
+        return torch.cat([made[i] for i in range(len(x_t))])
 
     def prompt_arguments(self, conds, prefix=""):
         batch = self.collate(conds)

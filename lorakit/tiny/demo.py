@@ -33,7 +33,7 @@ def settings(out: Path, chosen, preset: str | None, overrides: list[str]) -> Con
     """demo 的设置：这门课的预设（或另给的），数据与结果都放在 out 里。"""
     places = [f"{key}={out / name}" for key, name in folders(chosen).items()]
     preset = preset or chosen.preset
-    return load_config(preset, [*places, f"run.output={out / 'run'}", *overrides])
+    return load_config(preset, [*places, *chosen.sets, f"run.output={out / 'run'}", *overrides])
 
 
 def place(name: str, preset: str | None) -> Path:

@@ -158,3 +158,15 @@ def augment(x: torch.Tensor) -> torch.Tensor:
     x = x + mix * (soft - x)
     x = x + torch.randn_like(x) * 0.12 * torch.rand(n, 1, 1, 1, device=x.device)
     return x * (1 + 0.1 * torch.randn(n, 1, 1, 1, device=x.device))
+
+
+def clear(image: Image.Image) -> bool:
+    """RGBA 的图：四角都透明，东西（最不透明的那一成不到）不透明。"""
+    alpha = np.asarray(image)[..., 3]
+    corners = [alpha[:8, :8], alpha[:8, -8:], alpha[-8:, :8], alpha[-8:, -8:]]
+    return bool(max(one.mean() for one in corners) < 26 and np.quantile(alpha, 0.93) > 230)
+
+
+def solid(image: Image.Image) -> bool:
+    """RGBA 的图：处处不透明。"""
+    return bool(np.quantile(np.asarray(image)[..., 3], 0.02) > 230)

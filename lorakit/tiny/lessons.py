@@ -1,4 +1,4 @@
-"""三种一分钟的课：画风、角色、改图。每种课写出自己的数据、出考题、请考官判卷。"""
+"""四种一分钟的课：画风、角色、改图、透明底的贴纸。每种课写出自己的数据、出考题、请考官判卷。"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from lorakit import infer
 from lorakit.errors import LorakitError
 from lorakit.results.evidence import Share
 from lorakit.tiny import samples
-from lorakit.tiny.examiner import examine, share
+from lorakit.tiny.examiner import clear, examine, share
 from lorakit.tiny.figures import FIGURES
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import (
@@ -63,6 +63,7 @@ class StyleLesson:
 
     name: str
     preset: ClassVar = "tiny-qwen-image"
+    sets: ClassVar = ()
     exam: ClassVar = "13 种训练时没画过的主体"
 
     @property
@@ -128,6 +129,7 @@ class CharacterLesson:
 
     name: ClassVar = "ohwx-cat"
     preset: ClassVar = "tiny-character"
+    sets: ClassVar = ()
     exam: ClassVar = "12 句带触发词的，12 句不带的"
     data: ClassVar = {"data.folder": "ohwx-cat", "data.class_folder": "cats"}
     columns: ClassVar = ["带触发词"] * 4 + ["不带触发词"] * 4
@@ -165,6 +167,7 @@ class EditLesson:
 
     name: str
     preset: ClassVar = "tiny-qwen-image-edit"
+    sets: ClassVar = ()
     exam: ClassVar = "12 张训练时没用过的图"
 
     @property
@@ -211,7 +214,43 @@ class EditLesson:
         return {"原图": list(originals), **shown, "答案": list(answers)}
 
 
-NAMES = (*STYLES, CharacterLesson.name, *(f"edit-{name}" for name in samples.EDITS))
+@dataclass(frozen=True)
+class StickerLesson(StyleLesson):
+    """学透明底的红色剪纸；只说“贴纸”，背景要不要、是什么颜色都是学来的。"""
+
+    name: str = samples.STICKER
+    preset: ClassVar = "tiny-qwen-image-2.1"
+    sets: ClassVar = ("data.alpha=keep",)
+
+    @property
+    def columns(self) -> list[str]:
+        """对照图每一列的名字。"""
+        return [FIGURES[kind][2] for kind in self.asked[:SHOWN]]
+
+    @property
+    def asked(self) -> list[str]:
+        """每道题考的主体。"""
+        return [scene.things[0].kind for scene in exam_scenes("papercut")]
+
+    def draw(self, family, pipe, settings, rounds: int = 1) -> list[Image.Image]:
+        """整张考卷画 rounds 遍，每张的种子都不同；图带着透明通道。"""
+        prompts = [samples.sticker(scene)[1] for scene in exam_scenes("papercut")]
+        return infer.generate(family, pipe, prompts * rounds, settings, SQUARE)
+
+    def answers(self, rounds: int = 1) -> list[Image.Image]:
+        """标准答案：小世界自己画的，每遍换着种子。"""
+        return _rendered([samples.sticker(scene)[0] for scene in exam_scenes("papercut")], rounds)
+
+    def judge(self, images) -> dict[str, Share]:
+        """有几张是透明底的红色剪纸，认得出几张；考官看的是放在白底上的。"""
+        verdicts = examine(images)
+        red = [clear(one) and v.color == "red" for one, v in zip(images, verdicts, strict=True)]
+        known = share(verdicts, object=self.asked)
+        return {"是透明底的红色剪纸": Share.of(red), "认得出画的是什么": known}
+
+
+NAMES = (*STYLES, CharacterLesson.name, *(f"edit-{name}" for name in samples.EDITS),
+         samples.STICKER)  # fmt: skip
 
 
 def lesson(name: str) -> StyleLesson | CharacterLesson | EditLesson:
@@ -224,6 +263,8 @@ def lesson(name: str) -> StyleLesson | CharacterLesson | EditLesson:
         return StyleLesson(name)
     if name == CharacterLesson.name:
         return CharacterLesson()
+    if name == samples.STICKER:
+        return StickerLesson()
     if name in NAMES:
         return EditLesson(name)
     raise LorakitError(f"没有叫“{name}”的课。可选：{'、'.join(NAMES)}。")

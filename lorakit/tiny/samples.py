@@ -9,6 +9,7 @@ from lorakit.errors import LorakitError, plain_reason
 from lorakit.tiny.edits import change
 from lorakit.tiny.styles import STYLES
 from lorakit.tiny.world import (
+    CLEAR,
     TRAINED,
     Scene,
     Thing,
@@ -28,7 +29,8 @@ EDITS = {  # 名字 -> (指令, 改动前的场景 -> 改动后的场景)
     "night": ("变成夜晚", lambda s: replace(s, background="night")),
     "blue": ("把它变成蓝色", lambda s: change(s, color="blue")),
 }
-NAMES = (*STYLES, "ohwx-cat", "cats", *(f"edit-{name}" for name in EDITS))
+STICKER = "sticker"  # 透明底的剪纸：要 data.alpha=keep，和有透明通道的模型
+NAMES = (*STYLES, "ohwx-cat", "cats", *(f"edit-{name}" for name in EDITS), STICKER)
 
 
 def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
@@ -47,6 +49,8 @@ def write(name: str, folder: Path, count: int = COUNT, seed: int = 11) -> Path:
             _write_style(name, folder, count, seed)
         elif name in CHARACTERS:
             _write_character(CHARACTERS[name], folder, count, seed)
+        elif name == STICKER:
+            _write_stickers(folder, count, seed)
         else:
             _write_edits(name.removeprefix("edit-"), folder, count, seed)
     except OSError as error:
@@ -68,6 +72,17 @@ def _save(folder: Path, stem: str, scene: Scene, text: str | None = None):
 def _write_style(style: str, folder: Path, count: int, seed: int):
     for i, scene in enumerate(style_scenes(style, TRAINED, count, seed)):
         _save(folder, f"{i + 1:02d}_{scene.things[0].kind}", scene, style_caption(scene))
+
+
+def sticker(scene: Scene) -> tuple[Scene, str]:
+    """场景 -> 剪出来的、没有背景的样子，和它的描述：只说“贴纸”，不说“透明底”。"""
+    bare = replace(scene, style="papercut", background=CLEAR)
+    return bare, style_caption(bare).replace(STYLES["papercut"][0], "贴纸", 1)
+
+
+def _write_stickers(folder: Path, count: int, seed: int):
+    for i, scene in enumerate(style_scenes("papercut", TRAINED, count, seed)):
+        _save(folder, f"{i + 1:02d}_{scene.things[0].kind}", *sticker(scene))
 
 
 def character_scene(rng: np.random.Generator, kind: str = "ohwx") -> Scene:

@@ -176,12 +176,10 @@ def render(scene: Scene, size: int = SIZE) -> Image.Image:
     """场景 -> size x size 的 RGB 图（透明底的是 RGBA）；同一个场景、同一个种子，像素完全相同。"""
     rng = np.random.default_rng(scene.seed)
     big = size * SCALE
-    image = (
-        backdrop(scene.style, big, rng)
-        if scene.style in STYLES and scene.style != "pixel"
-        else None
+    own = scene.style in STYLES and scene.style != "pixel" and scene.background != CLEAR
+    image = (backdrop(scene.style, big, rng) if own else None) or _background(
+        scene.background, big, rng
     )
-    image = image or _background(scene.background, big, rng)
     draw, unit = ImageDraw.Draw(image), big / 128
     pose = np.random.default_rng([scene.seed, 1])  # 换了背景或画风，东西还在原处、还朝那一边
     for thing in scene.things:

@@ -320,7 +320,7 @@ def measure(
 
     clear 是画面四边都透明、东西又不透明的比例；solid 是不该透明的处处不透明的比例。
     """
-    from lorakit.tiny.examiner import examine, share
+    from lorakit.tiny.examiner import clear, examine, share, solid
 
     family = FastQwenImage21(folder, device, torch.float32, clear=True)
     rng, facts, rows = np.random.default_rng(4321), {}, []
@@ -365,15 +365,4 @@ def measure(
 
 
 def _share(images, test) -> float:
-    return float(np.mean([test(np.asarray(image)[..., 3]) for image in images]))
-
-
-def clear(alpha: np.ndarray) -> bool:
-    """(H, W) 的透明通道：四角都透明，东西（最不透明的一成）不透明。"""
-    corners = [alpha[:8, :8], alpha[:8, -8:], alpha[-8:, :8], alpha[-8:, -8:]]
-    return bool(max(one.mean() for one in corners) < 26 and np.quantile(alpha, 0.93) > 230)
-
-
-def solid(alpha: np.ndarray) -> bool:
-    """(H, W) 的透明通道：处处不透明。"""
-    return bool(np.quantile(alpha, 0.02) > 230)
+    return float(np.mean([test(image) for image in images]))
