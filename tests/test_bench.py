@@ -29,6 +29,7 @@ WHOLE = {
     "qwen-image-12gb": 10.2, "qwen-image-24gb": 21.6, "qwen-image-48gb": 41.0,
     "qwen-image-edit-24gb": 16.8, "flux-dev-12gb": 10.0, "flux-dev-24gb": 21.4,
     "flux-dev-16gb": 14.0, "flux-kontext-24gb": 21.1, "z-image-12gb": 10.1,
+    "qwen-image-2.1-16gb": 13.8,
 }  # fmt: skip
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
