@@ -160,6 +160,10 @@ def test_the_others_are_as_recorded():
         assert told[task.title] == said
         top += not any(cell.startswith("**") for cell in said)
     assert top == 11  # 十六道里没有谁在我们之上的
+    image = ("seed", "diffusers", "simpletuner")  # 线稿的蛋糕，只练图像一侧注意力的认得出
+    cakes = [one["missed"].get("cake", 0) for one in theirs
+             if one["task"] == "lineart" and one["recipe"] in image]  # fmt: skip
+    assert len(cakes) == 6 and sum(cakes) == 1
 
 
 def test_the_loss_and_the_drawing_agree_or_not():
