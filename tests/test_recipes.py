@@ -12,7 +12,7 @@ from lorakit.errors import ConfigError
 from lorakit.judge import agreement, arena, recipes, standings
 from lorakit.judge.arena import Cell
 from lorakit.judge.recipes import GRID, TASKS
-from lorakit.results.evidence import Share
+from lorakit.results.evidence import Share, newcombe
 from lorakit.tiny import lessons
 
 
@@ -91,7 +91,7 @@ def test_standings_pool_seeds_and_claim_only_what_holds():
 
 def test_the_recorded_cells_are_whole_and_drawn():
     rows = arena.read(recipes.RECORDED)
-    pair = [recipes.load(recipes.RECORDED / f"{name}.yaml") for name in ("before", "cosine")]
+    pair = [recipes.load(recipes.RECORDED / "before.yaml"), *recipes.named([recipes.OURS])]
     whole = {Cell(task, recipe, recipes.published_rate(task, recipe), seed).key
              for task in TASKS.values() for recipe in pair for seed in range(3)}  # fmt: skip
     assert len(rows) == len(whole) and set(map(arena.key_of, rows)) == whole
@@ -106,6 +106,64 @@ def test_the_recorded_cells_are_whole_and_drawn():
         for name, widths in drawn.items():
             mine = {one["task"]: one[part] for one in made if one["recipe"] == name}
             assert widths == [mine[task][0] / mine[task][1] for task in TASKS]
+
+
+def measured(rows: list[dict], task: str, recipe: str) -> list[Share]:
+    """一道课题、一份配方，几个种子合起来，练完时的两个比例。"""
+    mine = [one["looks"]["300"] for one in rows if (one["task"], one["recipe"]) == (task, recipe)]
+    return [Share(*map(sum, zip(*(one[part] for one in mine), strict=True)))
+            for part in standings.PARTS]  # fmt: skip
+
+
+def percents(shares: list[Share]) -> str:
+    return "、".join(f"{100 * share:.0f}" for share in shares)
+
+
+def table(head: str) -> dict[str, list[str]]:
+    """CONTRIBUTING 里以 head 开头的表：每行的第一格 -> 其余几格。"""
+    text = (recipes.ASSETS.parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+    lines = text[text.index(head) :].split("\n\n", 1)[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip(" |").split("|")] for line in lines]
+    return {title: rest for title, *rest in (cells[0], *cells[2:])}
+
+
+def test_before_and_after_are_as_recorded():
+    rows, told = arena.read(recipes.RECORDED), table("| 课题 | 从前 |")
+    assert len(told) == 1 + len(TASKS)
+    for task in TASKS.values():
+        old, now = (measured(rows, task.name, name) for name in ("before", recipes.OURS))
+        said = []
+        for one, two in zip(now, old, strict=True):
+            low, high = newcombe(one, two)
+            text = f"{100 * (one - two):+.0f}（{100 * low:+.0f} 到 {100 * high:+.0f}）"
+            said.append(f"**{text}**" if low > 0 or high < 0 else text)
+        assert told[task.title] == [percents(old), percents(now), *said]
+
+
+def test_the_others_are_as_recorded():
+    ours, theirs = arena.read(recipes.RECORDED), arena.read(recipes.PUBLISHED)
+    assert len(theirs) == len(set(map(arena.key_of, theirs))) == 244
+    assert {(one["lr"], one["seed"]) for one in theirs} == {(lr, 0) for lr in GRID[2:]}
+    told, top = table("| 课题 | 我们，三个种子 |"), 0
+    names = told.pop("课题")[2:]
+    assert sorted(names) == sorted(set(recipes.shipped()) - {recipes.OURS})
+    for task in TASKS.values():
+        mine = measured(ours, task.name, recipes.OURS)
+        first = [one for one in ours if one["seed"] == 0]
+        said = [percents(mine), percents(measured(first, task.name, recipes.OURS))]
+        for name in names:
+            tried = {one["lr"]: one for one in theirs
+                     if (one["task"], one["recipe"]) == (task.name, name)}  # fmt: skip
+            best = measured([tried[arena.best(tried)]], task.name, name)
+            ahead = any(newcombe(one, two)[0] > 0 for one, two in zip(best, mine, strict=True))
+            said.append(f"**{percents(best)}**" if ahead else percents(best))
+        assert told[task.title] == said
+        top += not any(cell.startswith("**") for cell in said)
+    assert top == 11  # 十六道里没有谁在我们之上的
+    image = ("seed", "diffusers", "simpletuner")  # 线稿的蛋糕，只练图像一侧注意力的认得出
+    cakes = [one["missed"].get("cake", 0) for one in theirs
+             if one["task"] == "lineart" and one["recipe"] in image]  # fmt: skip
+    assert len(cakes) == 6 and sum(cakes) == 1
 
 
 def test_the_loss_and_the_drawing_agree_or_not():
