@@ -27,6 +27,7 @@ STYLE = (
     f"<style>{CHILD}:has(.{STILL}):has(+ {CHILD} .{LIVE}),"
     f"{CHILD}:has(.{STILL}) + {CHILD}:not(:has(.{LIVE})) {{ display: none }}</style>"
 )
+WAITING: list[str] = []  # 正摆着的“在等什么”
 COLUMN, TALLEST = 850, 700  # 像素：一栏多宽；图再放大，也不高过一屏
 SIZE = re.compile(r"〔图 (\d+)x(\d+)，")
 # 点一下图，放到整屏大；再点一下、按 Esc 就收起
@@ -188,9 +189,11 @@ def waiting(text: str):
         publish(page, display_id=name, **options)
 
     say(text)
+    WAITING.append(name)
     try:
         yield lambda text: say(text, update=True)
     finally:
+        WAITING.remove(name)
         publish({"text/html": "", "text/plain": ""}, display_id=name, update=True)
 
 
