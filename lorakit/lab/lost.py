@@ -15,7 +15,7 @@ ABOVE = (
 
 
 def say_where():
-    """从这里起，缺的格子先补跑，算得久的说一声，NameError 和写法上的错说人话；不在 IPython 里不做。"""
+    """从这里起，缺的格子先补跑，算得久的说一声，NameError 和写法上的错说人话；要在 IPython 里。"""
     from IPython import get_ipython
 
     shell = get_ipython()
