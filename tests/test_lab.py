@@ -50,6 +50,9 @@ def test_lab_is_lazy():
     code += "; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"] * 4
+    code = "import sys, lorakit.lab.bar as bar\ndef seen(what): sys.exit('torch' in sys.modules)"
+    code += "\nbar.waiting = seen\nfrom lorakit import lab\nlab.ready()"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0, "第一格先摆出进度条"
     quiet = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     code = "import os, lorakit.lab; print(os.environ['OMP_WAIT_POLICY'])"
     for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "active")):

@@ -11,10 +11,11 @@ import urllib.request
 
 import nbformat
 import pytest
+from browser_tools import CHROMIUM, FAINT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebook_tools import BOOKS, ROOT, code_cells, read
 from test_book import TOKEN, free_port
-from test_jupyterlab import CHROMIUM, browser  # noqa: F401
+from test_jupyterlab import browser  # noqa: F401
 
 from lorakit.lab import questions
 
@@ -26,24 +27,6 @@ EACH = "import time\nfor k in lab.each(range(3), '三次训练'):\n    time.slee
 CELLS = ["lab.predict('half')", "lab.source(lab.each)", "lab.reveal('half')", TYPO, LOOP, RIGHT,
          EACH, "from PIL import Image\nlab.show(Image.new('RGB', (300, 120), 'teal'))",
          "lab.pretest('post')", "print(pictrue)"]  # fmt: skip
-# 输出里每一段看得见的字，和它真正的底色的对比度；返回不够的
-FAINT = """() => {
-  const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const light = c => [0, 1, 2].map(i => c[i] / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const faint = [];
-  for (const e of document.querySelectorAll('.jp-OutputArea-output *')) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.offsetParent || e.closest('button, [disabled]')) continue;
-    let under = e, back = [0, 0, 0, 0];
-    while (under && !(back = rgb(getComputedStyle(under).backgroundColor))[2] && back[3] === 0)
-      under = under.parentElement;
-    const pair = [light(rgb(getComputedStyle(e).color)), light(back)].sort((a, b) => b - a);
-    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
-    if (ratio < 3) faint.push(e.textContent.slice(0, 40) + ' ' + ratio.toFixed(2));
-  }
-  return faint }"""
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from lorakit.inert import in_html
+from lorakit.lab import display
 from lorakit.lab.display import both, headless, widgets
 
 BEAT = 1.0  # 秒；隔多久更新一次
 _running: list["Bar"] = []  # 正在走的；里面再套一条，只看外面的
+
+
+def talking() -> bool:
+    """现在有没有进度条、等待的那行字在替格子说话。"""
+    return bool(_running or display.WAITING)
 
 
 class Bar:

@@ -22,11 +22,13 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 STILL, LIVE = "lorakit-still", "lorakit-live"  # 静态的那一份、活着的控件：样式表靠它们认
 AGAIN = "运行这一格，就能再动它。"
 CHILD = ".jp-OutputArea-child"  # JupyterLab 里，一份输出是一个这样的框
-# 控件活着，就藏起静态的那一份；没有内核了（隔天打开、重启过），就藏起动不了的控件
+# 控件活着，就藏起静态的那一份；没有内核了（隔天打开、刚刚重启过），就藏起动不了的控件
+ALIVE = f".{LIVE}:not(.jupyter-widgets-disconnected)"
 STYLE = (
-    f"<style>{CHILD}:has(.{STILL}):has(+ {CHILD} .{LIVE}),"
-    f"{CHILD}:has(.{STILL}) + {CHILD}:not(:has(.{LIVE})) {{ display: none }}</style>"
+    f"<style>{CHILD}:has(.{STILL}):has(+ {CHILD} {ALIVE}),"
+    f"{CHILD}:has(.{STILL}) + {CHILD}:not(:has({ALIVE})) {{ display: none }}</style>"
 )
+WAITING: list[str] = []  # 正摆着的“在等什么”
 COLUMN, TALLEST = 850, 700  # 像素：一栏多宽；图再放大，也不高过一屏
 SIZE = re.compile(r"〔图 (\d+)x(\d+)，")
 # 点一下图，放到整屏大；再点一下、按 Esc 就收起
@@ -188,9 +190,11 @@ def waiting(text: str):
         publish(page, display_id=name, **options)
 
     say(text)
+    WAITING.append(name)
     try:
         yield lambda text: say(text, update=True)
     finally:
+        WAITING.remove(name)
         publish({"text/html": "", "text/plain": ""}, display_id=name, update=True)
 
 

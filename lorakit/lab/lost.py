@@ -4,7 +4,7 @@ import linecache
 import re
 from traceback import walk_tb
 
-from lorakit.lab import catchup, typos
+from lorakit.lab import catchup, pulse, typos
 from lorakit.lab.exercises.mishaps import unknown
 
 ABOVE = (
@@ -15,13 +15,14 @@ ABOVE = (
 
 
 def say_where():
-    """从这里起，缺的格子先补跑，NameError 和写法上的错说人话；不在 IPython 里就什么也不做。"""
+    """从这里起，缺的格子先补跑，算得久的说一声，NameError 和写法上的错说人话；要在 IPython 里。"""
     from IPython import get_ipython
 
     shell = get_ipython()
     if shell:
         shell.set_custom_exc((NameError,), _told)
         catchup.offer(shell)
+        pulse.offer(shell)
         if typos.tell not in shell.events.callbacks["post_run_cell"]:  # 第一格再运行一次，不说两遍
             shell.events.register("post_run_cell", typos.tell)
 

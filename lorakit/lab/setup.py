@@ -41,9 +41,10 @@ def ready(extra: str = "notebook"):
         print("装好了，不用重启。")
     from lorakit.lab.bar import waiting
     from lorakit.lab.display import enlarging
-    from lorakit.lab.lost import say_where
 
     with waiting("正在载入要用的工具，第一次要十几秒"):
+        from lorakit.lab.lost import say_where  # 它要载入 torch，好几秒：先摆出进度条
+
         for name in HEAVY:
             importlib.import_module(name)
     say_where()
