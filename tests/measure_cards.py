@@ -30,7 +30,7 @@ def measure(line: str, first: bool) -> tuple[dict, str]:
         LorakitError: 放不下，或设置合不来。
     """
     args = parser(COMMANDS).parse_args(["bench", *shlex.split(line)])
-    ways = ["ours", *([args.baseline] if args.baseline else [])]
+    ways = ["ours", *([args.baseline] if args.baseline else []), *(["plain"] if args.plain else [])]
     config = load_config(args.config, args.set)
     steps = int(args.steps or 10)
     report = bench.run(config, ways, steps, args.warm, args.tier, args.trace)
@@ -53,7 +53,7 @@ def measure(line: str, first: bool) -> tuple[dict, str]:
         "allocated": round(ours.allocated, 2),
         "host": round(ours.host, 2) if first else None,
     }
-    for other in others:
+    for other in (one for one in others if not one.error):  # 放不下的就没有数
         row |= {other.way: round(other.step, 4)}
         row |= {f"{other.way}_allocated": round(other.allocated, 2)}
     return row, report.text()

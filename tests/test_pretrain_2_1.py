@@ -123,6 +123,6 @@ def test_a_step_reaches_every_weight_that_is_used(folder):
     data = base.Data(reader, 24, CPU, 1)
     data.encode(family_of(folder).load("vae"))
     model = base.Model(pipe, reader, 0.1)
-    model(*data.batch(16)).backward()
+    model(*data.batch(16, 8)).backward()
     learned = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     assert [n for n, p in learned if p.grad is None or not p.grad.any()] == []

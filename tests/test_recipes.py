@@ -142,8 +142,10 @@ def test_before_and_after_are_as_recorded():
 
 def test_the_others_are_as_recorded():
     ours, theirs = arena.read(recipes.RECORDED), arena.read(recipes.PUBLISHED)
-    assert len(theirs) == len(set(map(arena.key_of, theirs))) == 244
-    assert {(one["lr"], one["seed"]) for one in theirs} == {(lr, 0) for lr in GRID[2:]}
+    assert len(theirs) == len(set(map(arena.key_of, theirs))) == 368
+    own = {recipes.published_rate(task, one) for task in TASKS.values() for one in recipes.named([])}
+    assert {one["lr"] for one in theirs} <= {*GRID[2:], 2 * GRID[3], *own}
+    assert {one["seed"] for one in theirs} == {0}
     told, top = table("| 课题 | 我们，三个种子 |"), 0
     names = told.pop("课题")[2:]
     assert sorted(names) == sorted(set(recipes.shipped()) - {recipes.OURS})
@@ -164,6 +166,33 @@ def test_the_others_are_as_recorded():
     cakes = [one["missed"].get("cake", 0) for one in theirs
              if one["task"] == "lineart" and one["recipe"] in image]  # fmt: skip
     assert len(cakes) == 6 and sum(cakes) == 1
+
+
+def gain(task: str, change: str, lr: float = 2.8e-3, part: int = 0) -> tuple[int, tuple]:
+    """只换一样，与我们同样几个种子比：(百分之几, 差的 95% 区间)。"""
+    rows = [one for one in arena.read(recipes.RECORDED / "levers") if one["lr"] == lr]
+    mine = [one for one in rows if (one["task"], one["recipe"]) == (task, change)]
+    seeds = {one["seed"] for one in mine}
+    ours = [one for one in arena.read(recipes.RECORDED) if one["seed"] in seeds]
+    two = measured(ours, task, recipes.OURS)[part]
+    one = measured(mine, task, change)[part]
+    return round(100 * one), newcombe(one, two)
+
+
+def test_what_one_change_does_is_as_recorded():
+    place = recipes.RECORDED / "levers"
+    rows = arena.read(place)
+    assert len(rows) == len(set(map(arena.key_of, rows))) == 131
+    assert {one["recipe"] for one in rows} == {recipes.load(p).name for p in place.glob("*.yaml")}
+    for change, learned in {"constant": 98, "rank32": 94, "nodrop": 85, "cosmap": 84,
+                            "rank32-nodrop": 85, "three": 87}.items():  # fmt: skip
+        share, (low, _) = gain("flux-inkwash", change)
+        assert share == learned and (low > 0) == (change in ("constant", "rank32"))
+    share, (_, high) = gain("flux-ohwx-cat", "constant")
+    assert share == 81 and high < 0  # 所以预设不能不降
+    kept = {lr: [gain(f"{task}ohwx-cat-alone", "alpha1", lr, 1)[0] for task in ("", "flux-")]
+            for lr in (2.8e-3, 5.6e-3, 1.12e-2)}  # fmt: skip
+    assert list(kept.values()) == [[56, 42], [37, 16], [29, 14]]  # alpha 写 1 只是步子小
 
 
 def test_the_loss_and_the_drawing_agree_or_not():

@@ -14,12 +14,16 @@ from lorakit.files import ASSETS, read_json
 
 PLACE = ASSETS / "bench"
 OURS = "lorakit"
-USUAL = "每步现编码"  # 常见写法，`lorakit bench --baseline seed` 在同一次运行里量的
+USUAL, PLAIN = "每步现编码", "diffusers+PEFT"
+_OTHER_WAYS = {  # lorakit bench --baseline seed 与 --plain 在同一次运行里量的：键 -> (谁, 怎么走)
+    "seed": (USUAL, "同一次运行里的常见写法"), "plain": (PLAIN, "同一次运行里的，不重算"),
+}  # fmt: skip
 WIDE = 100  # 一行最多占几格；一个汉字两格
 _NUMBER = (float, type(None))
 _MEASURED = [{
     "date": str, "card": str, "preset": str, "command": str, "step": float, "allocated": float,
-    "host": _NUMBER, "seed?": float, "seed_allocated?": float,
+    "host": _NUMBER, "seed?": float, "seed_allocated?": float, "plain?": float,
+    "plain_allocated?": float,
 }]  # fmt: skip
 _PEERS = {
     "date": str, "card": str, "versions": str, "settings": str, "clock": str,
@@ -45,6 +49,7 @@ _NOTES = (
     "大于 1 就比它慢。",
     f"{USUAL}：同一次运行里的常见写法，VAE 与文本编码器每步都算，每块重算，不编译"
     "（全量的是 adamw8bit 直接更新 bf16 的权重）。小卡会比这里慢。",
+    f"{PLAIN}：同一次运行里只用 diffusers 与 PEFT 的循环，缓存好的输入，不编译，不重算。",
 )
 
 
@@ -156,7 +161,7 @@ def load() -> Table:
     names = {one["key"]: one["name"] for one in peers["classes"]}
     found: dict[str, list[Line]] = {key: [] for key in names}
     asis = {(row["preset"], row["card"]) for row in measured if not row["set"]}
-    for row in measured:
+    for row in sorted(measured, key=lambda row: bool(row["set"])):  # 每一档里，预设本来的样子在前
         here, lines = homes.get(row["preset"]), _measured(row)
         if here and not row["set"] and (row["preset"], peers["card"]) not in asis:
             found[here][:0] = lines  # 这个预设只在别的卡上量过：还是这一档的头一行
@@ -175,12 +180,13 @@ def load() -> Table:
 
 def _measured(row: dict) -> list[Line]:
     """measured.json 的一行 -> 我们的一行，量了常见写法的再加它的一行。"""
-    said = row["command"].removeprefix("lorakit bench ").replace(" --baseline seed", "")
+    said = re.sub(r" --(baseline seed|plain)", "", row["command"].removeprefix("lorakit bench "))
     when = row["date"], row["card"]
     lines = [Line(OURS, *when, said, None, row["step"], row["allocated"], row["host"])]
-    if "seed" in row:
-        usual = "同一次运行里的常见写法"
-        lines.append(Line(USUAL, *when, usual, None, row["seed"], row.get("seed_allocated"), None))
+    for way, (trainer, how) in _OTHER_WAYS.items():
+        if way in row:
+            size = row.get(f"{way}_allocated")
+            lines.append(Line(trainer, *when, how, None, row[way], size, None))
     return lines
 
 

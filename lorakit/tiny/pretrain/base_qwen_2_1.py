@@ -213,9 +213,9 @@ class Data:
         self.control, (self.mean, self.std) = before[0], after
         self.pixels = []
 
-    def batch(self, size: int) -> tuple:
-        """(画图的一批, 改图的一批)，后者是前者的一半大。"""
-        some, pick = max(1, size // 2), dict(generator=self.drawing.generator, device=self.device)
+    def batch(self, size: int, some: int) -> tuple:
+        """(画图的一批 size 张, 改图的一批 some 对)。"""
+        pick = dict(generator=self.drawing.generator, device=self.device)
         i = torch.randint(len(self.mean), (some,), **pick)
         k = torch.randint(PHRASES, (some,), **pick)
         blank = torch.rand(some, **pick) < 0.1
@@ -265,7 +265,10 @@ class Model(nn.Module):
         layout = self.reader.before, SLOTS
         hidden = self.reader(ids, seen)
         v = self.rows(hidden, length - self.reader.drop, x_t, t, control, layout)
-        return (2 * drawn + F.mse_loss(v.float(), target)) / 3 + self.weight * named
+        edited = F.mse_loss(v.float(), target)
+        shares = len(labels), len(ids)  # 每张图一样重
+        both = (shares[0] * drawn + shares[1] * edited) / sum(shares)
+        return both + self.weight * named
 
 
 def train_base(
@@ -275,6 +278,7 @@ def train_base(
 
     Args:
         start: 接着练的文件夹（里面有 text_encoder 与 transformer）；不给就从零开始。
+            从零开始画图是改图的两倍，接着练反过来：画图学得快，改图学得慢。
     """
     torch.manual_seed(6)
     torch.set_float32_matmul_precision("high")
@@ -292,8 +296,10 @@ def train_base(
         learned += model.naming.parameters()
         warm_up_text(model.read, learned, data.drawing, min(200, steps), batch * 2)
 
+    shares = (batch // 2, batch) if start else (batch, batch // 2)
+
     def draw():
-        return data.batch(batch)
+        return data.batch(*(max(1, share) for share in shares))
 
     step_loss = compiled(model, draw, device)  # 等 VAE 的时候先编译：形状都知道了
     vae = open_vae(out, device, 30)
@@ -308,7 +314,7 @@ def train_base(
         pipe.save_config(out)
 
     clock = Clock(steps, minutes)
-    peak = 1e-3 if start else 1.5e-3
+    peak = 2e-4 if start else 1.5e-3
     loss = fit(model, draw, clock, device, peak, save, step_loss=step_loss)
     return clock.facts(batch=batch, pictures=size, loss=loss)
 
