@@ -193,10 +193,12 @@ class Data:
         self.reader, self.device = reader, device
         texts, scenes = [one[1] for one in drawn], [one[2] for one in drawn]
         empty = {k: v[0] for k, v in reader.tokenize([[" ", " "]], "draw").items()}
-        none = torch.zeros(len(drawn), SIDE * SIDE, CHANNELS, device=device, dtype=torch.bfloat16)
+        # 等 VAE 的时候先编译、核对梯度：全是 0 的潜变量会让一半的梯度也是 0，核对就看不见那一半
+        shape = len(drawn), SIDE * SIDE, CHANNELS
+        made_up = torch.randn(shape, device=device, dtype=torch.bfloat16)
         words = _trimmed(reader.tokenize(texts, "draw"))
         empty["ids"] = empty["ids"][:, : words["ids"].shape[-1]]
-        self.drawing = Batches((none, none), words, empty, scenes, texts, device)
+        self.drawing = Batches((made_up, made_up), words, empty, scenes, texts, device)
         self.edits = _trimmed(reader.tokenize([one[2] for one in pairs], "edit"))
         blank = reader.tokenize([[" "]], "edit")
         self.blank_ids = blank["ids"][0, 0, : self.edits["ids"].shape[-1]].to(device)
@@ -204,7 +206,7 @@ class Data:
         self.edits = {name: table.to(device) for name, table in self.edits.items()}
         solid = to_device(self.pixels[1], device)
         self.seen = reader.look(_on_white(solid))
-        self.mean = self.std = self.control = none[: len(pairs)]
+        self.mean = self.std = self.control = made_up[: len(pairs)]
 
     def encode(self, vae):
         """VAE 炼好了：换上真的潜变量，不再留着图。"""
