@@ -430,6 +430,22 @@ def test_certificate_folder_has_everything(mine, config, shown, monkeypatch):
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
 
 
+@pytest.mark.parametrize("gone", ["猫 03.txt", ""])
+def test_photos_changed_since_the_training_cost_only_the_card(gone, mine, config, shown):
+    told(mine)
+    run = trained(mine, config)
+    if gone:
+        (mine.photos / gone).unlink()
+    else:
+        mine.photos.rename(mine.home / "搬走了")
+    pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
+    folder = lab.certificate(mine, {"画风": 0.9}, *pair, ["猫"], run.config.run.output)
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"证书.jpg", "pytorch_lora_weights.safetensors"}
+    assert "模型卡没有写成" in shown[-1]["text/plain"] and "作品.check()" in shown[-1]["text/plain"]
+    assert "image/" in str([*shown[-2]]), "证书照样摆出来"
+
+
 def test_a_borrowed_font_is_not_a_bold_one(monkeypatch):
     names = ["/f/NotoSansCJK-Bold.ttc", "/f/NotoSansCJK-Regular.ttc", "/f/DejaVuSans.ttf"]
     monkeypatch.setattr(certificate.font_manager, "findSystemFonts", lambda: names)
