@@ -54,6 +54,19 @@ def _never_freeze(net, names, wrap, attach):
     return list(net.parameters())
 
 
+def _freeze_last_by_name(net, names, wrap, attach):
+    for name in names:
+        attach(net, name, wrap)
+    net.requires_grad_(False)
+    return [p for name, p in net.named_parameters() if name.endswith((".A", ".B"))]
+
+
+def _never_freeze_by_name(net, names, wrap, attach):
+    for name in names:
+        attach(net, name, wrap)
+    return [p for name, p in net.named_parameters() if name.endswith((".A", ".B"))]
+
+
 def _only_first(net, names, wrap, attach):
     net.requires_grad_(False)
     attach(net, names[0], wrap)
@@ -187,6 +200,8 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
         (_hang_then_freeze, "先挂、后冻"),
         (_never_freeze, "混了进来"),
         (_only_first, "每个名字"),
+        (_freeze_last_by_name, "已经冻住了"),
+        (_never_freeze_by_name, "没有冻住"),
         (lambda net, names, wrap, attach: net, "一个列表"),
     ],
     "lora_merge": [
@@ -528,6 +543,7 @@ MISHAPS = [
     ("pack", lambda x: x.reshape(7, 7), ("reshape 不成",)),
     ("combine", lambda *g: torch.cat([g[0], g[1]]), ("拼不起来",)),
     ("add_noise", lambda x0, noise, t: x0 if x0 > 0 else noise, ("一整块数", ".all()")),
+    ("add_noise", lambda x0, noise, t: x0 if x0.numpy() > 0 else noise, ("一整块数", ".all()")),
 ]  # fmt: skip
 
 
@@ -607,6 +623,16 @@ ALIKE = [
         torch.cat([v * a1, a2]), torch.cat([b1, w * b2], 1)]),
     ("pick", lambda log: float(ALL["pick"].official(log))),
     ("steps", lambda n, b, a, v: n * v // (b * a)),
+    *(("album", make(album.good())) for make in (
+        np.array, torch.tensor, iter, lambda good: dict.fromkeys(good).keys(),
+        lambda good: set(np.array(good)))),
+    *(("recode", one) for one in (np.array(["A", "B"]), iter("ab"), {"A": 1, "B": 2}.keys(),
+                                  "A和B", "A 和 B")),
+    ("positions", lambda rows, cols: [
+        torch.tensor([0, r, c]) for r in range(rows) for c in range(cols)]),
+    ("positions", lambda rows, cols: (
+        np.array([0, r, c]) for r in range(rows) for c in range(cols))),
+    ("lora_all", lambda *given: tuple(ALL["lora_all"].official(*given))),
 ]  # fmt: skip
 
 
@@ -656,6 +682,20 @@ def test_wrong_answers_are_told_what_is_wrong(name, answer, word):
     assert verdict == "wrong" and any(one in said for one in word.split("|")), said
 
 
+def test_other_inputs_are_told_without_the_words_of_python():
+    def by_name(net, names, wrap, attach):
+        net.requires_grad_(False)
+        layers = [wrap(net.get_submodule(name)) for name in sorted(names)]
+        return [p for layer in layers for p in (layer.A, layer.B)]
+
+    said = exercises.judge("lora_all", by_name)[1]
+    said += exercises.judge(
+        "lora_forward", lambda x, base, a, b, s: base(x) + x @ a.T @ b.T * s / 2
+    )[1]
+    assert "换一组输入" in said and "样子一样，里面的数不一样" in said
+    assert not any(word in said for word in ("tensor(", "<class", "<function", "0x", "\n")), said
+
+
 def test_hints_are_a_button_under_the_check(shown, capsys):
     hints._given.clear()
     lab.check.velocity(...)
@@ -693,6 +733,8 @@ def test_unknown_exercise_lists_the_known():
         "a photo of ohwx cat sitting in the middle of a snowy field",
         "ohwx 猫咪在雪地正中，雪花飘落",
         "ohwx cat in the center, white snow background",
+        "ohwx cat, centered, in the snow, looking left",
+        "ohwx 猫在雪地正中，马上要跳起来，人像摄影",
     ],
 )
 def test_good_captions_pass(text):

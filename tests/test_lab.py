@@ -213,6 +213,17 @@ def test_a_guess_and_its_answer(shown, watched):
     assert "你选" not in quiz._asked["half"].ask.page.value
 
 
+def test_a_guess_is_kept_when_the_cell_runs_again(shown, watched):
+    lab.predict("half")
+    quiz._asked["half"].ask.radio.value = 1
+    lab.predict("half")
+    again = quiz._asked["half"]
+    assert again.ask.choice == 1 and not again.reveal.disabled
+    again.reveal.click()
+    lab.predict("half")
+    assert quiz._asked["half"].ask.choice is None, "揭晓过的，重新猜"
+
+
 def test_options_are_shuffled_for_each_reader_and_stay(shown, own_cache, monkeypatch):
     def orders():
         return [tuple(quiz._order(question)) for question in questions.bank().values()]

@@ -75,10 +75,36 @@ def test_named_work_is_remembered_by_the_next_book(mine, tmp_path, monkeypatch):
     assert shelf.keep("小橘").photos == mine.photos, "换回来，什么也没丢"
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "样例", "长" * 41, 'a"b'])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", "样例", "长" * 41, 'a"b', "末尾.", "con", "LPT1.x"]
+)
 def test_names_that_cannot_be_folders_are_refused(name):
     with pytest.raises(LorakitError, match="当不了作品的名字"):
         shelf.keep(name)
+
+
+@pytest.mark.parametrize("word", ["a, b", "ohwx，猫", '"x', "a\\b", "a\tb", "x" * 41])
+def test_triggers_that_would_be_cut_apart_are_refused(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LorakitError, match="触发词要是看得见的一个词"):
+        shelf.keep("小橘", trigger=word)
+    assert shelf.names() == [] and not (tmp_path / "runs").exists()
+
+
+def test_a_place_where_nothing_can_be_made_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("这里有一个文件", encoding="utf-8")
+    with pytest.raises(LorakitError, match="建不了照片的文件夹"):
+        shelf.keep("小橘")
+    board = panel.Panel(shelf.Work())
+    board.name.value = "小橘"
+    board.set.click()
+    assert "建不了照片的文件夹" in board.said.value, "按了按钮，总要有一句话"
+
+
+def test_photos_that_went_away_are_missed(mine):
+    mine.photos.rename(mine.home / "搬走了")
+    assert "不见了" in shelf.current().text() and 'photos="新的地方"' in mine.text()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -119,6 +145,27 @@ def test_phone_photos_are_taken_as_they_are(mine):
     assert data.read_image(mine.photos / "小橘 在窗台.jpg").size == (40, 60), "按拍摄方向转正"
     board.receive({"小橘 在窗台.jpg": {"content": photo()}})
     assert (mine.photos / "小橘 在窗台_2.jpg").exists(), "同名的另一张，两张都留"
+
+
+def test_odd_photos_are_refused_by_their_own_name_or_fitted(mine):
+    board = panel.Panel(mine)
+    sent = {"假.jpg": b"%PDF-1.4", "长" * 100 + ".jpg": photo(), "猫 00.jpg": photo()}
+    board.receive({name: {"content": content} for name, content in sent.items()})
+    said = board.said.value
+    assert "收下了 2 张" in said and "没有收“假.jpg”" in said and not board.upload.disabled
+    assert str(mine.home) not in said and ".txt 一起删掉" not in said
+    assert (mine.photos / f"{'长' * 60}.jpg").is_file(), "太长的名字截短"
+    assert (mine.photos / "猫 00_2.jpg").is_file(), "已经有 猫 00.png：同名的会共用一份描述"
+    board.receive({"猫 00.jpg": {"content": (mine.photos / "猫 00_2.jpg").read_bytes()}})
+    assert len(mine.pictures()) == 14, "同一张再传一次，不多出来"
+
+
+def test_whatever_goes_wrong_the_button_can_be_pressed_again(mine, monkeypatch):
+    board = panel.Panel(mine)
+    monkeypatch.setattr(panel, "store", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        board.receive({"a.jpg": {"content": photo()}})
+    assert not board.upload.disabled
 
 
 def test_panel_makes_the_work_that_later_cells_hold(tmp_path, monkeypatch, shown):
@@ -214,6 +261,34 @@ def test_editor_lets_a_model_write_first(mine, family):
 def test_editor_opens_at_the_first_without_words(mine):
     told(mine, 5)
     assert editor.Editor(mine, mine.pictures(), None, None, None).at == 5
+
+
+@pytest.mark.parametrize("size", [(10000, 10), (10, 10000), (1, 1)])
+def test_photos_of_any_shape_can_be_looked_at(mine, size):
+    Image.new("RGB", size).save(mine.pictures()[0])
+    assert len(editor.looks(mine.pictures()[0], None, None)) == 2
+
+
+def test_two_editors_of_one_work_do_not_undo_each_other(mine):
+    told(mine)
+    one, two = (editor.Editor(mine, mine.pictures(), None, None, None) for _ in range(2))
+    one.text.value = "ohwx 猫在左边，背景是沙滩"
+    one.next()
+    two.go(1)
+    assert editor.said_of(mine.pictures()[0]).endswith("沙滩"), "没有动过的，翻走时不存"
+
+
+def test_what_cannot_be_saved_stays_in_the_box(mine, monkeypatch):
+    board = editor.Editor(mine, mine.pictures(), None, None, None)
+
+    def full(path, text):
+        raise LorakitError("写不进：盘满了")
+
+    monkeypatch.setattr(editor, "write_text", full)
+    board.text.value = "ohwx 猫在左边，背景是沙滩"
+    board.slider.value = 4
+    assert board.at == 0 and board.slider.value == 1 and "沙滩" in board.text.value
+    assert "盘满了" in board.saved.value
 
 
 def test_cleaning_can_be_taken_back(mine, shown):
@@ -353,6 +428,22 @@ def test_certificate_folder_has_everything(mine, config, shown, monkeypatch):
     assert main([*order, "--steps", "2", "--out", "画好.png"]) == 0
     (notes() / "exercises.json").write_text(json.dumps([one.name for one in book_01.EXERCISES]))
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
+
+
+@pytest.mark.parametrize("gone", ["猫 03.txt", ""])
+def test_photos_changed_since_the_training_cost_only_the_card(gone, mine, config, shown):
+    told(mine)
+    run = trained(mine, config)
+    if gone:
+        (mine.photos / gone).unlink()
+    else:
+        mine.photos.rename(mine.home / "搬走了")
+    pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
+    folder = lab.certificate(mine, {"画风": 0.9}, *pair, ["猫"], run.config.run.output)
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"证书.jpg", "pytorch_lora_weights.safetensors"}
+    assert "模型卡没有写成" in shown[-1]["text/plain"] and "作品.check()" in shown[-1]["text/plain"]
+    assert "image/" in str([*shown[-2]]), "证书照样摆出来"
 
 
 def test_a_borrowed_font_is_not_a_bold_one(monkeypatch):

@@ -119,9 +119,12 @@ def _find(name: str) -> Question:
 
 
 def predict(name: str):
-    """出一道题，先猜再往下看；猜错没有关系，猜过的记得更牢。"""
+    """出一道题，先猜再往下看；猜错没有关系，猜过的记得更牢。再运行一遍，选过的还在，揭晓过的重来。"""
     question = _find(name)
-    guess = _asked[name] = Guess(question)
+    guess, before = Guess(question), _asked.get(name)
+    if before and not before.ask.radio.disabled:
+        guess.ask.radio.value = before.ask.choice
+    _asked[name] = guess
     both(guess.box, page(GUESS, question))
 
 

@@ -97,15 +97,22 @@ def is_number(value) -> bool:
 
 def pair(value) -> tuple | None:
     """两个数的一对，方的圆的括号、张量都行 -> 元组；不是一对数就是 None。"""
-    listed = value.tolist() if torch.is_tensor(value) else value
-    good = isinstance(listed, (tuple, list)) and len(listed) == 2 and all(map(is_number, listed))
-    return tuple(listed) if good else None
+    two = listed(value)
+    good = isinstance(two, (tuple, list)) and len(two) == 2 and all(map(is_number, two))
+    return tuple(two) if good else None
+
+
+def listed(value):
+    """一组东西：数组、张量、生成器 -> 列表，里面的 numpy 的数也换成数；别的照原样。"""
+    value = plain(value)
+    return value.tolist() if torch.is_tensor(value) else value
 
 
 def letters(value):
-    """一组字母：集合、列表、"AB"、"a、b" 都行 -> 大写字母的集合；不是字母的照原样。"""
+    """一组字母：集合、列表、"AB"、"A 和 B" 都行 -> 大写字母的集合；不是字母的照原样。"""
+    value = listed(value)
     if isinstance(value, str):
-        value = re.findall(r"[^\W_]", unicodedata.normalize("NFKC", value))
+        value = re.findall(r"[^\W_]", unicodedata.normalize("NFKC", value).replace("和", " "))
     if not isinstance(value, (set, frozenset, list, tuple)):
         return value
     if not all(isinstance(one, str) for one in value):
@@ -123,6 +130,6 @@ def same(made, want) -> bool:
     if isinstance(want, Sequence) and not isinstance(want, str):
         if torch.is_tensor(made):
             made = made.tolist()
-        listed = isinstance(made, Sequence) and not isinstance(made, str)
-        return listed and len(made) == len(want) and all(map(same, made, want))
+        several = isinstance(made, Sequence) and not isinstance(made, str)
+        return several and len(made) == len(want) and all(map(same, made, want))
     return made == want

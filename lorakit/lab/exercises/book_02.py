@@ -25,14 +25,14 @@ ELSEWHERE = re.compile(
 )
 ASIDE = re.compile(
     r"左(?!右)|(?<!左)右|角落|旁边|\b(on|to|at) (the|its) (left|right)\b|\b(left|right)[ -]side"
-    r"|\b(left|corner)\b",
+    r"|(?<!look )(?<!looking )(?<!facing )\bleft\b|\bcorner\b",
     re.IGNORECASE,
 )
 SNOW = re.compile(r"雪|冬|白色的地|snow|winter", re.IGNORECASE)
 CENTER = re.compile(r"(?i)中间|中央|正中|居中|当中|中心|中部|\b(cent(er|re)\w*|middle)\b")
 CAT = re.compile(r"(?<!熊)(?<!狸)猫(?!头鹰|鼬|科|熊|眼石)|\b(cats?|kitten|kitty)\b", re.IGNORECASE)
 OTHERS = re.compile(
-    r"狗|犬|兔|熊|虎|豹|狮|狼|狐|鹰|鸟|鸡|鸭|鱼|鼠|马|牛|羊|猪|猴|龙|人|女|男|孩|皮卡丘|车|船|(?<!雪)花(?!猫|斑)"
+    r"狗|犬|兔|熊|虎|豹|狮|狼|狐|鹰|鸟|鸡|鸭|鱼|鼠|马(?!上)|牛|羊|猪|猴|龙|人(?!像)|女|男|孩|皮卡丘|车|船|(?<!雪)花(?!猫|斑)"
     r"|\b(dogs?|pupp(y|ies)|rabbit|bunny|bear|tiger|leopard|lion|wolf|fox|birds?|owl|fish|mouse|horse"
     r"|man|woman|person|boy|girl|pikachu|car|boat|flowers?)\b",
     re.IGNORECASE,

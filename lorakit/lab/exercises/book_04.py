@@ -8,7 +8,7 @@ import torch
 
 from lorakit import flow
 from lorakit.lab import practice as album
-from lorakit.lab.exercises.answers import is_number, pair
+from lorakit.lab.exercises.answers import is_number, listed, pair, plain
 from lorakit.lab.exercises.judge import Exercise
 
 
@@ -67,25 +67,33 @@ PACK = Exercise(
 
 IDS_WANT = torch.cartesian_prod(torch.arange(1), torch.arange(2), torch.arange(3)).float()
 
+
+def _table(rows) -> torch.Tensor:
+    """一张表：一行是列表、元组、张量都行。"""
+    if isinstance(rows, (list, tuple)):
+        rows = [listed(row) for row in rows]
+    return torch.as_tensor(rows)
+
+
 POSITIONS = Exercise(
     "positions",
     (
-        (lambda f: torch.as_tensor(f(2, 3)).dim() == 2, "要一张表：一个词元一行，每行三个数。"),
+        (lambda f: _table(f(2, 3)).dim() == 2, "要一张表：一个词元一行，每行三个数。"),
         (lambda f: len(f(2, 3)) == 6, "行数不对：rows 行、cols 列的图，有 rows * cols 个词元。"),
         (
-            lambda f: torch.as_tensor(f(2, 3)).shape[1] == 3,
+            lambda f: _table(f(2, 3)).shape[1] == 3,
             "每行要三个数：0、行号、列号。第一个数总是 0。",
         ),
         (
-            lambda f: not torch.as_tensor(f(2, 3))[:, 0].any(),
+            lambda f: not _table(f(2, 3))[:, 0].any(),
             "第一个数总是 0：它是留给别的用处的，图里都不用。",
         ),
         (
-            lambda f: torch.as_tensor(f(2, 3))[:, 1].max() == 1,
+            lambda f: _table(f(2, 3))[:, 1].max() == 1,
             "行号和列号写反了，或者不是从 0 数起：行号在前，列号在后。",
         ),
         (
-            lambda f: _same(torch.as_tensor(f(2, 3)), IDS_WANT),
+            lambda f: _same(_table(f(2, 3)), IDS_WANT),
             "次序不对：先数完第一行的每一列，再数第二行，和打包的次序一样。",
         ),
     ),
@@ -97,7 +105,7 @@ POSITIONS = Exercise(
     ),
     "def answer(rows, cols):\n    return [[0, r, c] for r in range(rows) for c in range(cols)]",
     lambda chance: (chance.randint(1, 9), chance.randint(1, 9)),
-    lambda made, want: _same(torch.as_tensor(made), torch.as_tensor(want).float()),
+    lambda made, want: _same(_table(made), _table(want).float()),
 )
 
 
@@ -206,9 +214,12 @@ BEST_CELL = Exercise(
 
 
 def _numbers(value):
-    """一组号码：列表、集合、range 都行 -> 集合；别的照原样。"""
-    good = isinstance(value, (list, tuple, set, frozenset, range))
-    return set(value) if good and all(map(is_number, value)) else value
+    """一组号码：列表、集合、range、数组都行 -> 集合；别的照原样。"""
+    value = listed(value)
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        value = [plain(one) for one in value]
+    good = isinstance(value, list) and all(map(is_number, value))
+    return set(value) if good else value
 
 
 def _lacks(number: int, chosen: set) -> bool:

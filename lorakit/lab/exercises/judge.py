@@ -144,7 +144,8 @@ def _once_more(exercise: Exercise, answer: Fresh) -> Verdict:
         made, want = answer(*given), official(*given)
         if not exercise.alike(made, want):
             asked = "，".join(map(brief, given))
-            said = f"换一组输入（{asked}），应为 {brief(want)}，你的是 {brief(made)}。"
+            said = f"换一组输入（{asked}），应为 {brief(want)}，你的是 {brief(made)}"
+            said += "，样子一样，里面的数不一样。" if brief(made) == brief(want) else "。"
             return "wrong", f"还差一点：{said}要对随便什么输入都成立，别把见过的几个结果写死。"
     return "passed", f"✓ 通过。{exercise.praise}"
 

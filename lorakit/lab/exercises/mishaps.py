@@ -14,6 +14,8 @@ SENTENCES = (
     (UnboundLocalError, r"variable '(\w+)'", "用到 {0} 的时候它还没有值：先给它一个值，再用它"),
     (ModuleNotFoundError, r"named '([\w.]+)'", "没有叫 {0} 的库：名字写错了，或者没有装"),
     (ImportError, r"cannot import name '(\w+)' from '([\w.]+)'", "{1} 里没有叫 {0} 的东西"),
+    (ValueError, r"truth value of an array",
+     "一整块数不能当“是不是”用：要先变成一个数，例如 .all() 或 .sum()"),
     (ZeroDivisionError, r"", "除以了 0：想一想，哪个除数会等于 0"),
     (RecursionError, r"", "函数一直在调用自己，停不下来"),
     (MemoryError, r"", "占的内存太多：多半是循环里一直在添东西，停不下来"),
@@ -142,7 +144,13 @@ def _readable(function) -> bool:
 
 
 def brief(value) -> str:
-    """一个值的样子，短短的：张量只说形状。"""
+    """一个值的样子，短短的：张量只说形状，网络、函数只说是什么。"""
+    if hasattr(value, "named_parameters") and not isinstance(value, type):
+        return "一个网络" if "\n" in repr(value) else repr(value)
+    if callable(value):
+        return getattr(value, "__name__", "一个函数").lstrip("_")
+    if isinstance(value, (list, tuple)) and any(hasattr(one, "shape") for one in value):
+        return f"{'，'.join(map(brief, value))}（一共 {len(value)} 个）"
     if hasattr(value, "shape") and hasattr(value, "dim") and value.dim():
         return f"形状 {'x'.join(map(str, value.shape))} 的张量"
     text = f"{value:.6g}" if isinstance(value, float) else repr(value)

@@ -249,6 +249,18 @@ def _all(f, names=NAMES):
     return f(_net(), names, Beside, _official_attach)
 
 
+def _wrapped(f) -> list[Beside]:
+    """答完以后，它包起来的那几层：网络是抄给它的，靠 wrap 认出来。"""
+    made = []
+
+    def wrap(base):
+        made.append(Beside(base))
+        return made[-1]
+
+    f(_net(), NAMES, wrap, _official_attach)
+    return made
+
+
 def _shapes(parameters) -> list[tuple]:
     return [tuple(p.shape) for p in parameters]
 
@@ -259,7 +271,7 @@ ATTACH_ALL = Exercise(
     "lora_all",
     (
         (
-            lambda f: isinstance(_all(f), list) and all(map(torch.is_tensor, _all(f))),
+            lambda f: isinstance(_all(f), (list, tuple)) and all(map(torch.is_tensor, _all(f))),
             "要返回一个列表，里面是要学的参数。",
         ),
         (
@@ -271,6 +283,16 @@ ATTACH_ALL = Exercise(
             "底模的参数也混了进来：先 net.requires_grad_(False) 冻住它，再挂 LoRA。",
         ),
         (lambda f: len(_all(f)) == 4, "每个名字都要挂：两层，各有 A、B，一共四个。"),
+        (
+            lambda f: all(p.requires_grad for one in _wrapped(f) for p in (one.A, one.B)),
+            "挑出来的 A、B 已经冻住了，学不动：先冻整个网络，再挂。",
+        ),
+        (
+            lambda f: (
+                not any(p.requires_grad for one in _wrapped(f) for p in one.base.parameters())
+            ),
+            "底模没有冻住：挂之前先 net.requires_grad_(False)。",
+        ),
         (lambda f: _shapes(_all(f)) == WANTED * 2, "每层先 A 后 B，层照网络里的次序。"),
         (lambda f: _shapes(_all(f, ["head"])) == [(2, 4), (3, 2)], "只挂给的那几个名字。"),
     ),

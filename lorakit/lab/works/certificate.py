@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lorakit import cache
 from lorakit.config import load_config
+from lorakit.errors import DataError
 from lorakit.families import open_family
 from lorakit.files import read_words, write_text, write_whole
 from lorakit.inert import in_html, inert
@@ -26,6 +27,10 @@ from lorakit.results.report import font, save_image
 
 PAGE = (1080, 1440)  # 像素：3:4，小红书、朋友圈的竖图
 EDGE, INK, NAMES = 70, "#25303b", 28
+NO_CARD = (
+    "模型卡没有写成：照片和练的时候不一样了，有的没有描述，或读不了。"
+    "运行 作品.check() 看是哪几张，改好再运行这一格。"
+)
 CHINESE = re.compile(r"cjk|sourcehan|pingfang|heiti|hiragino|msyh|simhei|simsun|wqy|fallback", re.I)
 HEAVY = re.compile(r"bold|black|heavy|medium|light|thin", re.I)
 FOLDER = "毕业"  # 作品的文件夹里，分享的东西放在这里
@@ -68,15 +73,20 @@ def certificate(
     save_image(page, folder / "证书.jpg")
     weights = checkpoint.exported(run)
     write_whole(folder / weights.name, lambda to: shutil.copyfile(weights, to))
-    with waiting("正在写模型卡"):
-        told = carried(read_words(card_of(Path(run))), Path(run))
-    write_text(folder / "README.md", told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1))
+    try:
+        with waiting("正在写模型卡"):
+            told = carried(read_words(card_of(Path(run))), Path(run))
+        told = told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1)
+        write_text(folder / "README.md", told)
+        lost = []
+    except DataError:  # 练完以后又添了、删了照片：别的照样给
+        lost = [NO_CARD]
     publish(pictured(page.resize((PAGE[0] // 2, PAGE[1] // 2))))
     inside = "、".join(sorted(file.name for file in folder.iterdir()))
     tail = f"分享用的都在 {folder.name} 文件夹里：{inside}。"
     said += [f"{book} 还开着：{'、'.join(names)}" for book, names in still_open().items()]
-    text = "\n".join([*said, tail])
-    page = "<br>".join(map(in_html, [*said, tail]))
+    said += [*lost, tail]
+    text, page = "\n".join(said), "<br>".join(map(in_html, said))
     publish({"text/html": f"<p>{page}</p>", "text/plain": text})
     return folder
 

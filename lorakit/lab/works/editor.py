@@ -62,7 +62,7 @@ class Editor(Placed):
         w = widgets()
         self.work, self.pictures, self.describe = work, pictures, describe
         self._how, self._ahead = (config, family), (None, None)  # 备好的下一张：(照片, 三张图)
-        self.at, self._busy = 0, False
+        self.at, self._busy, self._shown = 0, False, ""  # _shown：框里一开始放着的话
         line = w.Layout(width="min(640px, 98%)")
         self.slider = w.IntSlider(1, min=1, max=len(pictures), description="第几张", layout=line)
         self.text = w.Text(layout=line, placeholder=HINT)
@@ -94,16 +94,19 @@ class Editor(Placed):
         return self.pictures[self.at]
 
     def go(self, at: int):
-        """翻到第 at 张（从 0 数）；写了没存的先存下。"""
+        """翻到第 at 张（从 0 数）；写了没存的先存下，存不了就不翻，写的还在。"""
         at = max(0, min(at, len(self.pictures) - 1))
         said = self.text.value.strip()
-        if at != self.at and said not in ("", self.work.trigger, self.written()):
-            self.save()
+        wrote = said not in ("", self.work.trigger, self._shown, self.written())
+        if at != self.at and wrote and not self.save():
+            self._busy, self.slider.value, self._busy = True, self.at + 1, False
+            return
         self._busy = True
         self.at, self.slider.value = at, at + 1
         self._show()
         start = f"{self.work.trigger} " if self.work.trigger else ""
-        self.text.value = self.written() or start
+        self._shown = self.written()  # 没有动过就不存：别的练习册也许正在写同一张
+        self.text.value = self._shown or start
         self._busy = False
         self._judge()
 
@@ -245,7 +248,8 @@ def outlined(picture: Image.Image, box) -> Image.Image:
     small = fitted(picture, BIG)
     scale = small.width / picture.width
     line = [round(v * scale) for v in box]
-    line = [line[0], line[1], min(line[2], small.width) - 1, min(line[3], small.height) - 1]
+    right, low = min(line[2], small.width) - 1, min(line[3], small.height) - 1
+    line = [line[0], line[1], max(line[0], right), max(line[1], low)]  # 很扁的，缩小后只剩一条线
     ImageDraw.Draw(small).rectangle(line, outline=BOX, width=4)
     return small
 

@@ -1,5 +1,6 @@
 """问一次“你的作品”：名字、触发词、照片；建好以后，它说现在有几张、能不能练。"""
 
+import os
 from contextlib import nullcontext
 from pathlib import Path, PurePath
 
@@ -7,7 +8,7 @@ from PIL import Image
 
 from lorakit import data
 from lorakit.data.folder import IMAGE_SUFFIXES
-from lorakit.data.read import Progress, read_image
+from lorakit.data.read import AGAIN, Progress, read_image
 from lorakit.data.report import Report
 from lorakit.errors import LorakitError
 from lorakit.files import write_whole
@@ -20,6 +21,7 @@ from lorakit.lab.works import checkup, shelf
 
 SHEET, MOST = 12, 3  # 墙上最多摆几张、错误最多说几条
 TILE = 110  # 像素：墙上的一张
+NAME = 180  # 字节：照片的名字最长这么多，再长有的盘存不下（旁边还要放同名的 .txt）
 # 网页收不下时会断线，什么也收不到，也什么都不说
 HEAVY = (
     "照片先整批传过来，再一张张收；十几张一百多 MB，传十来秒。等了几分钟还是一张也没有，"
@@ -104,16 +106,18 @@ class Panel(Placed):
             return
         self.upload.disabled = True  # 它不再是选中的，“正在传”就收起来
         self.say(f"传到了，一共 {len(got)} 张。")
-        kept, refused = [], []
-        for number, (name, content) in enumerate(got, 1):
-            self.say(f"正在收第 {number} / {len(got)} 张……")
-            try:
-                kept.append(store(self.work.photos, name, content))
-            except LorakitError as error:
-                refused.append(str(error))
-        self.upload.value = type(self.upload.value)()  # 收下了就不在网页里再留一份
-        self.refresh([f"收下了 {len(kept)} 张。", *refused])
-        self.upload.disabled = False
+        try:
+            kept, refused = [], []
+            for number, (name, content) in enumerate(got, 1):
+                self.say(f"正在收第 {number} / {len(got)} 张……")
+                try:
+                    kept.append(store(self.work.photos, name, content))
+                except LorakitError as error:
+                    refused.append(str(error))
+            self.upload.value = type(self.upload.value)()  # 收下了就不在网页里再留一份
+            self.refresh([f"收下了 {len(kept)} 张。", *refused])
+        finally:
+            self.upload.disabled = False
 
     def refresh(self, news: list[str] | None = None):
         """再看一遍照片文件夹：几张、长什么样、能不能练。"""
@@ -155,27 +159,38 @@ def files(value) -> list[tuple[str, bytes]]:
 
 
 def store(folder: Path, name: str, content: bytes) -> Path:
-    """一张传来的照片 -> 照片文件夹里的一个文件：名字照旧（中文也行），打不开的不收。
+    """一张传来的照片 -> 照片文件夹里的一个文件：名字照旧（中文也行，太长的截短），打不开的不收。
 
     Raises:
         LorakitError: 不是图片，或解不开。
     """
     plain = PurePath(name.replace("\\", "/")).name
-    path = folder / plain
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    stem, suffix = PurePath(plain).stem, PurePath(plain).suffix
+    if suffix.lower() not in IMAGE_SUFFIXES:
         kinds = "、".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
         raise LorakitError(f"“{plain}”不是认得的图片（只认 {kinds}），没有收。")
-    number = 1
-    while path.exists() and path.read_bytes() != content:  # 另一张同名的：两张都留
+    while len(os.fsencode(stem)) > NAME:
+        stem = stem[:-1]
+    number, path = 1, folder / f"{stem}{suffix}"
+    while _taken(path, content):  # 另一张同名的：两张都留
         number += 1
-        path = folder / f"{PurePath(plain).stem}_{number}{path.suffix}"
+        path = folder / f"{stem}_{number}{suffix}"
     write_whole(path, lambda temporary: temporary.write_bytes(content))
     try:
         read_image(path)
-    except LorakitError:
+    except LorakitError as error:
         path.unlink()
-        raise
+        said = str(error).replace(str(path), f"“{plain}”").replace(AGAIN, AGAIN.split("；")[0])
+        raise LorakitError(f"没有收{said}") from error
     return path
+
+
+def _taken(path: Path, content: bytes) -> bool:
+    """有没有另一张叫这个名字；后缀不同的也算：它们会共用一份描述。"""
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return any(one.stem == path.stem and one.suffix.lower() in IMAGE_SUFFIXES for one in beside)
 
 
 def contact(pictures: list[Path], progress: Progress = lambda *at: None) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lorakit import data
 from lorakit.config import Config
 from lorakit.data.folder import walk
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, plain_reason
 from lorakit.files import read_json, user_path, write_text
 from lorakit.inert import visible_line
 from lorakit.lab.display import Placed
@@ -19,6 +19,8 @@ SAMPLE = "样例"  # 没有自己的照片时，用随包的图
 PHOTOS = "照片"  # 作品的文件夹里，照片放在这里
 SHAPE = {"now": str, "works": [{"name": str, "home": str, "photos": str, "trigger": str}]}
 UNFIT = re.compile(r'[\\/:*?"<>|\0\n]')  # 这些字在有的系统上写不进名字
+DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # Windows 留给自己的名字
+APART = re.compile(r'[,，、;；"“”\\]')  # 描述里用来断句、设置里有别的意思，触发词里不能有
 LONGEST = 40
 
 
@@ -134,6 +136,9 @@ class Work(Placed):
         if done and done[-1].stopped:
             said += f"第 {done[-1].number} 次停在第 {done[-1].step} 步，"
             said += "接着练它：lab.Run(作品.resume()).start()。"
+        if not self.photos.is_dir():
+            word = f'lab.work("{self.name}", photos="新的地方")'
+            return f"{said}照片的文件夹 {self.photos} 不见了：放回去，或运行 {word}。"
         return said if count else f"{said}还没有照片：放进 {near(self.photos)}。"
 
 
@@ -154,11 +159,15 @@ def keep(name: str, photos: str | Path | None = None, trigger: str = "") -> Work
             f"没有这个文件夹：“{photos}”。检查路径（Windows 写成 D:/我的图）；"
             f"不写 photos，就把照片放进 {home / PHOTOS}。"
         )
-    place.mkdir(parents=True, exist_ok=True)
+    trigger = _word(trigger)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LorakitError(
+            f"建不了照片的文件夹“{place}”：{plain_reason(error)}。"
+            "把整个 notebooks 文件夹抄到自己的地方，在那里打开练习册。"
+        ) from error
     row = {"name": name, "home": str(home), "photos": str(place)}
-    trigger = trigger.strip()
-    if trigger and not visible_line(trigger):
-        raise LorakitError(f"触发词要是看得见的一行字，得到 {trigger!r}：删掉重打，例如 ohwx。")
     row["trigger"] = trigger or old.get("trigger", "")
     rest = [one for one in known["works"] if one["name"] != name]
     _write({"now": name, "works": [*rest, row]})
@@ -188,13 +197,25 @@ def _made(row: dict) -> Work:
 
 def _fit(name: str) -> str:
     name = str(name).strip()
-    odd = not visible_line(name) or UNFIT.search(name) or name.startswith(".")
+    odd = not visible_line(name) or UNFIT.search(name) or DEVICE.fullmatch(name)
+    odd = odd or name.startswith(".") or name.endswith(".")
     if odd or name == SAMPLE or len(name) > LONGEST:
         raise LorakitError(
             f"“{name}”当不了作品的名字：要有字，不超过 {LONGEST} 个，"
-            f'不用 \\ / : * ? " < > | 和开头的点，也不叫“{SAMPLE}”。例如 lab.work("小橘")。'
+            f'不用 \\ / : * ? " < > | 和头尾的点，也不叫“{SAMPLE}”、CON。例如 lab.work("小橘")。'
         )
     return name
+
+
+def _word(trigger: str) -> str:
+    trigger = trigger.strip()
+    odd = trigger and not visible_line(trigger)
+    if odd or APART.search(trigger) or len(trigger) > LONGEST:
+        raise LorakitError(
+            f"触发词要是看得见的一个词，不超过 {LONGEST} 个字，里面没有逗号、分号、引号、反斜杠，"
+            f"得到 {trigger!r}：删掉重打，例如 ohwx。"
+        )
+    return trigger
 
 
 def _place() -> Path:
