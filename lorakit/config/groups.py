@@ -193,8 +193,8 @@ class Lora(Group):
     alpha: float | None = setting(None, gt=0)
     """缩放：LoRA 的作用要乘 alpha / rank。null 表示和 rank 一样（乘 1），一般不用改。"""
     targets: str | list[str] = setting("attention", min_length=1)
-    """加在哪些层：attention（推荐）、image-attention（只加图像一侧）、all-linear（全部线性层），
-    也可以写层名结尾的列表，或一个正则表达式。层越多学得越多，也越占显存。"""
+    """加在哪些层：attention（真模型的预设都用它）、image-attention（只加图像一侧）、all-linear（全部
+    线性层，微型模型的预设用它），也可以写层名结尾的列表，或一个正则表达式。层越多学得越多，也越占显存。"""
     variant: Literal["plain", "rslora", "dora", "lokr"] = "plain"
     """变体：plain 是普通 LoRA；rslora 除以秩的平方根，秩很大时更稳；dora 另学每行长度，细而慢；
     lokr 用两个小矩阵的克罗内克积，文件小得多，每步稍慢、多占显存，学习率常要大三四倍。"""
@@ -225,7 +225,8 @@ class Train(Group):
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
     """优化器：adamw 最稳；adamw8bit 和 adafactor 省显存；prodigy 自己找学习率，这时 lr 写 1。"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """学习率怎么变：constant 不变（先用它），linear 直线降到 0，cosine 沿余弦曲线降到 0。"""
+    """学习率怎么变：constant 不变（真模型的 LoRA 预设都用它），linear 直线降到 0，cosine 沿余弦曲线
+    降到 0（微型模型的预设用它）。"""
     warmup: int = setting(10, ge=0)
     """热身步数：学习率在这么多步里从小升到 lr，免得一开始就走偏。常用 0 到 100。"""
     weight_decay: float = setting(0.01, ge=0, le=1)
