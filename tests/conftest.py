@@ -34,12 +34,12 @@ def papercut(tmp_path_factory) -> Path:
 def config(papercut, tmp_path):
     """训练几步的设置，图也小，好让测试快；用 config("train.steps=3", ...) 改。"""
 
-    def make(*overrides: str, output: str = "run"):
+    def make(*overrides: str, output: str = "run", preset: str = "tiny-qwen-image"):
         base = [f"data.folder={papercut}", f"run.output={tmp_path / output}", "train.steps=4",
                 "train.batch_size=2", "train.save_every=2", "eval.every=2",
                 "data.resolution=64", "sample.every=0", "train.lr=7e-4",
                 "train.schedule=constant"]  # fmt: skip
-        return load_config("tiny-qwen-image", [*base, *overrides])
+        return load_config(preset, [*base, *overrides])
 
     return make
 

@@ -8,13 +8,19 @@ from torch import nn
 
 from lorakit.errors import LorakitError
 from lorakit.memory.attention import set_attention
-from lorakit.memory.compiling import VARIANTS, compiled, keep_compiled
+from lorakit.memory.compiling import VARIANTS, Shapes, compiled, keep_compiled
 from lorakit.memory.loading import blocks
 from lorakit.memory.recompute import Recompute
 
 
-def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> Recompute:
-    """按 memory 一组设置就地改造 Transformer；返回管重算的那个，masked 见 set_attention。"""
+def prepare(
+    transformer: nn.Module, settings, family, masked: bool = False, shapes: Shapes | None = None
+) -> Recompute:
+    """按 memory 一组设置就地改造 Transformer；返回管重算的那个，masked 见 set_attention。
+
+    Args:
+        shapes: 编译时哪几维写成不定长；不给就由编译器自己遇到了再说。
+    """
     set_attention(transformer, family, settings.attention, masked)
     how = {True: "full", False: "off"}.get(settings.checkpointing, settings.checkpointing)
     if how == "auto" and settings.offload != "none":
@@ -26,16 +32,16 @@ def prepare(transformer: nn.Module, settings, family, masked: bool = False) -> R
     if how != "off":
         transformer.enable_gradient_checkpointing(recompute)
     if settings.compile:
-        # 只编译重复的块：编译一次，几十块共用，比编译整个模型快得多。描述长短不一，
-        # 第二种长度起编译器自己改用不定长的代码，不会每种长度编译一遍
+        # 只编译重复的块：编译一次，几十块共用，比编译整个模型快得多
         # 位置编码是复数，编译器原样叫一次内核就好，不必警告
         warnings.filterwarnings("ignore", "Torchinductor does not support code gen", UserWarning)
-        # 同一种块要编几份：描述定长与不定长、带不带掩码、检验时不带梯度；超过上限就悄悄不编了
+        # 同一种块要编几份：定长与不定长、带不带掩码、检验时不带梯度；超过上限就悄悄不编了
         keep_compiled()
         torch._dynamo.config.cache_size_limit = VARIANTS  # 新名 recompile_limit，2.6 还没有
+        shapes = shapes or Shapes()
         for block in members:
             # 只编 forward，不编 __call__：搬权重、切权重的钩子在外面照常跑
-            block.forward = compiled(block.forward)
+            block.forward = compiled(block.forward, shapes)
     return recompute
 
 

@@ -2,10 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 
 import torch
+from torch.utils import _pytree as pytree
 
 from lorakit.files import cache_root
 
@@ -37,25 +39,70 @@ def keep_compiled():
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
 
 
-def compiled(forward: Callable) -> Callable:
+class Shapes:
+    """每种块的输入哪几维会变：不编译先走几遍看出来，编译时就把这几维写成不定长。
+
+    不先看，编译器照头一种形状编一份定长的，图变了大小改编一份，描述变了长短再改编一份。
+    """
+
+    def __init__(self):
+        self.noting = False
+        self.sizes: dict[tuple[type, int], list[set[int]]] = {}  # 哪种块的第几个输入 -> 各维见过的
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """这期间只看不编：块照原来的样子走。"""
+        self.noting = True
+        try:
+            yield
+        finally:
+            self.noting = False
+
+    def note(self, kind: type, given: list):
+        for place, value in enumerate(given):
+            if isinstance(value, torch.Tensor):
+                seen = self.sizes.setdefault((kind, place), [set() for _ in value.shape])
+                for one, size in zip(seen, value.shape, strict=False):
+                    one.add(size)
+
+    def mark(self, kind: type, given: list):
+        for place, value in enumerate(given):
+            if not isinstance(value, torch.Tensor):
+                continue
+            for axis, seen in enumerate(self.sizes.get((kind, place), ())[: value.dim()]):
+                if len(seen) > 1:
+                    torch._dynamo.maybe_mark_dynamic(value, axis)
+
+
+def compiled(forward: Callable, shapes: Shapes) -> Callable:
     """编译一块的 forward；先把输入弄成一个样，否则编译器会为头一块单独再编一份。"""
-    fast = torch.compile(forward)
+    fast, kind = torch.compile(forward), type(forward.__self__)
 
     @wraps(forward)
     def run(*args, **kwargs):
-        return fast(*map(_alike, args), **{key: _alike(value) for key, value in kwargs.items()})
+        if shapes.noting:
+            shapes.note(kind, pytree.tree_leaves((args, kwargs)))
+            return forward(*args, **kwargs)
+        given = tuple(map(_alike, args)), {key: _alike(value) for key, value in kwargs.items()}
+        shapes.mark(kind, pytree.tree_leaves(given))
+        return fast(*given[0], **given[1])
 
     return run
 
 
 def _alike(value):
-    """词元 (B, L, D)：不是别的张量的视图，训练时都带梯度，像上一块的输出那样；其余原样。"""
+    """词元 (B, L, D)：挨着排的、不是别的张量的视图，训练时都带梯度；其余原样。
+
+    FLUX 的单流块把图文接成一条再切开，切出来的两段步幅不同，一批只有一张时 is_contiguous 也看不出。
+    """
     if not (isinstance(value, torch.Tensor) and value.dim() == 3 and value.is_floating_point()):
         return value
     learns = value.requires_grad or not torch.is_grad_enabled()
-    if learns and value._base is None:
+    _, length, width = value.shape
+    if learns and value._base is None and value.stride() == (length * width, width, 1):
         return value
-    return value.clone() if learns else value.clone().requires_grad_()
+    made = value.clone(memory_format=torch.contiguous_format)
+    return made if learns else made.requires_grad_()
 
 
 def can_replay(device: torch.device, processes: int) -> bool:

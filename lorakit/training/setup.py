@@ -110,7 +110,8 @@ class Prepared:
             parameters = lora.attach(self.transformer, self.family, config.lora, config.train.seed)
         how = self._how(sharded)
         masked = self.family.masks_text and config.train.batch_size > 1
-        self.recompute = apply.prepare(self.transformer, how, self.family, masked)
+        self.shapes = compiling.Shapes()
+        self.recompute = apply.prepare(self.transformer, how, self.family, masked, self.shapes)
         self.optimizer = optim.build(parameters.values(), config.train)
         if config.bf16_weights:
             round_updates(self.optimizer, config.train.seed, lambda: self.step)

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
+import torch
+
 from lorakit.memory import apply
 from lorakit.training import optim
+
+LOOKS = 8  # 不编译先看几种形状：图的大小、描述的长短；只走前向，很快
 
 
 def warm(trainer, say: Callable[[str, int, int], None] = lambda *_: None) -> int:
@@ -17,6 +21,7 @@ def warm(trainer, say: Callable[[str, int, int], None] = lambda *_: None) -> int
     numbers = first_of_each(trainer)
     count = optim.divisor(trainer.config.train, trainer.family.dtype)
     trainer.model.train()
+    look_around(trainer)
     for done, number in enumerate(numbers, 1):
         with apply.explaining_full(trainer.config, trainer.step + 1):
             if trainer.graphs is not None:  # 它记着哪些尺寸热过身
@@ -29,11 +34,23 @@ def warm(trainer, say: Callable[[str, int, int], None] = lambda *_: None) -> int
     return len(numbers)
 
 
-def first_of_each(trainer) -> list[int]:
-    """每种形状头一次出现在第几批，按先后；一轮里一定都有。"""
+def look_around(trainer):
+    """看一看块的输入哪几维会变，编译时就一份代码管住它们。几张显卡的照旧，各卡要走得一样。"""
+    numbers = first_of_each(trainer, words=True)[:LOOKS]
+    if len(numbers) == 1 or trainer.accelerator.num_processes > 1:
+        return
+    with torch.no_grad(), trainer.shapes.look():
+        for number in numbers:
+            with apply.explaining_full(trainer.config, trainer.step + 1):
+                trainer.objective.draw(number, trainer.step, 0)
+
+
+def first_of_each(trainer, words: bool = False) -> list[int]:
+    """每种形状头一次出现在第几批，按先后；一轮里一定都有。words 是描述的长短也算。"""
     batches, items = trainer.objective.batches, trainer.dataset.train
     first: dict = {}
     for number in range(batches.per_epoch):
-        chosen = batches.batch(number)
-        first.setdefault((len(chosen), items[chosen[0]].shapes), number)
+        chosen = [items[i] for i in batches.batch(number)]
+        said = [value.shape for item in chosen for value in item.cond.values()] if words else []
+        first.setdefault((len(chosen), chosen[0].shapes, *said), number)
     return list(first.values())
