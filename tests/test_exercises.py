@@ -187,6 +187,9 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
         (lambda i, o, r: (torch.randn(r, i) / r, torch.randn(o, r)), "全是 0"),
         (lambda i, o, r: (torch.ones(r, i) / r, torch.zeros(o, r)), "各不相同"),
         (lambda i, o, r: (9 * torch.randn(r, i), torch.zeros(o, r)), "太大了"),
+        (lambda i, o, r: (torch.arange(r * i).view(r, i) / (r * i), torch.zeros(o, r)), "太像"),
+        (lambda i, o, r: (torch.arange(r * i).view(r, i).sin(), torch.zeros(o, r)), "太像"),
+        (lambda i, o, r: (torch.randn(r, 1) @ torch.randn(1, i), torch.zeros(o, r)), "太像"),
         (lambda i, o, r: torch.zeros(o, r), "两个张量"),
     ],
     "lora_attach": [
@@ -611,6 +614,9 @@ ALIKE = [
     ("add_noise", lambda x0, noise, t: torch.lerp(x0, noise, t)),
     ("add_noise", lambda x0, noise, t: (x0 * (1 - t) + noise * t).numpy()),
     ("velocity", lambda x0, noise: (noise - x0).requires_grad_()),
+    *(("lora_init", lambda i, o, r, fill=fill: (fill(torch.empty(r, i)), torch.zeros(o, r)))
+      for fill in (nn.init.orthogonal_, nn.init.uniform_, nn.init.kaiming_uniform_,
+                   lambda a: a.normal_(generator=torch.Generator().manual_seed(0)))),
     ("positions", lambda rows, cols: ((0, r, c) for r in range(rows) for c in range(cols))),
     ("positions", lambda rows, cols: torch.cartesian_prod(
         torch.arange(1), torch.arange(rows), torch.arange(cols))),
