@@ -18,7 +18,7 @@ from lorakit.errors import LorakitError
 from lorakit.lab.exercises import book_01
 from lorakit.lab.notes import notes
 from lorakit.lab.works import certificate, checkup, editor, panel, shelf, table, tries, words
-from lorakit.results import lock
+from lorakit.results import card, lock
 from lorakit.tiny import samples
 
 
@@ -430,14 +430,65 @@ def test_certificate_folder_has_everything(mine, config, shown, monkeypatch):
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
 
 
-@pytest.mark.parametrize("gone", ["猫 03.txt", ""])
-def test_photos_changed_since_the_training_cost_only_the_card(gone, mine, config, shown):
+def changed(work, how):
+    if how == "moved":
+        work.photos.rename(work.home / "搬走了")
+    elif how == "more":
+        for name in ("新 01", "新 02"):
+            Image.new("RGB", (64, 64), "red").save(work.photos / f"{name}.png")
+            (work.photos / f"{name}.txt").write_text("后来添的", encoding="utf-8")
+    elif how == "fewer":
+        for path in work.pictures()[:3]:
+            path.unlink()
+            path.with_suffix(".txt").unlink()
+    elif how == "rewritten":
+        for path in work.pictures():
+            path.with_suffix(".txt").write_text("后来改的", encoding="utf-8")
+    else:
+        (work.photos / how).unlink()
+
+
+HOWS = ["猫 03.txt", "moved", "more", "fewer", "rewritten"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_the_card_is_of_the_photos_that_were_trained_on(how, mine, config, shown):
     told(mine)
     run = trained(mine, config)
-    if gone:
-        (mine.photos / gone).unlink()
-    else:
-        mine.photos.rename(mine.home / "搬走了")
+    assert len(run.trainer.dataset.train) + len(run.trainer.dataset.held) == 12
+    changed(mine, how)
+    pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
+    folder = lab.certificate(mine, {"画风": 0.9}, *pair, ["猫"], run.config.run.output)
+    said = (folder / "README.md").read_text("utf-8")
+    assert f"训练 {len(run.trainer.dataset.train)} 张" in said and "后来" not in said
+    assert run.trainer.dataset.train[0].record.caption in said
+    assert "模型卡没有写成" not in shown[-1]["text/plain"]
+
+
+def test_the_card_of_a_stopped_run_has_its_true_steps(mine, config, shown):
+    told(mine)
+    run = trained(mine, config, steps=4)
+    run.trainer.config = card.up_to(run.config, 9)  # 原定九步，停在第四步
+    assert "| 步数 | 4，" in card.keep(run.trainer, 1.0).read_text("utf-8")
+    assert "checkpoint-4" in (run.config.run.output / "README.md").read_text("utf-8")
+
+
+def test_a_run_that_left_no_card_gets_one_while_the_photos_are_the_same(mine, config, shown):
+    told(mine)
+    run = trained(mine, config).config.run.output
+    kept = (run / "README.md").read_text("utf-8")
+    (run / "README.md").unlink()
+    again = certificate.card_of(run).read_text("utf-8")
+    rows = [text[text.index("## 训练描述") : text.index("| 设备与用时")] for text in (kept, again)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_photos_changed_since_the_training_cost_only_the_card(how, mine, config, shown):
+    told(mine)
+    run = trained(mine, config)
+    (run.config.run.output / "README.md").unlink()  # 像断了电，没有写成
+    changed(mine, how)
     pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
     folder = lab.certificate(mine, {"画风": 0.9}, *pair, ["猫"], run.config.run.output)
     names = {file.name for file in folder.iterdir()}
