@@ -91,6 +91,33 @@ def test_triggers_that_would_be_cut_apart_are_refused(word, tmp_path, monkeypatc
     assert shelf.names() == [] and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["cat", "Cats", "猫", "girl", "照片", "one", "my dog", "一只小猫", "Ｃａｔ", "cat_2", "女孩"],
+)
+def test_an_ordinary_word_as_a_trigger_is_told_kindly(word, tmp_path, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    assert lab.work("小橘", trigger=word).trigger == word, "说一声，不拦着"
+    for kind in shown[-1].values():
+        assert f"“{word}”是平常的词" in kind and "例如 ohwx" in kind
+    board = panel.Panel(shelf.Work())
+    board.name.value, board.trigger.value = "小黑", word
+    board.set.click()
+    assert f"“{word}”是平常的词" in board.said.value and board.work.trigger == word
+    board.trigger.value = "ohwx"
+    board.set.click()
+    assert "平常的词" not in board.said.value
+
+
+@pytest.mark.parametrize(
+    "word", ["", "ohwx", "sks", "ohwx cat", "小橘", "zxq7", "剪纸风格", "catx", "猫" * 39 + "龘"]
+)
+def test_a_word_of_ones_own_is_not_remarked_on(word, tmp_path, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    lab.work("小橘", trigger=word)
+    assert "平常的词" not in shown[-1]["text/plain"]
+
+
 def test_a_place_where_nothing_can_be_made_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("这里有一个文件", encoding="utf-8")
