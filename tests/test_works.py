@@ -397,7 +397,37 @@ def test_the_table_shown_again_keeps_the_panel_of_what_is_training(mine, config,
     view = table.Table(mine, tries.all_of(mine.home))
     assert view.run is run and view.box.children[-1] is run.board.box
     view.button.click()
-    assert "还在练" in view.said.value, "停了才能再来"
+    assert "第 1 次还在练" in view.said.value, "停了才能再来"
+    saved = run.config.run.output / "config.yaml"
+    saved.write_text(saved.read_text("utf-8").replace("steps: 4", "steps: 6"), "utf-8")
+    run.board.total = 6  # 按了停止
+    run._ended(None)
+    assert "还在练" not in view.said.value and "停在第 4 步" in view.said.value
+    assert "停在第 4 步（原定 6 步）" in view.rows.value
+
+
+def test_what_another_panel_trains_is_watched_too(mine, config, monkeypatch):
+    told(mine)
+    run = trained(mine, config)
+    view = table.Table(mine, tries.all_of(mine.home))
+    run._job = Future()  # 摆好表以后，在别的面板上又练了起来
+    monkeypatch.setitem(table.RUNS, run.config.run.output.resolve(), run)
+    view.button.click()
+    assert "第 1 次还在练" in view.said.value and view.box.children[-1] is run.board.box
+    run._ended(None)
+    assert "还在练" not in view.said.value and "练完了" in view.said.value
+
+
+def test_a_try_just_done_is_in_the_table_by_itself(mine, config, shown):
+    told(mine)
+    trained(mine, config)
+    view = table.Table(mine, tries.all_of(mine.home))
+    view.display()
+    view.button.click()
+    view.run.result()
+    assert "第 2 次" in view.said.value and "练完了" in view.said.value
+    assert [number for _, number in view.which.options] == [1, 2] and view.which.value == 1
+    assert "什么也没改" in view.rows.value
 
 
 def test_a_run_cut_off_is_offered_and_goes_on(mine, config, shown):

@@ -131,7 +131,7 @@ def _report(trainer, seconds: float):
     board.plot(run)
     metrics = read(run)
     judged = verdict.judge(metrics)
-    print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
+    print(f"\n{judged.phrase}：{judged.sentence}看板：{run / 'board.png'}")
     print(f"练完了：{checkpoint.folder_of(run, trainer.step)}")
     kept = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     best = verdict.best_of(metrics, kept)

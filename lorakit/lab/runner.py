@@ -52,6 +52,7 @@ class Run(Placed):
         self.board.continue_button.on_click(lambda button: self.go_on())
         self._halt = threading.Event()
         self._job: Future | None = None
+        self._hears: list[Callable[[], None]] = []
 
     def start(self, show: bool = True) -> "Run":
         """开始训练；有人看时马上返回。正在练的，再运行一次就是再摆出它的面板。
@@ -80,6 +81,7 @@ class Run(Placed):
             going.board.remark(
                 "设置改过了，可是面板上还是先前那一次：按“停止”，再运行这一格，就照新的设置练。"
             )
+        going._hears += self._hears
         self.__dict__ = going.__dict__
         self.board.display()
         return self
@@ -109,6 +111,10 @@ class Run(Placed):
             raise LorakitError("还没有停下来，不用继续。")
         self._go()
         return self
+
+    def when_done(self, hear: Callable[[], None]):
+        """每次停下、练完、出错，都叫一声 hear()。"""
+        self._hears.append(hear)
 
     def result(self) -> "Run":
         """等它练完；训练里出的错在这里抛出。中断（Ctrl-C、方块键）等于停止。"""
@@ -198,6 +204,8 @@ class Run(Placed):
             self.board.settle()
         JOBS.pop(here, None), RUNS.pop(here, None)  # 练完的不再握着：模型占地方
         self.board.running(False)
+        for hear in self._hears:
+            hear()
 
     def _follow(self):
         self.board.say("另起了一个进程，正在载入模型、编码数据……")

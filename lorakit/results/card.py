@@ -171,7 +171,7 @@ def learned(run: Path) -> str:
     """最后一步的判断：看过的灯各说了什么。"""
     judged = last(run, run_folder.read(run))
     said = (f"{light.name}：{light.said}" for light in judged.lights if light.said != UNSEEN)
-    return in_markdown(f"{judged.word}。{''.join(said)}")
+    return in_markdown(f"{judged.phrase}。{''.join(said)}")
 
 
 def shots(named) -> str:
