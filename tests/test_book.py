@@ -122,5 +122,10 @@ def test_a_busy_port_is_told(capsys):
         port = busy.getsockname()[1]
         assert main(["book", "1", "--port", str(port)]) == 1
     assert f"端口 {port} 已经有程序在用" in capsys.readouterr().err
-    assert main(["book", "1", "--port", "99999"]) == 1
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1"])
+def test_a_port_that_cannot_be_is_told(port, capsys, monkeypatch):
+    monkeypatch.setattr(book.subprocess, "Popen", None)  # 说了就不再打开
+    assert main(["book", "1", f"--port={port}"]) == 1
     assert "1 到 65535" in capsys.readouterr().err

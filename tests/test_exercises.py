@@ -2,10 +2,12 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -187,6 +189,9 @@ WRONG = {  # 每题的几种常见的错，和话里应该点到的词
         (lambda i, o, r: (torch.randn(r, i) / r, torch.randn(o, r)), "全是 0"),
         (lambda i, o, r: (torch.ones(r, i) / r, torch.zeros(o, r)), "各不相同"),
         (lambda i, o, r: (9 * torch.randn(r, i), torch.zeros(o, r)), "太大了"),
+        (lambda i, o, r: (torch.arange(r * i).view(r, i) / (r * i), torch.zeros(o, r)), "太像"),
+        (lambda i, o, r: (torch.arange(r * i).view(r, i).sin(), torch.zeros(o, r)), "太像"),
+        (lambda i, o, r: (torch.randn(r, 1) @ torch.randn(1, i), torch.zeros(o, r)), "太像"),
         (lambda i, o, r: torch.zeros(o, r), "两个张量"),
     ],
     "lora_attach": [
@@ -485,8 +490,9 @@ def test_what_a_thread_cannot_stop_is_killed_too(monkeypatch):
         subprocess.Popen(["sleep", mark])
         time.sleep(60)
 
-    for answer in (_stubborn, lambda side: time.sleep(60), spawns):
+    for answer in (_stubborn, lambda side: time.sleep(60)):
         assert "停不下来" in exercises.judge("tokens", answer)[1]
+    assert "它另开了进程" in exercises.judge("tokens", spawns)[1]
     running = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
     assert not [line for line in running if mark.encode() in line], "它另开的进程也要停"
     monkeypatch.setattr(trial, "LIMIT", 5)
@@ -500,6 +506,103 @@ def test_what_a_thread_cannot_stop_is_killed_too(monkeypatch):
         verdict, said = exercises.judge("tokens", answer)
         assert verdict == "wrong" and word in said, said
     assert exercises.judge("tokens", ALL["tokens"].official)[0] == "passed"
+
+
+def _apart(side):
+    subprocess.Popen(["sleep", f"88{os.getppid()}"], start_new_session=True)
+    return (side // 16) ** 2
+
+
+def _orphan(side):
+    code = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", code, "sleep", f"88{os.getppid()}"], check=True)
+    return (side // 16) ** 2
+
+
+def _forked(side):
+    os.fork()
+    return (side // 16) ** 2
+
+
+def _forked_and_wrong(side):
+    return 1 if os.fork() else (side // 16) ** 2
+
+
+def _waits(side):
+    subprocess.run(["sleep", f"88{os.getppid()}"], start_new_session=True, check=True)
+
+
+@pytest.mark.skipif(not trial.FORKS, reason="子进程只在 Linux 上用")
+@pytest.mark.parametrize(
+    "answer, verdict, word",
+    [
+        (_apart, "passed", trial.STARTED_MORE),
+        (_orphan, "passed", trial.STARTED_MORE),
+        (_forked, "passed", trial.STARTED_MORE),
+        (_forked_and_wrong, "wrong", "还差一点"),
+        (_waits, "wrong", "另开了进程"),
+    ],
+)
+def test_what_an_answer_starts_ends_with_it(answer, verdict, word, monkeypatch):
+    monkeypatch.setattr(trial, "LIMIT", 3)
+    found, said = exercises.judge("tokens", answer)
+    assert found == verdict and word in said and "循环" not in said, said
+    running = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    assert not [line for line in running if f"88{os.getpid()}".encode() in line]
+    assert not psutil.Process().children()
+
+
+# ---- 答案打印的话 ----
+
+
+def _shows(side):
+    print("边长", side)
+    return (side // 16) ** 2
+
+
+def _printed(side):
+    print((side // 16) ** 2)
+
+
+def _shows_and_breaks(side):
+    print("到了这里\x1b[2J")
+    return side / 0
+
+
+def _shows_forever(side):
+    while True:
+        print("还在转", end="\n" * 2)
+
+
+def _shows_a_lot(side):
+    for number in range(3000):
+        print("第", number, "行", "长" * 500)
+
+
+@pytest.mark.parametrize("forks", [True, False])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (_shows, ("✓ 通过", "你打印的", "边长 ")),
+        (_shows_and_breaks, ("除以了 0", "你打印的：到了这里\x1b[2J")),
+        (_shows_forever, ("循环停不下来", "最后 8 行", "\n  还在转\n")),
+        (_printed, ("print 只是给人看", "你打印的：4096")),
+        (_shows_a_lot, ("这是最后", "  第 2999 行 长长")),
+    ],
+)
+def test_what_an_answer_prints_is_shown_under_the_verdict(answer, words, forks, monkeypatch):
+    monkeypatch.setattr(trial, "FORKS", forks and trial.FORKS)
+    monkeypatch.setattr(trial, "LIMIT", 1)
+    said = exercises.judge("tokens", answer)[1]
+    for word in words:
+        assert word in said, said
+    assert said.count("\n") <= 9 and len(said) < 1500
+
+
+def test_what_is_printed_only_shows(capsys, shown):
+    lab.check.tokens(_shows_and_breaks)
+    assert "\\x1b[2J" in capsys.readouterr().out
+    assert "打印" not in exercises.judge("tokens", ALL["tokens"].official)[1]
 
 
 def test_a_generator_without_an_end_is_cut():
@@ -571,10 +674,6 @@ def _forgot(side):
     count = (side // 16) ** 2  # noqa: F841
 
 
-def _printed(side):
-    print((side // 16) ** 2)
-
-
 def _sometimes(side):
     if side < 1000:
         return (side // 16) ** 2
@@ -611,6 +710,9 @@ ALIKE = [
     ("add_noise", lambda x0, noise, t: torch.lerp(x0, noise, t)),
     ("add_noise", lambda x0, noise, t: (x0 * (1 - t) + noise * t).numpy()),
     ("velocity", lambda x0, noise: (noise - x0).requires_grad_()),
+    *(("lora_init", lambda i, o, r, fill=fill: (fill(torch.empty(r, i)), torch.zeros(o, r)))
+      for fill in (nn.init.orthogonal_, nn.init.uniform_, nn.init.kaiming_uniform_,
+                   lambda a: a.normal_(generator=torch.Generator().manual_seed(0)))),
     ("positions", lambda rows, cols: ((0, r, c) for r in range(rows) for c in range(cols))),
     ("positions", lambda rows, cols: torch.cartesian_prod(
         torch.arange(1), torch.arange(rows), torch.arange(cols))),

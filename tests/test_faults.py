@@ -67,6 +67,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert signal.getsignal(number) is before
     assert "已停在第 3 步并存好。再运行同一条命令就接着练。" in capsys.readouterr().out
     assert checkpoint.latest(settings.run.output).name == "checkpoint-3"
+    assert "| 步数 | 3，" in (settings.run.output / "README.md").read_text("utf-8")
     monkeypatch.setattr(Objective, "draw", real)
     assert main(["train", str(file), "--set", "train.steps=4"]) == 0
     assert "从第 3 步接着练" in capsys.readouterr().out

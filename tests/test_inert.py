@@ -206,6 +206,7 @@ def test_a_card_made_of_hostile_text(config, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from lorakit.families import open_family
+    from lorakit.results.verdict import Light, Verdict
 
     said = f"{MARK} $x$ www.evil.com http://evil.com ``` {EVIL}\n---\n# 标题"
     run = tmp_path / f"结果 {MARK.replace('/', '')}"
@@ -213,9 +214,8 @@ def test_a_card_made_of_hostile_text(config, tmp_path, monkeypatch):
     facts = {"data": said, "versions": {"torch": said}, "device": said, "seconds": 1.0}
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     settings = config("data.trigger=ohwx <b>", "sample.prompts=[]")
-    monkeypatch.setattr(card, "last", lambda *_: SimpleNamespace(
-        word=said, lights=[SimpleNamespace(name=said, said=said)]
-    ))  # fmt: skip
+    judged = Verdict(said, said, lights=(Light(said, "绿", said),))
+    monkeypatch.setattr(card, "last", lambda *_: judged)
     item = SimpleNamespace(record=SimpleNamespace(caption=said))
     dataset = SimpleNamespace(train=[item] * 3, held=[], edits=False)
     card.write(run, settings, open_family(settings), dataset, ["samples/1_0.png"])

@@ -41,6 +41,8 @@ def metrics(**factors: float) -> list[dict]:
 def test_verdicts(factors, word, best):
     verdict = judge(metrics(**factors))
     assert (verdict.word, verdict.best) == (word, best)
+    more = "损失变差了" if factors.get("step_20", 1) > 1 else "损失没有变"
+    assert verdict.phrase == (f"还没学到，{more}" if word == "还没" else word)
 
 
 def test_the_change_and_its_error_by_hand():
@@ -70,7 +72,7 @@ def test_better_on_average_but_broken_at_one_t_is_not_learning():
     each[:, -1] *= 1.9
     rows[1] |= {"held": each.mean(), "held_each": each.tolist()}
     verdict = judge(rows)
-    assert verdict.word == "还没"
+    assert verdict.word == "还没" and verdict.phrase == "还没学好，有的 t 损失变差了"
     assert "t = 0.94 时反而差了 +30%" in verdict.sentence and "除以 3" in verdict.sentence
 
 

@@ -18,7 +18,7 @@ from lorakit.errors import LorakitError
 from lorakit.lab.exercises import book_01
 from lorakit.lab.notes import notes
 from lorakit.lab.works import certificate, checkup, editor, panel, shelf, table, tries, words
-from lorakit.results import lock
+from lorakit.results import card, lock
 from lorakit.tiny import samples
 
 
@@ -89,6 +89,33 @@ def test_triggers_that_would_be_cut_apart_are_refused(word, tmp_path, monkeypatc
     with pytest.raises(LorakitError, match="触发词要是看得见的一个词"):
         shelf.keep("小橘", trigger=word)
     assert shelf.names() == [] and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["cat", "Cats", "猫", "girl", "照片", "one", "my dog", "一只小猫", "Ｃａｔ", "cat_2", "女孩"],
+)
+def test_an_ordinary_word_as_a_trigger_is_told_kindly(word, tmp_path, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    assert lab.work("小橘", trigger=word).trigger == word, "说一声，不拦着"
+    for kind in shown[-1].values():
+        assert f"“{word}”是平常的词" in kind and "例如 ohwx" in kind
+    board = panel.Panel(shelf.Work())
+    board.name.value, board.trigger.value = "小黑", word
+    board.set.click()
+    assert f"“{word}”是平常的词" in board.said.value and board.work.trigger == word
+    board.trigger.value = "ohwx"
+    board.set.click()
+    assert "平常的词" not in board.said.value
+
+
+@pytest.mark.parametrize(
+    "word", ["", "ohwx", "sks", "ohwx cat", "小橘", "zxq7", "剪纸风格", "catx", "猫" * 39 + "龘"]
+)
+def test_a_word_of_ones_own_is_not_remarked_on(word, tmp_path, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    lab.work("小橘", trigger=word)
+    assert "平常的词" not in shown[-1]["text/plain"]
 
 
 def test_a_place_where_nothing_can_be_made_is_told(tmp_path, monkeypatch):
@@ -370,7 +397,37 @@ def test_the_table_shown_again_keeps_the_panel_of_what_is_training(mine, config,
     view = table.Table(mine, tries.all_of(mine.home))
     assert view.run is run and view.box.children[-1] is run.board.box
     view.button.click()
-    assert "还在练" in view.said.value, "停了才能再来"
+    assert "第 1 次还在练" in view.said.value, "停了才能再来"
+    saved = run.config.run.output / "config.yaml"
+    saved.write_text(saved.read_text("utf-8").replace("steps: 4", "steps: 6"), "utf-8")
+    run.board.total = 6  # 按了停止
+    run._ended(None)
+    assert "还在练" not in view.said.value and "停在第 4 步" in view.said.value
+    assert "停在第 4 步（原定 6 步）" in view.rows.value
+
+
+def test_what_another_panel_trains_is_watched_too(mine, config, monkeypatch):
+    told(mine)
+    run = trained(mine, config)
+    view = table.Table(mine, tries.all_of(mine.home))
+    run._job = Future()  # 摆好表以后，在别的面板上又练了起来
+    monkeypatch.setitem(table.RUNS, run.config.run.output.resolve(), run)
+    view.button.click()
+    assert "第 1 次还在练" in view.said.value and view.box.children[-1] is run.board.box
+    run._ended(None)
+    assert "还在练" not in view.said.value and "练完了" in view.said.value
+
+
+def test_a_try_just_done_is_in_the_table_by_itself(mine, config, shown):
+    told(mine)
+    trained(mine, config)
+    view = table.Table(mine, tries.all_of(mine.home))
+    view.display()
+    view.button.click()
+    view.run.result()
+    assert "第 2 次" in view.said.value and "练完了" in view.said.value
+    assert [number for _, number in view.which.options] == [1, 2] and view.which.value == 1
+    assert "什么也没改" in view.rows.value
 
 
 def test_a_run_cut_off_is_offered_and_goes_on(mine, config, shown):
@@ -430,14 +487,65 @@ def test_certificate_folder_has_everything(mine, config, shown, monkeypatch):
     assert "会了：加噪、速度、采样" in "\n".join(certificate.lines(mine, {"画风": 1}))
 
 
-@pytest.mark.parametrize("gone", ["猫 03.txt", ""])
-def test_photos_changed_since_the_training_cost_only_the_card(gone, mine, config, shown):
+def changed(work, how):
+    if how == "moved":
+        work.photos.rename(work.home / "搬走了")
+    elif how == "more":
+        for name in ("新 01", "新 02"):
+            Image.new("RGB", (64, 64), "red").save(work.photos / f"{name}.png")
+            (work.photos / f"{name}.txt").write_text("后来添的", encoding="utf-8")
+    elif how == "fewer":
+        for path in work.pictures()[:3]:
+            path.unlink()
+            path.with_suffix(".txt").unlink()
+    elif how == "rewritten":
+        for path in work.pictures():
+            path.with_suffix(".txt").write_text("后来改的", encoding="utf-8")
+    else:
+        (work.photos / how).unlink()
+
+
+HOWS = ["猫 03.txt", "moved", "more", "fewer", "rewritten"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_the_card_is_of_the_photos_that_were_trained_on(how, mine, config, shown):
     told(mine)
     run = trained(mine, config)
-    if gone:
-        (mine.photos / gone).unlink()
-    else:
-        mine.photos.rename(mine.home / "搬走了")
+    assert len(run.trainer.dataset.train) + len(run.trainer.dataset.held) == 12
+    changed(mine, how)
+    pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
+    folder = lab.certificate(mine, {"画风": 0.9}, *pair, ["猫"], run.config.run.output)
+    said = (folder / "README.md").read_text("utf-8")
+    assert f"训练 {len(run.trainer.dataset.train)} 张" in said and "后来" not in said
+    assert run.trainer.dataset.train[0].record.caption in said
+    assert "模型卡没有写成" not in shown[-1]["text/plain"]
+
+
+def test_the_card_of_a_stopped_run_has_its_true_steps(mine, config, shown):
+    told(mine)
+    run = trained(mine, config, steps=4)
+    run.trainer.config = card.up_to(run.config, 9)  # 原定九步，停在第四步
+    assert "| 步数 | 4，" in card.keep(run.trainer, 1.0).read_text("utf-8")
+    assert "checkpoint-4" in (run.config.run.output / "README.md").read_text("utf-8")
+
+
+def test_a_run_that_left_no_card_gets_one_while_the_photos_are_the_same(mine, config, shown):
+    told(mine)
+    run = trained(mine, config).config.run.output
+    kept = (run / "README.md").read_text("utf-8")
+    (run / "README.md").unlink()
+    again = certificate.card_of(run).read_text("utf-8")
+    rows = [text[text.index("## 训练描述") : text.index("| 设备与用时")] for text in (kept, again)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_photos_changed_since_the_training_cost_only_the_card(how, mine, config, shown):
+    told(mine)
+    run = trained(mine, config)
+    (run.config.run.output / "README.md").unlink()  # 像断了电，没有写成
+    changed(mine, how)
     pair = [Image.new("RGB", (64, 64), "red")], [Image.new("RGB", (64, 64), "blue")]
     folder = lab.certificate(mine, {"画风": 0.9}, *pair, ["猫"], run.config.run.output)
     names = {file.name for file in folder.iterdir()}

@@ -83,7 +83,7 @@ def _check(file: Path, port: int | None):
             f"“{file.parent}”里不让写，练习册存不下来：把整个 notebooks 文件夹抄到自己的地方，"
             "在那里运行。"
         )
-    if port and not _free(port):
+    if port is not None and not _free(port):
         raise LorakitError(
             f"端口 {port} 已经有程序在用：换一个，例如 --port {port + 1}；不写 --port 就自动挑。"
         )

@@ -18,7 +18,7 @@ STARTING = 10  # 编译、挑内核、录图都在头几步里
 def train(args) -> int:
     """训练一个 LoRA；断了再运行同一条命令就接着练。"""
     from lorakit import infer
-    from lorakit.results import track
+    from lorakit.results import card, track
     from lorakit.train import Trainer
     from lorakit.training import processes
     from lorakit.training.warm import warm
@@ -40,6 +40,8 @@ def train(args) -> int:
             warm(trainer, encoding())
             times = _loop(trainer)
         if trainer.step < config.train.steps:
+            if trainer.step:
+                processes.by_first(trainer.accelerator, lambda: card.keep(trainer, sum(times)))
             print(f"\n已停在第 {trainer.step} 步并存好。再运行同一条命令就接着练。")
             return INTERRUPTED
         if config.sample.prompts:
@@ -125,13 +127,11 @@ def _report(trainer, seconds: float):
 
     config, run = trainer.config, trainer.run
     report.plot_loss(run)
-    report.write_run_card(run, config, trainer.dataset, seconds, str(trainer.accelerator.device))
-    shots = [f"samples/{trainer.step}_{i}.png" for i in range(len(config.sample.prompts))]
-    card.write(run, config, trainer.family, trainer.dataset, shots)
+    card.keep(trainer, seconds)
     board.plot(run)
     metrics = read(run)
     judged = verdict.judge(metrics)
-    print(f"\n{judged.word}：{judged.sentence}看板：{run / 'board.png'}")
+    print(f"\n{judged.phrase}：{judged.sentence}看板：{run / 'board.png'}")
     print(f"练完了：{checkpoint.folder_of(run, trainer.step)}")
     kept = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     best = verdict.best_of(metrics, kept)

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from lorakit.data.ordinary import ordinary
 from lorakit.data.read import CJK
 
 # 看着像英文字母的西里尔字母与希腊字母：网页和聊天软件里复制来的触发词里会混进它们
@@ -61,6 +62,18 @@ def position(caption: str, trigger: str) -> int | None:
     after = r"(?![A-Za-z0-9_])" if re.search(r"[A-Za-z0-9_]$", trigger) else ""
     found = re.search(before + re.escape(trigger) + after, caption)
     return found.start() if found else None
+
+
+def known_word(trigger: str) -> str:
+    """触发词是平常的词，就说一句为什么不好、换成什么样的；不是，就是空的。"""
+    word = trigger.strip()
+    if not ordinary(word):
+        return ""
+    return (
+        f"提醒：“{word}”是平常的词，模型早就认得，学到的会和它原来的意思混在一起。"
+        "换一个平时不用、没有意思的词，例如 ohwx；是什么东西，写在描述里它的后面（例如 ohwx 猫）。"
+        "不换也能练。"
+    )
 
 
 def apply_trigger(caption: str, trigger: str) -> str:

@@ -20,7 +20,7 @@ from lorakit.lab.board import Board
 from lorakit.lab.display import Placed, headless, waiting
 from lorakit.lab.notes import JOBS
 from lorakit.lab.process import Process, Seen
-from lorakit.results import checkpoint
+from lorakit.results import card, checkpoint
 from lorakit.results import folder as run_folder
 from lorakit.results.report import save_image
 from lorakit.train import Trainer
@@ -52,6 +52,7 @@ class Run(Placed):
         self.board.continue_button.on_click(lambda button: self.go_on())
         self._halt = threading.Event()
         self._job: Future | None = None
+        self._hears: list[Callable[[], None]] = []
 
     def start(self, show: bool = True) -> "Run":
         """开始训练；有人看时马上返回。正在练的，再运行一次就是再摆出它的面板。
@@ -80,6 +81,7 @@ class Run(Placed):
             going.board.remark(
                 "设置改过了，可是面板上还是先前那一次：按“停止”，再运行这一格，就照新的设置练。"
             )
+        going._hears += self._hears
         self.__dict__ = going.__dict__
         self.board.display()
         return self
@@ -109,6 +111,10 @@ class Run(Placed):
             raise LorakitError("还没有停下来，不用继续。")
         self._go()
         return self
+
+    def when_done(self, hear: Callable[[], None]):
+        """每次停下、练完、出错，都叫一声 hear()。"""
+        self._hears.append(hear)
 
     def result(self) -> "Run":
         """等它练完；训练里出的错在这里抛出。中断（Ctrl-C、方块键）等于停止。"""
@@ -198,6 +204,8 @@ class Run(Placed):
             self.board.settle()
         JOBS.pop(here, None), RUNS.pop(here, None)  # 练完的不再握着：模型占地方
         self.board.running(False)
+        for hear in self._hears:
+            hear()
 
     def _follow(self):
         self.board.say("另起了一个进程，正在载入模型、编码数据……")
@@ -208,15 +216,18 @@ class Run(Placed):
         self.board.say("正在载入模型、检查图片……")
         self.trainer = trainer = Trainer(self.config, progress=self._preparing)
         try:
-            self._teach(trainer)
+            seconds = self._teach(trainer)
+            if trainer.step:
+                card.keep(trainer, seconds)
         finally:
             trainer.close()  # 第一步之前就出了错的，也放开文件夹
 
     def _preparing(self, what: str, done: int, total: int):
         self.board.say(f"正在准备：{what}，第 {done} / {total} 个……")
 
-    def _teach(self, trainer: Trainer):
-        board, sample = self.board, trainer.config.sample
+    def _teach(self, trainer: Trainer) -> float:
+        """练到完或被叫停，边练边搬到面板上；返回各步一共用了几秒。"""
+        board, sample, seconds = self.board, trainer.config.sample, 0.0
         if self._halt.is_set():  # 载入模型的那几秒里就按了停止
             trainer.stop()
         if trainer.step and not board.steps:  # 接着先前的一次练：它的线和样张也摆回来
@@ -231,11 +242,13 @@ class Run(Placed):
             if step.step == 1:  # 训练前的那次检验由 Trainer 记在 metrics.jsonl 里
                 board.show_start(run_folder.read(self.config.run.output)[0].get("held"))
             board.show(step)
+            seconds += step.seconds
             if sample.every and step.step % sample.every == 0:
                 self._look(step.step)
         if not any(step == trainer.step for step, _ in board.by_t or board.samples):
             self._look(trainer.step)
         board.bar.value = trainer.step
+        return seconds
 
     def _look(self, step: int):
         """画样张、量每个时间步的损失；不动训练用的随机数。"""

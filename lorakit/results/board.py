@@ -44,7 +44,9 @@ def _headline(run: Path, metrics) -> str:
     verdict = last(run, metrics)
     seen = [str(light) for light in verdict.lights if light.said != UNSEEN]
     unseen = [light.name for light in verdict.lights if light.said == UNSEEN]
-    return "\n".join([verdict.word, *seen, *[f"[灭] {'、'.join(unseen)}：{UNSEEN}"] * bool(unseen)])
+    return "\n".join(
+        [verdict.phrase, *seen, *[f"[灭] {'、'.join(unseen)}：{UNSEEN}"] * bool(unseen)]
+    )
 
 
 def _by_t(axes, metrics):

@@ -16,6 +16,7 @@ from lorakit.inert import in_markdown, inert
 from lorakit.lora import FILE, metadata
 from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
+from lorakit.results import report
 from lorakit.results.verdict import UNSEEN, last
 
 NAME = "README.md"
@@ -42,6 +43,23 @@ def licence(family, path: str) -> str:
     if path in tiny_models():
         return "apache-2.0"
     return next(code for word, code in family.licences.items() if word in path.lower())
+
+
+def keep(trainer, seconds: float) -> Path:
+    """训练一结束（练完，或停在半路）就写运行卡与模型卡：照片以后再变，卡上说的还是练的那些。"""
+    run, step = trainer.run, trainer.step
+    config = up_to(trainer.config, step)
+    device = str(trainer.accelerator.device)
+    report.write_run_card(run, config, trainer.dataset, seconds, device)
+    shots = [f"samples/{step}_{i}.png" for i in range(len(config.sample.prompts))]
+    there = [one for one in shots if (run / one).is_file()]
+    return write(run, config, trainer.family, trainer.dataset, there)
+
+
+def up_to(config: Config, step: int) -> Config:
+    """只练到第 step 步的设置：停在半路的，卡上写真的步数、真有的检查点。"""
+    train = config.train.model_copy(update={"steps": step})
+    return config.model_copy(update={"train": train})
 
 
 def write(run: Path, config: Config, family, dataset, pictures: Sequence[str] = ()) -> Path:
@@ -153,7 +171,7 @@ def learned(run: Path) -> str:
     """最后一步的判断：看过的灯各说了什么。"""
     judged = last(run, run_folder.read(run))
     said = (f"{light.name}：{light.said}" for light in judged.lights if light.said != UNSEEN)
-    return in_markdown(f"{judged.word}。{''.join(said)}")
+    return in_markdown(f"{judged.phrase}。{''.join(said)}")
 
 
 def shots(named) -> str:

@@ -41,13 +41,22 @@ def facts(
         base: 底模的各部分（与训练适配器）-> 它的指纹。
         machine: 在什么上面算、什么精度。
     """
-    parts = {
-        part: [_row(item.record, config.data.mask) for item in getattr(dataset, part)]
-        for part in PARTS
-    }
+    parts = _parts(config, dataset)
     versions = {name: found for name in PACKAGES if (found := version_of(name))}
     known = {"config": config.to_dict(), "data": parts, "base": dict(base), "versions": versions}
     return known | {"machine": dict(machine)}
+
+
+def _parts(config: Config, dataset) -> dict[str, list[dict[str, Any]]]:
+    return {
+        part: [_row(item.record, config.data.mask) for item in getattr(dataset, part)]
+        for part in PARTS
+    }
+
+
+def data_moved(found: Path, config: Config, dataset) -> list[str]:
+    """dataset 和检查点 found 练的时候比，哪里不同，一样一句；以前的检查点没有记，是空的。"""
+    return _data_told(_dict(_recorded(found).get("data")), _parts(config, dataset))
 
 
 def settings(run: Path, new: Config, processes: int):

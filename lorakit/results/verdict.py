@@ -65,9 +65,20 @@ class Verdict:
     lights: tuple[Light, ...] = ()
     step: int | None = None
 
+    @property
+    def phrase(self) -> str:
+        """给人看的：词自己就说得清的照旧，“还没”补成一整句。"""
+        if self.word != "还没":
+            return self.word
+        facts = self.lights[0].facts if self.lights else {}
+        if not self.lights or self.lights[0].color != RED:
+            return "还没学到，损失没有变"
+        worse = facts.get("change", 0) - SURE * facts.get("error", 0) > 0
+        return "还没学到，损失变差了" if worse else "还没学好，有的 t 损失变差了"
+
     def text(self) -> str:
         """词和三个灯，一行一个。"""
-        return "\n".join([f"{self.word}：{self.sentence}", *map(str, self.lights)])
+        return "\n".join([f"{self.phrase}：{self.sentence}", *map(str, self.lights)])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lorakit.files import kept, write_text
 from lorakit.lab.exercises import trial
 from lorakit.lab.exercises.answers import Blank, Broke, Fresh, Nothing, letters, plain, same
 from lorakit.lab.exercises.mishaps import brief, explain
+from lorakit.lab.exercises.printed import Printed
 from lorakit.lab.notes import notes
 
 BOOKS = tuple(f"book_0{book}" for book in range(1, 6))
@@ -97,10 +98,12 @@ def judge(name: str, answer: Any) -> Verdict:
     if not callable(answer):
         said = f"要交的是函数本身，你给的是 {brief(answer)}：check 里写函数的名字，后面不加括号。"
         return "wrong", said
+    printed = Printed()
     try:
-        return trial.run(partial(_call, exercise, answer))
+        verdict, said = trial.run(partial(_call, exercise, answer, printed))
     except KeyboardInterrupt:
-        return "wrong", "照你说的停下了，这一次没有判完。"
+        verdict, said = "wrong", "照你说的停下了，这一次没有判完。"
+    return verdict, "\n".join(filter(None, [said, printed.text()]))
 
 
 def _blank(answer) -> bool:
@@ -111,11 +114,12 @@ def _empty(answer) -> bool:
     return isinstance(answer, (str, set, dict, list, tuple)) and not answer
 
 
-def _call(exercise: Exercise, answer) -> Verdict:
-    """判一道函数题；读者的函数在这里面跑。"""
+def _call(exercise: Exercise, answer, printed: Printed) -> Verdict:
+    """判一道函数题；读者的函数在这里面跑，它打印的记在 printed 里。"""
+    fresh = Fresh(answer, printed)
     try:
-        verdict = _look(exercise, Fresh(answer))
-        return _once_more(exercise, Fresh(answer)) if verdict[0] == "passed" else verdict
+        verdict = _look(exercise, fresh)
+        return _once_more(exercise, fresh) if verdict[0] == "passed" else verdict
     except Blank:
         return "blank", UNFINISHED
     except Nothing as nothing:

@@ -101,10 +101,18 @@ def _forward_given(chance: random.Random) -> tuple:
 
 # ---- 2 开头的值 ----
 
+ALONE = 0.02  # 最小的奇异值至少是最大的几倍，几行才算各有各的方向
+
 
 def _parts(f, d_in=6, d_out=4, rank=2) -> tuple:
     a, b = f(d_in, d_out, rank)
     return a, b
+
+
+def _apart(a: torch.Tensor) -> bool:
+    """几行各有各的方向：最小的奇异值不比最大的小太多；随机的 4 x 64 大约是一半。"""
+    most, *_, least = torch.linalg.svdvals(a.double())
+    return bool(least > ALONE * most)
 
 
 def _like_start(made, want) -> bool:
@@ -146,6 +154,11 @@ INIT = Exercise(
         (
             lambda f: f(64, 8, 4)[0].unique().numel() > 32,
             "A 的数要各不相同：都一样的话，秩再大也等于 1。用 torch.randn。",
+        ),
+        (
+            lambda f: _apart(f(64, 8, 4)[0]),
+            "A 的几行太像了：排着规律的数（例如 torch.arange）各不相同，几行合起来却只顶一两行，"
+            "秩再大也白费。用 torch.randn，每一行随机，各管各的。",
         ),
         (
             lambda f: f(4000, 8, 4)[0].std() < 2,

@@ -19,17 +19,26 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 
+import psutil
 import torch
 
 FORKS = sys.platform == "linux"
 LIMIT = 5.0  # 秒；答案里的函数都只要几毫秒
 ROOM = 2 << 30  # 字节；子进程最多再多占这么多内存
+SUBREAPER = 36  # Linux 的 PR_SET_CHILD_SUBREAPER
+ROUNDS = 200  # 停它另开的进程，最多看这么多遍
 STARTED, END = b"s", b'"]'
 LATE = (
     "你的答案跑了 {:g} 秒还没有结束，多半是循环停不下来：看看 while 的条件会不会变成假，"
     "循环里有没有改它用到的数。已经停下它了，改好再运行。"
 )
+BUSY = (
+    "你的答案跑了 {:g} 秒还没有结束：它另开了进程（os.fork、subprocess、multiprocessing 这些），"
+    "那些进程没有做完。已经都停下了；答案里不用另开进程，在函数里直接算就行。"
+)
+STARTED_MORE = "另外：你的答案另开了进程，已经都停下了；这里用不着，在函数里直接算就行。"
 CRASHED = "你的答案让 Python 整个停掉了（{}）。练习册没有事，改好再运行。"
 Verdict = tuple[str, str]
 
@@ -52,22 +61,50 @@ def _forked(work: Callable[[], Verdict]) -> Verdict | None:
     if not child:
         _alone(work, into)
     os.close(into)
-    said, status = b"", None
+    said, status, more = b"", None, False
     try:
         said = _listen(out)
     finally:
         os.close(out)
-        for kill in (os.kill, os.killpg):  # 它再开的进程也一起停
-            try:
+        more = _stop_started(child)
+        for kill in (os.kill, os.killpg):
+            with suppress(ProcessLookupError, PermissionError):
                 kill(child, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
         _, status = os.waitpid(child, 0)
     if not said:
         return None
     if said != STARTED:
-        return tuple(json.loads(said[len(STARTED) :]))
-    return "wrong", LATE.format(LIMIT) if _killed(status) else CRASHED.format(_end(status))
+        verdict, told = json.loads(said[len(STARTED) :])
+        return verdict, f"{told}\n{STARTED_MORE}" if more else told
+    if _killed(status):
+        return "wrong", (BUSY if more else LATE).format(LIMIT)
+    return "wrong", CRASHED.format(_end(status))
+
+
+def _stop_started(child: int) -> bool:
+    """停掉答案另开的每一个进程，连同它们再开的、自成一组的 -> 它另开过没有。"""
+    more = False
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(child)
+        root.suspend()  # 免得一边停，一边又开
+        for _ in range(ROUNDS):
+            found = root.children(recursive=True)
+            more = more or bool(found)
+            living = [one for one in found if _lives(one)]
+            if not living:
+                break
+            for one in living:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+            psutil.wait_procs(living, timeout=0.01)
+    return more
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _killed(status: int) -> bool:
@@ -97,6 +134,7 @@ def _alone(work: Callable[[], Verdict], into: int):
     """子进程的一生：关好门窗，跑答案，说结果，直接走（不做内核退出时的事）。"""
     try:
         os.setsid()
+        _adopt()
         faulthandler.disable()  # 崩溃了由我们来说
         gc.freeze(), gc.disable()  # 内核留下的东西，一样也不替它收
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -109,8 +147,14 @@ def _alone(work: Callable[[], Verdict], into: int):
         _limit_memory()
         os.write(into, STARTED)
         os.write(into, json.dumps(work()).encode())
+        time.sleep(LIMIT)  # 先不走：内核要看它另开过什么，看完就停掉它
     finally:
         os._exit(0)
+
+
+def _adopt():
+    """答案开的进程，生它的先走了，也归到这个子进程名下：停的时候一个也不漏。"""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
 
 
 def _no_input(*asked):

@@ -22,14 +22,14 @@ from lorakit.lab.exercises.judge import all_exercises, passed
 from lorakit.lab.graduation import overall, still_open, told
 from lorakit.lab.picture import missing, wall
 from lorakit.lora import metadata
-from lorakit.results import card, checkpoint, report
+from lorakit.results import card, checkpoint, report, sameness
 from lorakit.results.report import font, save_image
 
 PAGE = (1080, 1440)  # 像素：3:4，小红书、朋友圈的竖图
 EDGE, INK, NAMES = 70, "#25303b", 28
 NO_CARD = (
-    "模型卡没有写成：照片和练的时候不一样了，有的没有描述，或读不了。"
-    "运行 作品.check() 看是哪几张，改好再运行这一格。"
+    "模型卡没有写成：这一次练的时候没有留下它，照片、描述现在又和那时不一样了。"
+    "运行 作品.check() 看看，改回来再运行这一格；或再练一次，练完就有。"
 )
 CHINESE = re.compile(r"cjk|sourcehan|pingfang|heiti|hiragino|msyh|simhei|simsun|wqy|fallback", re.I)
 HEAVY = re.compile(r"bold|black|heavy|medium|light|thin", re.I)
@@ -92,13 +92,20 @@ def certificate(
 
 
 def card_of(run: Path) -> Path:
-    """模型卡；还没有就照训练记录写一份（图编码过，直接用缓存）。"""
-    made = run / "README.md"
+    """模型卡，训练结束时写下的；没有（练到一半断了电），照片又还是那些，就现在写一份。
+
+    Raises:
+        DataError: 照片、描述和练的时候不一样了：写出来就不是真的。
+    """
+    made = run / card.NAME
     if made.is_file():
         return made
-    config = load_config(run / "config.yaml")
+    found = checkpoint.latest(run)
+    config = card.up_to(load_config(run / "config.yaml"), checkpoint.step_of(found))
     family = open_family(config)
     dataset = cache.prepare(config, family)
+    if moved := sameness.data_moved(found, config, dataset):
+        raise DataError(f"{run}：{'；'.join(moved)}。")
     report.write_run_card(run, config, dataset, 0, str(family.device))
     return card.write(run, config, family, dataset)
 

@@ -10,6 +10,7 @@ from lorakit import data
 from lorakit.data.folder import IMAGE_SUFFIXES
 from lorakit.data.read import AGAIN, Progress, read_image
 from lorakit.data.report import Report
+from lorakit.data.trigger import known_word
 from lorakit.errors import LorakitError
 from lorakit.files import write_whole
 from lorakit.inert import in_html
@@ -43,10 +44,15 @@ SENDING = """<style>
 
 def static(made, report: Report | None = None) -> dict:
     """没有内核时看见的：现在是哪件作品、照片能不能练，怎么换。"""
-    lines = [made.text(), *([checkup.verdict(report)] if report else [])]
+    lines = [made.text(), *remarks(made), *([checkup.verdict(report)] if report else [])]
     lines += ["在 Jupyter 里，这一格能填名字、传照片，换成自己的作品。"]
     page = "".join(f"<p>{in_html(line)}</p>" for line in lines)
     return {"text/html": page, "text/plain": "\n".join(lines)}
+
+
+def remarks(made: shelf.Work) -> list[str]:
+    """名字和触发词还有什么要说的；没有是空的。"""
+    return [] if made.sample else list(filter(None, [known_word(made.trigger)]))
 
 
 class Panel(Placed):
@@ -123,7 +129,7 @@ class Panel(Placed):
         """再看一遍照片文件夹：几张、长什么样、能不能练。"""
         made, self.report = self.work, None
         self._fold()
-        lines = [*(news or []), made.text()]
+        lines = [*(news or []), made.text(), *remarks(made)]
         if pictures := made.pictures():
             self.say(f"正在看 {len(pictures)} 张照片……")
             self.report = report = data.inspect(made.photos, made.trigger, None, self._at)[1]

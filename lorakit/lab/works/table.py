@@ -37,32 +37,63 @@ class Table(Placed):
 
     def __init__(self, work, done: list[tries.Try]):
         w = widgets()
-        self.work, self.run = work, going(work)
+        self.work, self.run = work, None
         self.rows, self.said = w.HTML(page(done)["text/html"]), w.HTML()
         names = [(f"第 {one.number} 次", one.number) for one in done]
         self.which = w.Dropdown(options=names, value=done[-1].number)
         self.button = w.Button(description="用这次的设置再来", icon="repeat")
         self.button.on_click(lambda button: self.again())
-        parts = [self.rows, w.HBox([self.which, self.button]), self.said]
-        self.box = w.VBox([*parts, *([self.run.board.box] if self.run else [])])
+        self._freshen = lambda static: None
+        self.box = w.VBox([self.rows, w.HBox([self.which, self.button]), self.said])
+        if now := going(work):
+            self._watch(now)
 
     def display(self):
-        both(self.box, page(tries.all_of(self.work.home)))
+        self._freshen = both(self.box, page(tries.all_of(self.work.home)))
 
     def again(self):
         """照挑中的那一次再练一次；还有一次在练就先不开始。"""
         try:
-            if self.run and self.run.running:
-                raise LorakitError("上面那一次还在练：等它练完，或先按停止。")
+            if now := going(self.work):
+                self._watch(now)
+                which = now.config.run.output.name
+                raise LorakitError(f"{which}还在练，面板就在下面：等它练完，或先按“停止”。")
             config = tries.again(self.work, self.which.value)
-            self.run = Run(config, names=words.titles(config.sample.prompts, self.work.trigger))
+            folder = in_html(config.run.output.name)
+            self.said.value = f"<small>照第 {self.which.value} 次的设置练 {folder}。</small>"
+            names = words.titles(config.sample.prompts, self.work.trigger)
+            self._watch(Run(config, names=names))
             self.run.start(show=False)
         except LorakitError as error:
-            self.said.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
+            self._refuse(error)
+
+    def _watch(self, run: Run):
+        """表的下面摆它的面板；它一停，表就跟着换。"""
+        if run is self.run:
             return
-        folder = self.run.config.run.output.name
-        self.said.value = f"<small>照第 {self.which.value} 次的设置练 {in_html(folder)}。</small>"
-        self.box.children = (*self.box.children[:3], self.run.board.box)
+        self.run = run
+        run.when_done(self.ended)
+        self.box.children = (*self.box.children[:3], run.board.box)
+
+    def ended(self):
+        """在练的那一次停下了：表里添上它，挑得到它，底下说它停在哪里。"""
+        try:
+            done = tries.all_of(self.work.home)
+            static = page(done)
+        except LorakitError as error:  # 照片、设置正被人动着
+            self._refuse(error)
+            return
+        self.rows.value = static["text/html"]
+        chosen, names = self.which.value, [(f"第 {one.number} 次", one.number) for one in done]
+        self.which.options = names
+        if chosen in dict(names).values():
+            self.which.value = chosen
+        which = in_html(self.run.config.run.output.name)
+        self.said.value = f"<small>{which}：{in_html(self.run.board.said)}</small>"
+        self._freshen(static)
+
+    def _refuse(self, error: LorakitError):
+        self.said.value = f'<span style="color:#c4382c">{in_html(str(error))}</span>'
 
 
 def going(work) -> Run | None:

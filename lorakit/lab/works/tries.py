@@ -51,7 +51,7 @@ class Try:
         """一个词的判断；没练完的另说。"""
         if training(self.folder):
             return "正在练"
-        said = verdict.judge(self.rows).word
+        said = verdict.judge(self.rows).phrase
         planned = self.config.train.steps
         return (
             said if self.step >= planned else f"停在第 {self.step} 步（原定 {planned} 步），{said}"
