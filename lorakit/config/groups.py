@@ -100,11 +100,11 @@ class Data(Group):
     或 metadata.jsonl、metadata.csv 里。几个文件夹写成列表，
     每个写路径或 {folder: 路径, repeats: 次数}；也认 datasets 存下的文件夹。"""
     control_folder: Path | None = None
-    """控制图（改之前的图）的文件夹，只有编辑模型要：和目标图同名，后缀随意；Edit-2509 / 2511 可有
+    """控制图（改之前的图）的文件夹，教改图才要：和目标图同名，后缀随意；Edit-2509 / 2511 可有
     两三张，依次叫 名字、名字_2、名字_3。folder 里 images 和 control 并排时不用写；
     folder 是列表时，写在每一个里：{folder: 路径, control_folder: 路径}。"""
     resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
-    """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍约占四倍显存和时间。"""
+    """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍，中间结果和时间约是四倍。"""
     trigger: str = ""
     """触发词：训练时加进描述，生成时写上它就能唤出学到的东西。选个平时不用的词，空着表示不加。"""
     caption_dropout: float = setting(0.1, ge=0, le=1)
