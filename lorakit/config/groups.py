@@ -104,13 +104,15 @@ class Data(Group):
     两三张，依次叫 名字、名字_2、名字_3。folder 里 images 和 control 并排时不用写；
     folder 是列表时，写在每一个里：{folder: 路径, control_folder: 路径}。"""
     resolution: int = setting(1024, ge=64, le=4096, multiple_of=16)
-    """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；翻倍，中间结果和时间约是四倍。"""
+    """训练分辨率（像素边长）：真模型用 512 到 1024，微型模型用 128；
+    翻倍，中间结果约四倍，时间至少四倍。"""
     trigger: str = ""
     """触发词：训练时加进描述，生成时写上它就能唤出学到的东西。选个平时不用的词，空着表示不加。"""
     caption_dropout: float = setting(0.1, ge=0, le=1)
     """把描述换成空白的概率：让模型也学会没有提示词时怎么画，引导才有对照。常用 0 到 0.2。"""
     repeats: int = setting(1, ge=1)
-    """每张图在一轮里出现几次：图很少（不到 10 张）时可以用 5 到 20，一般保持 1。"""
+    """每张图在一轮里出现几次：一般保持 1。步数由 train.steps 定，改它只改一轮有多长；
+    要让几个文件夹看的次数差不多，写在 data.folder 的列表里。"""
     class_folder: Path | None = None
     """同类图片的文件夹：练一只特定的猫，就放些普通的猫，描述里不写触发词。
     每看一张训练图就陪看一张，免得普通的猫也变成它；一步约慢一倍。null 表示不用。"""
@@ -197,7 +199,8 @@ class Lora(Group):
     线性层，微型模型的预设用它），也可以写层名结尾的列表，或一个正则表达式。层越多学得越多，也越占显存。"""
     variant: Literal["plain", "rslora", "dora", "lokr"] = "plain"
     """变体：plain 是普通 LoRA；rslora 除以秩的平方根，秩很大时更稳；dora 另学每行长度，细而慢；
-    lokr 用两个小矩阵的克罗内克积，文件小得多，每步稍慢、多占显存，学习率常要大三四倍。"""
+    lokr 用两个小矩阵的克罗内克积，文件小得多，每步更慢（微型模型上慢四成）、多占显存，
+    学习率常要大三四倍。"""
     init: Literal["gaussian", "default", "orthogonal"] = "gaussian"
     """初值：gaussian 正态分布，default 是 PEFT 的 kaiming，orthogonal 各方向不重复；差别很小。"""
 

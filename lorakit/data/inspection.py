@@ -301,7 +301,7 @@ def _repeats(records: Sequence[Record], folder: Path) -> list[Problem]:
     for first, *copies in same.values():
         for path in copies:
             reason = f"和 {relative(first, folder)} 是同一张图，这张图会被多学一遍"
-            mend = "删掉一份；想多学几遍用 data.repeats"
+            mend = "删掉一份；想让整套图多学几遍，加大 train.steps"
             problems.append(Problem.warning("duplicate", path, reason, mend))
     paired = any(record.controls for record in records)  # 一种编辑本来就只有一句指令
     if len(records) >= 4 and len({r.caption for r in records}) == 1 and not paired:
