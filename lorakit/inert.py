@@ -9,7 +9,7 @@ _ACTIVE = re.compile(
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e007f]"
 )
-# 描述里的这些字，人读着没有，文字编码器却读得到：去掉；断行的控制符、连着表情的 \u200d 留下
+# 描述里的这些字，人读着没有，文本编码器却读得到：去掉；断行的控制符、连着表情的 \u200d 留下
 UNSEEN = dict.fromkeys(
     [*range(9), *range(14, 28), 31, 127, 0xAD, 0x61C, 0x180E, 0x200B, 0x200E, 0x200F,
      *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFC),

@@ -113,7 +113,7 @@ def test_a_caption_beyond_the_encoder_is_named(folders, family, capsys):
     assert count > family.caption_limit == 1024
     assert cli.main(["check", str(folders[0]), "--config", "tiny-qwen-image"]) == 0
     said = capsys.readouterr().out
-    assert f"描述有 {count} 个词元，qwen-image 的文字编码器最多读 1024 个" in said
+    assert f"描述有 {count} 个词元，qwen-image 的文本编码器最多读 1024 个" in said
     assert f"约 {1 - 1024 / count:.0%} 会被截掉" in said
     path.write_text("一只猫", encoding="utf-8")
     cli.main(["check", str(folders[0]), "--config", "tiny-qwen-image"])

@@ -37,11 +37,11 @@ CHATTER = re.compile(
     r"|^(?:caption|prompt|description|assistant|描述|提示词|标题)\s*[:：]",
     re.IGNORECASE,
 )
-# 别的程序的提示词写法：这里的文字编码器照字面读，权重、通配符都不起作用
+# 别的程序的提示词写法：这里的文本编码器照字面读，权重、通配符都不起作用
 SYNTAX = (
     (re.compile(r"<(?:lora|lyco|hypernet|loha|locon|embed(?:ding)?|wildcard|random|preset|segment)"
                 r":[^>]*>", re.IGNORECASE), "调用 LoRA、通配符的记号", "删掉"),
-    # 文字编码器真的把它们当成控制：一句话会在那里断掉
+    # 文本编码器真的把它们当成控制：一句话会在那里断掉
     (re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|</?(?:bos|eos|pad|unk|image|start_of_turn|end_of_turn)>"
                 r"|<extra_id_\d+>|\[/?INST\]", re.IGNORECASE), "语言模型的控制记号", "删掉"),
     (re.compile(r"(?:^|[\s,，])(?:negative prompt:|steps: \d+,)", re.IGNORECASE),
@@ -101,7 +101,7 @@ def _buried(records: Sequence[Record], trigger: str, folder: Path) -> list[Probl
     if not late:
         return []
     reason = f"{len(late)} 份描述里触发词“{trigger}”埋在后面，不在第一小句：{names(late, folder)}"
-    mend = "挪到最前面：文字编码器对开头最敏感，太长被截断时也先丢后面的"
+    mend = "挪到最前面：文本编码器对开头最敏感，太长被截断时也先丢后面的"
     return [Problem.warning("trigger_buried", None, reason, mend)]
 
 
@@ -201,7 +201,7 @@ def _bytes(text: str, encoding: str) -> bytes:
 
 
 def _markup(record: Record) -> Problem | None:
-    """描述里混进了富文本（.rtf）或网页的代码：文字编码器会把它们当成要画的东西。"""
+    """描述里混进了富文本（.rtf）或网页的代码：文本编码器会把它们当成要画的东西。"""
     if record.caption.startswith("{\\rtf"):
         found, kind, mend = "{\\rtf", "富文本（RTF）", "用写它的程序打开，另存为纯文本（UTF-8）"
     elif tag := MARKUP.search(record.caption):
@@ -259,7 +259,7 @@ def _tags(records: Sequence[Record], trigger: str, folder: Path) -> list[Problem
     if not found:
         return []
     reason = f"{len(found)} 份描述里有下划线连起来的标签“{found[0][1][0][:30]}”："
-    reason += f"{names([path for path, _ in found], folder)}；文字编码器按平常的话读"
+    reason += f"{names([path for path, _ in found], folder)}；文本编码器按平常的话读"
     mend = f"下划线换成空格（{found[0][1][0][:30].replace('_', ' ')}），最好写成一句话"
     return [Problem.warning("caption_syntax", None, reason, mend)]
 
@@ -288,7 +288,7 @@ def _long(records: Sequence[Record], folder: Path) -> list[Problem]:
     if not paths:
         return []
     reason = f"{len(paths)} 份描述很长（超过 {LONG_CHINESE} 个汉字或 {LONG_ENGLISH} 个英文词）："
-    reason += names(paths, folder) + "；文字编码器可能读不到结尾，上限要看是哪一个模型"
+    reason += names(paths, folder) + "；文本编码器可能读不到结尾，上限要看是哪一个模型"
     mend = "只留图里看得见的、会变的东西，一两句话就够"
     return [Problem.warning("caption_long", None, reason, mend)]
 
@@ -296,11 +296,11 @@ def _long(records: Sequence[Record], folder: Path) -> list[Problem]:
 def over_limit(
     records: Sequence[Record], counts: Sequence[int], limit: int, encoder: str
 ) -> list[Problem]:
-    """超过文字编码器上限的描述：后面的它读不到，训练时会被悄悄截掉。
+    """超过文本编码器上限的描述：后面的它读不到，训练时会被悄悄截掉。
 
     Args:
         counts: 每份描述占几个词元。
-        encoder: 向人说的名字，例如“qwen-image 的文字编码器”。
+        encoder: 向人说的名字，例如“qwen-image 的文本编码器”。
     """
     problems = []
     for record, count in zip(records, counts, strict=True):

@@ -140,7 +140,7 @@ class Parts:
         return int(min(most, said)) if isinstance(said, int | float) and said >= 1 else most
 
     def count_tokens(self, captions: list[str]) -> list[int]:
-        """每句描述占文字编码器几个词元（不算模板）；只读分词器，不载入模型。"""
+        """每句描述占文本编码器几个词元（不算模板）；只读分词器，不载入模型。"""
         from transformers import AutoTokenizer
 
         with loading.explaining(self.folder / self.caption_tokenizer):

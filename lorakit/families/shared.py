@@ -1,4 +1,4 @@
-"""几个家族共用的：条件与拼批、2x2 打包、AutoencoderKL、文字编码器的真实尺寸。"""
+"""几个家族共用的：条件与拼批、2x2 打包、AutoencoderKL、文本编码器的真实尺寸。"""
 
 from itertools import count, takewhile
 

@@ -77,8 +77,8 @@ def forecast(config: Config, family: Needs) -> str:
 
 
 def _length(family, records: Sequence[Record], trigger: str) -> list[Problem]:
-    """超过文字编码器上限的描述。"""
+    """超过文本编码器上限的描述。"""
     if not records:  # 不必为它取分词器
         return []
     counts = family.count_tokens([apply_trigger(record.caption, trigger) for record in records])
-    return over_limit(records, counts, family.caption_limit, f"{family.name} 的文字编码器")
+    return over_limit(records, counts, family.caption_limit, f"{family.name} 的文本编码器")
