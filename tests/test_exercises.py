@@ -17,7 +17,7 @@ from lorakit.errors import LorakitError
 from lorakit.families.shared import pack
 from lorakit.lab import exercises
 from lorakit.lab import practice as album
-from lorakit.lab.exercises import hints, trial
+from lorakit.lab.exercises import hints, mishaps, trial
 
 ALL = exercises.all_exercises()
 FUNCTIONS = [name for name, exercise in ALL.items() if exercise.draw]
@@ -842,3 +842,18 @@ def test_unknown_exercise_lists_the_known():
 def test_good_captions_pass(text):
     verdict, said = exercises.judge("caption", text)
     assert verdict == "passed", said
+
+
+def test_an_answer_whose_shape_changes_with_its_input_is_told_so():
+    """见过的输入都对，换一组就变了样子：说差在哪，不是“Python 整个停掉了”。"""
+
+    def answer(rows, cols):
+        right = [[0, r, c] for r in range(rows) for c in range(cols)]
+        return right if (rows, cols) == (2, 3) else "不会了"
+
+    verdict, said = exercises.judge("positions", answer)
+    assert verdict == "wrong" and "换一组输入" in said
+
+
+def test_a_long_list_of_tensors_is_told_in_a_few_words():
+    assert len(mishaps.brief([torch.zeros(2, 3)] * 500)) < 120

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import unicodedata
 from concurrent.futures import Future
 
 import pytest
@@ -93,7 +94,20 @@ def test_triggers_that_would_be_cut_apart_are_refused(word, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     "word",
-    ["cat", "Cats", "猫", "girl", "照片", "one", "my dog", "一只小猫", "Ｃａｔ", "cat_2", "女孩"],
+    [
+        "cat",
+        "Cats",
+        "猫",
+        "girl",
+        "照片",
+        "one",
+        "my dog",
+        "一只小猫",
+        "Ｃａｔ",
+        "cat_2",
+        "女孩",
+        "my cat!",
+    ],
 )
 def test_an_ordinary_word_as_a_trigger_is_told_kindly(word, tmp_path, monkeypatch, shown):
     monkeypatch.chdir(tmp_path)
@@ -110,7 +124,20 @@ def test_an_ordinary_word_as_a_trigger_is_told_kindly(word, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "word", ["", "ohwx", "sks", "ohwx cat", "小橘", "zxq7", "剪纸风格", "catx", "猫" * 39 + "龘"]
+    "word",
+    [
+        "",
+        "ohwx",
+        "sks",
+        "ohwx cat",
+        "小橘",
+        "zxq7",
+        "剪纸风格",
+        "catx",
+        "猫" * 39 + "龘",
+        "Wes",
+        "Ames",
+    ],
 )
 def test_a_word_of_ones_own_is_not_remarked_on(word, tmp_path, monkeypatch, shown):
     monkeypatch.chdir(tmp_path)
@@ -526,8 +553,34 @@ def test_the_card_of_a_stopped_run_has_its_true_steps(mine, config, shown):
     told(mine)
     run = trained(mine, config, steps=4)
     run.trainer.config = card.up_to(run.config, 9)  # 原定九步，停在第四步
-    assert "| 步数 | 4，" in card.keep(run.trainer, 1.0).read_text("utf-8")
-    assert "checkpoint-4" in (run.config.run.output / "README.md").read_text("utf-8")
+    card.keep(run.trainer, True)
+    made = run.config.run.output / "README.md"
+    said = made.read_text("utf-8")
+    assert "| 步数 | 4，" in said and "checkpoint-4" in said
+    assert card.of_step(run.config.run.output, 4) == made
+    assert card.of_step(run.config.run.output, 9) is None  # 停下时的卡，不是接着练之后的
+    made.write_text(f"{said}\n早先写的", "utf-8")
+    card.keep(run.trainer, False)  # 又运行一遍，一步也没有走：照片变没变，卡都照旧
+    assert made.read_text("utf-8").endswith("早先写的")
+    assert 0 < card.spent(run.config.run.output) < 600
+
+
+def test_photos_whose_names_differ_only_in_letters_case_are_both_kept(tmp_path):
+    shots = [encoded(color) for color in ("red", "blue")]
+    one = panel.store(tmp_path, "IMG_1.JPG", shots[0])
+    two = panel.store(tmp_path, "img_1.jpg", shots[1])
+    three = panel.store(tmp_path, unicodedata.normalize("NFD", "é.jpg"), shots[0])
+    four = panel.store(tmp_path, "é.jpg", shots[1])
+    assert len({unicodedata.normalize("NFC", path.name).casefold()
+                for path in (one, two, three, four)}) == 4  # fmt: skip
+    assert one.read_bytes() == shots[0] and two.read_bytes() == shots[1]
+    assert panel.store(tmp_path, "IMG_1.JPG", shots[0]) == one  # 同一张，不必多留
+
+
+def encoded(color: str) -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (32, 32), color).save(made, "JPEG")
+    return made.getvalue()
 
 
 def test_a_run_that_left_no_card_gets_one_while_the_photos_are_the_same(mine, config, shown):

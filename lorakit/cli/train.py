@@ -41,7 +41,7 @@ def train(args) -> int:
             times = _loop(trainer)
         if trainer.step < config.train.steps:
             if trainer.step:
-                processes.by_first(trainer.accelerator, lambda: card.keep(trainer, sum(times)))
+                processes.by_first(trainer.accelerator, lambda: card.keep(trainer, bool(times)))
             print(f"\n已停在第 {trainer.step} 步并存好。再运行同一条命令就接着练。")
             return INTERRUPTED
         if config.sample.prompts:
@@ -127,7 +127,7 @@ def _report(trainer, seconds: float):
 
     config, run = trainer.config, trainer.run
     report.plot_loss(run)
-    card.keep(trainer, seconds)
+    card.keep(trainer, bool(seconds))
     board.plot(run)
     metrics = read(run)
     judged = verdict.judge(metrics)

@@ -10,8 +10,9 @@ from functools import lru_cache
 from lorakit.files import ASSETS
 
 WORDS = ASSETS / "ordinary-words.txt"
+SHORT = 3  # 去掉复数的 s，至少还剩几个字母：Wes、Ames 是名字
 LONGEST = 3  # 单子里的中文词最长几个字
-PARTS = re.compile(r"[a-z]+|[^\sa-z_\-·]+")  # 一串字母，或一串别的；空格、横线只是隔开
+PARTS = re.compile(r"[a-z]+|\d+|[^\W\da-z_]+")  # 一串字母、数字，或一串别的字；空格、标点只是隔开
 
 
 def ordinary(trigger: str) -> bool:
@@ -22,7 +23,8 @@ def ordinary(trigger: str) -> bool:
 
 def _known(part: str) -> bool:
     if part.isascii():
-        single = {part, part.removesuffix("s"), part.removesuffix("es")}
+        ends = [one for one in ("s", "es") if part.endswith(one) and len(part) - len(one) >= SHORT]
+        single = {part, *(part.removesuffix(end) for end in ends)}
         return bool(single & _words()) or part.isdecimal()
     ends = {0}  # 从头起，几个词正好连到哪里
     for start in range(len(part)):

@@ -218,7 +218,7 @@ class Run(Placed):
         try:
             seconds = self._teach(trainer)
             if trainer.step:
-                card.keep(trainer, seconds)
+                card.keep(trainer, bool(seconds))
         finally:
             trainer.close()  # 第一步之前就出了错的，也放开文件夹
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from lorakit.config import Config
-from lorakit.files import Unreadable, parse_json, read_json, write_text
+from lorakit.errors import LorakitError, warn
+from lorakit.files import Unreadable, parse_json, read_json, read_words, write_text
 from lorakit.hub import REPO
 from lorakit.hub.bundled import tiny_models
 from lorakit.inert import in_markdown, inert
@@ -45,15 +46,36 @@ def licence(family, path: str) -> str:
     return next(code for word, code in family.licences.items() if word in path.lower())
 
 
-def keep(trainer, seconds: float) -> Path:
-    """训练一结束（练完，或停在半路）就写运行卡与模型卡：照片以后再变，卡上说的还是练的那些。"""
+def keep(trainer, walked: bool):
+    """训练一结束（练完，或停在半路）就写运行卡与模型卡：照片以后再变，卡上说的还是练的那些。
+
+    Args:
+        walked: 这一次走过步没有；早就练完、又运行一遍的，卡已经在了就照旧。
+    """
     run, step = trainer.run, trainer.step
-    config = up_to(trainer.config, step)
-    device = str(trainer.accelerator.device)
-    report.write_run_card(run, config, trainer.dataset, seconds, device)
+    if not walked and of_step(run, step):
+        return
+    config, device = up_to(trainer.config, step), str(trainer.accelerator.device)
     shots = [f"samples/{step}_{i}.png" for i in range(len(config.sample.prompts))]
     there = [one for one in shots if (run / one).is_file()]
-    return write(run, config, trainer.family, trainer.dataset, there)
+    try:
+        report.write_run_card(run, config, trainer.dataset, spent(run), device)
+        write(run, config, trainer.family, trainer.dataset, there)
+    except LorakitError as error:
+        warn(f"训练都存好了，只有模型卡没有写成：{error}")
+
+
+def of_step(run: Path, step: int) -> Path | None:
+    """已经写好的、说的正是第 step 步的模型卡；停过又接着练的，先前那张不算。"""
+    made = run / NAME
+    if not made.is_file():
+        return None
+    return made if f"| 步数 | {step}，" in read_words(made) else None
+
+
+def spent(run: Path) -> float:
+    """练了几秒，停下以前的也算。"""
+    return sum(row.get("seconds") or 0.0 for row in run_folder.read(run))
 
 
 def up_to(config: Config, step: int) -> Config:

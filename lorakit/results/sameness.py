@@ -56,7 +56,8 @@ def _parts(config: Config, dataset) -> dict[str, list[dict[str, Any]]]:
 
 def data_moved(found: Path, config: Config, dataset) -> list[str]:
     """dataset 和检查点 found 练的时候比，哪里不同，一样一句；以前的检查点没有记，是空的。"""
-    return _data_told(_dict(_recorded(found).get("data")), _parts(config, dataset))
+    before = _dict(_recorded(found).get("data"))
+    return _data_told(before, _parts(config, dataset)) if before else []
 
 
 def settings(run: Path, new: Config, processes: int):

@@ -36,7 +36,8 @@ def warm(trainer, say: Callable[[str, int, int], None] = lambda *_: None) -> int
 
 def look_around(trainer):
     """看一看块的输入哪几维会变，编译时就一份代码管住它们。几张显卡的照旧，各卡要走得一样。"""
-    numbers = first_of_each(trainer, words=True)[:LOOKS]
+    sizes, words = first_of_each(trainer), first_of_each(trainer, words=True)
+    numbers = list(dict.fromkeys([*sizes, *words]))[:LOOKS]  # 图的大小先看全
     if len(numbers) == 1 or trainer.accelerator.num_processes > 1:
         return
     with torch.no_grad(), trainer.shapes.look():

@@ -18,6 +18,9 @@ from lorakit.lab.exercises.printed import Printed
 from lorakit.lab.notes import notes
 
 BOOKS = tuple(f"book_0{book}" for book in range(1, 6))
+MISFIT = (  # 判题的代码用不了交回来的东西：样子不对
+    TypeError, ValueError, AttributeError, LookupError, RuntimeError, ArithmeticError,
+)  # fmt: skip
 TRIES = 6  # 函数题最后再用几组随机的输入试
 Verdict = tuple[str, str]
 
@@ -133,7 +136,7 @@ def _look(exercise: Exercise, answer) -> Verdict:
     for holds, said in exercise.properties:
         try:
             good = holds(answer)
-        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, ArithmeticError):
+        except MISFIT:
             return "wrong", f"还差一点：{exercise.properties[0][1]}现在给的用不了。"
         if not good:
             return "wrong", f"还差一点：{said}"
@@ -146,7 +149,11 @@ def _once_more(exercise: Exercise, answer: Fresh) -> Verdict:
     for _ in range(TRIES):
         given = exercise.draw(chance)
         made, want = answer(*given), official(*given)
-        if not exercise.alike(made, want):
+        try:
+            good = exercise.alike(made, want)
+        except MISFIT:  # 交回来的样子变了，比不了
+            good = False
+        if not good:
             asked = "，".join(map(brief, given))
             said = f"换一组输入（{asked}），应为 {brief(want)}，你的是 {brief(made)}"
             said += "，样子一样，里面的数不一样。" if brief(made) == brief(want) else "。"

@@ -7,6 +7,7 @@ import linecache
 import re
 from traceback import walk_tb
 
+FEW = 3  # 一串张量、网络，只说前几个
 SEEN = 80  # 引用读者的一行代码、一个值，最多这么多字
 
 # (错误的类、英文的样子、中文)；{0}、{1} 是英文里括出来的几段
@@ -150,7 +151,8 @@ def brief(value) -> str:
     if callable(value):
         return getattr(value, "__name__", "一个函数").lstrip("_")
     if isinstance(value, (list, tuple)) and any(hasattr(one, "shape") for one in value):
-        return f"{'，'.join(map(brief, value))}（一共 {len(value)} 个）"
+        more = "……" if len(value) > FEW else ""
+        return f"{'，'.join(map(brief, value[:FEW]))}{more}（一共 {len(value)} 个）"
     if hasattr(value, "shape") and hasattr(value, "dim") and value.dim():
         return f"形状 {'x'.join(map(str, value.shape))} 的张量"
     text = f"{value:.6g}" if isinstance(value, float) else repr(value)

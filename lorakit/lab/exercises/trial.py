@@ -84,7 +84,7 @@ def _forked(work: Callable[[], Verdict]) -> Verdict | None:
 def _stop_started(child: int) -> bool:
     """停掉答案另开的每一个进程，连同它们再开的、自成一组的 -> 它另开过没有。"""
     more = False
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error):  # 走了的，或不归我们管的
         root = psutil.Process(child)
         root.suspend()  # 免得一边停，一边又开
         for _ in range(ROUNDS):
@@ -94,7 +94,7 @@ def _stop_started(child: int) -> bool:
             if not living:
                 break
             for one in living:
-                with suppress(psutil.NoSuchProcess):
+                with suppress(psutil.Error):
                     one.kill()
             psutil.wait_procs(living, timeout=0.01)
     return more

@@ -79,7 +79,8 @@ def certificate(
         told = told.replace(f"# {Path(run).name}\n", f"# {work.name}\n", 1)
         write_text(folder / "README.md", told)
         lost = []
-    except DataError:  # 练完以后又添了、删了照片：别的照样给
+    except DataError:  # 练完以后又添了、删了照片：别的照样给，上一次的卡不留
+        (folder / "README.md").unlink(missing_ok=True)
         lost = [NO_CARD]
     publish(pictured(page.resize((PAGE[0] // 2, PAGE[1] // 2))))
     inside = "、".join(sorted(file.name for file in folder.iterdir()))
@@ -97,16 +98,16 @@ def card_of(run: Path) -> Path:
     Raises:
         DataError: 照片、描述和练的时候不一样了：写出来就不是真的。
     """
-    made = run / card.NAME
-    if made.is_file():
-        return made
     found = checkpoint.latest(run)
-    config = card.up_to(load_config(run / "config.yaml"), checkpoint.step_of(found))
+    step = checkpoint.step_of(found)
+    if made := card.of_step(run, step):
+        return made
+    config = card.up_to(load_config(run / "config.yaml"), step)
     family = open_family(config)
     dataset = cache.prepare(config, family)
     if moved := sameness.data_moved(found, config, dataset):
         raise DataError(f"{run}：{'；'.join(moved)}。")
-    report.write_run_card(run, config, dataset, 0, str(family.device))
+    report.write_run_card(run, config, dataset, card.spent(run), str(family.device))
     return card.write(run, config, family, dataset)
 
 

@@ -1,6 +1,7 @@
 """问一次“你的作品”：名字、触发词、照片；建好以后，它说现在有几张、能不能练。"""
 
 import os
+import unicodedata
 from contextlib import nullcontext
 from pathlib import Path, PurePath
 
@@ -196,7 +197,13 @@ def _taken(path: Path, content: bytes) -> bool:
     if path.is_file() and path.read_bytes() == content:
         return False
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    return any(one.stem == path.stem and one.suffix.lower() in IMAGE_SUFFIXES for one in beside)
+    pictures = [one.stem for one in beside if one.suffix.lower() in IMAGE_SUFFIXES]
+    return path.exists() or _alike(path.stem) in map(_alike, pictures)
+
+
+def _alike(stem: str) -> str:
+    """有的盘分不出大小写，也分不出同一个字的两种编码：只差这些的名字当作一个。"""
+    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def contact(pictures: list[Path], progress: Progress = lambda *at: None) -> Image.Image:
