@@ -836,6 +836,8 @@ def test_unknown_exercise_lists_the_known():
         "ohwx 猫咪在雪地正中，雪花飘落",
         "ohwx cat in the center, white snow background",
         "ohwx cat, centered, in the snow, looking left",
+        "ohwx cat in the center of the snow, facing the left",
+        "ohwx cat in the middle of a snowy field, it looks left",
         "ohwx 猫在雪地正中，马上要跳起来，人像摄影",
     ],
 )

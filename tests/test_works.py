@@ -433,7 +433,7 @@ def test_the_table_shown_again_keeps_the_panel_of_what_is_training(mine, config,
     assert "停在第 4 步（原定 6 步）" in view.rows.value
 
 
-def test_what_another_panel_trains_is_watched_too(mine, config, monkeypatch):
+def test_what_another_panel_trains_is_watched_too(mine, config, monkeypatch, shown):
     told(mine)
     run = trained(mine, config)
     view = table.Table(mine, tries.all_of(mine.home))
@@ -443,6 +443,12 @@ def test_what_another_panel_trains_is_watched_too(mine, config, monkeypatch):
     assert "第 1 次还在练" in view.said.value and view.box.children[-1] is run.board.box
     run._ended(None)
     assert "还在练" not in view.said.value and "练完了" in view.said.value
+    view.display()
+    view.button.click()
+    view.run.result()
+    assert view.run is not run and "第 2 次" in view.said.value
+    run._ended(None)  # 先前那一次在自己的面板上又停了一回：说的是它
+    assert "第 1 次" in view.said.value and "第 2 次" not in view.said.value
 
 
 def test_a_try_just_done_is_in_the_table_by_itself(mine, config, shown):

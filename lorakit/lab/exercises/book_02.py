@@ -25,7 +25,8 @@ ELSEWHERE = re.compile(
 )
 ASIDE = re.compile(
     r"左(?!右)|(?<!左)右|角落|旁边|\b(on|to|at) (the|its) (left|right)\b|\b(left|right)[ -]side"
-    r"|(?<!look )(?<!looking )(?<!facing )\bleft\b|\bcorner\b",
+    r"|(?<!look )(?<!looks )(?<!looking )(?<!faces )(?<!facing )(?<!facing the )\bleft\b"
+    r"|\bcorner\b",
     re.IGNORECASE,
 )
 SNOW = re.compile(r"雪|冬|白色的地|snow|winter", re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import partial
 
 from PIL import Image
 
@@ -72,11 +73,11 @@ class Table(Placed):
         if run is self.run:
             return
         self.run = run
-        run.when_done(self.ended)
+        run.when_done(partial(self.ended, run))
         self.box.children = (*self.box.children[:3], run.board.box)
 
-    def ended(self):
-        """在练的那一次停下了：表里添上它，挑得到它，底下说它停在哪里。"""
+    def ended(self, run: Run):
+        """run 停下了：表里添上它，挑得到它，底下说它停在哪里；说的是它，不是后来换上的那一次。"""
         try:
             done = tries.all_of(self.work.home)
             static = page(done)
@@ -88,8 +89,8 @@ class Table(Placed):
         self.which.options = names
         if chosen in dict(names).values():
             self.which.value = chosen
-        which = in_html(self.run.config.run.output.name)
-        self.said.value = f"<small>{which}：{in_html(self.run.board.said)}</small>"
+        which = in_html(run.config.run.output.name)
+        self.said.value = f"<small>{which}：{in_html(run.board.said)}</small>"
         self._freshen(static)
 
     def _refuse(self, error: LorakitError):
