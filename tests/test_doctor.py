@@ -68,7 +68,7 @@ def test_encoder_and_base_are_never_in_the_host_memory_together():
     said = {}
     for prompts in ("[]", "[一只猫]"):
         config = load_config("qwen-image-12gb", [f"sample.prompts={prompts}"])
-        checks = doctor._config(config, tier=12, online=False)
+        checks = doctor._config(config, tier=12, online=False, memory=64e9)
         (said[prompts],) = [c.said for c in checks if c.what == "要用的内存"]
     for one in said.values():
         assert float(one.split()[1]) == pytest.approx(doctor.HOST + 16.6e9 / estimate.GIB, rel=0.03)
@@ -85,7 +85,7 @@ def test_a_card_without_bf16_needs_twice_the_activations(blank, monkeypatch):
     monkeypatch.setattr(doctor, "_capacity", lambda tier: estimate.usable(tier or 16))
     said = {}
     for tier in (None, 12):
-        checks = doctor._config(config, tier, online=False)
+        checks = doctor._config(config, tier, online=False, memory=64e9)
         said[tier] = {c.what: float(c.said.split()[1]) for c in checks if "GiB" in c.said}
     text = sum(doctor._bytes(one) for one in estimate.random_encoders(family)) / estimate.GIB
     assert said[12]["要用的内存"] == doctor.HOST  # bf16 的编码器放得进显卡

@@ -134,6 +134,6 @@ def test_doctor_says_what_the_compiler_lacks(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(devices, "pick_device", lambda path="": CPU)
     monkeypatch.setattr(compiling, "cannot_compile", lambda device: "没有 Triton")
-    found = doctor._config(load_config("qwen-image-24gb"), tier=24, online=False)
+    found = doctor._config(load_config("qwen-image-24gb"), tier=24, online=False, memory=64e9)
     (said,) = [check for check in found if check.what == "编译"]
     assert said.level == doctor.WARN and "不起作用：没有 Triton" in said.said

@@ -99,4 +99,6 @@ def _clear(family: Family) -> dict:
 
 def _said_by(family: Family) -> dict:
     common: dict = {"format": FORMAT, "family": family.name, "dtype": str(family.dtype)}
-    return common | {"encoder": [identity(family, part) for part in family.text_parts]}
+    common |= {"encoder": [identity(family, part) for part in family.text_parts]}
+    # 没压就不写，所以以前的缓存仍然有效
+    return common | ({} if family.text_kind == "none" else {"text_kind": family.text_kind})

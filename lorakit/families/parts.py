@@ -5,15 +5,17 @@ import gc
 import logging
 import re
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import torch
 from torch import nn
 
 from lorakit.errors import WeightsError
 from lorakit.files import Unreadable, read_json
-from lorakit.memory import devices, loading, streaming
+from lorakit.memory import devices, encoders, loading, streaming
 
 # 描述、提示词太长时 stock 管线用英文贴出一大段；我们自己用中文说
 logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
@@ -179,16 +181,17 @@ class Parts:
         return loading.random_weights(self.device, self.dtype)
 
     def _load_text(self) -> tuple:
-        """text_parts 的各部分；显卡放不下的文本编码器先载到内存，用到哪块搬哪块。"""
+        """text_parts 的各部分；文本编码器怎么放，看 `text_kind` 和此刻的显存。"""
         import transformers
 
-        tight, made = self._tight(), []
-        where = torch.device("cpu") if tight else self.device
+        # 4 位的缩放不跟着块搬，所以只放在显卡上
+        moved, made = self.text_kind != "nf4" and self._tight(), []
+        where = torch.device("cpu") if moved else self.device
         for part, name in self.text_parts.items():
             cls = getattr(transformers, name)
             if issubclass(cls, nn.Module):
                 made.append(self._load_encoder(cls, part, where).eval().requires_grad_(False))
-                if tight:
+                if moved:
                     streaming.stream(made[-1], self.device)
                 continue
             with loading.explaining(self.folder / part):  # 分词器、图片处理器
@@ -196,10 +199,28 @@ class Parts:
         return tuple(made)
 
     def _load_encoder(self, cls: type, part: str, where: torch.device) -> nn.Module:
+        kind = self.text_kind
         if self.random_weights:
-            return loading.fill(self.shell(part), self._random(), where)
+            fill = partial(encoders.fill, kind=kind) if kind != "none" else loading.fill
+            return fill(self.shell(part), self._random(), device=where)
+        if kind != "none":
+            return encoders.read(cls, self.folder, part, kind, self.dtype, where)
         how = {"dtype": self.dtype, "device_map": {"": where}}
         return loading.whole_from(cls, self.folder, part, **how)
+
+    @cached_property
+    def text_kind(self) -> str:
+        """文本编码器压成 none、int8 还是 nf4；只看机器有多大，不看此刻剩多少，缓存的键才不会变。"""
+        if self.device.type != "cuda" or psutil.virtual_memory().total > encoders.SMALL_HOST:
+            return "none"  # 内存大的不必去数有多少权重
+        capacity, host = devices.whole_memory(self.device), psutil.virtual_memory().total
+        found = encoders.kept_as(self._text_size(), self.dtype.itemsize, capacity, host)
+        return "none" if found == "moved" else found
+
+    def _text_size(self) -> encoders.Size:
+        if not all((self.folder / part / "config.json").is_file() for part in self.encoders):
+            self.fetch("text")
+        return encoders.Size.of(self.shell(part) for part in self.encoders)
 
     def shell(self, part: str) -> nn.Module:
         """一个部分（transformer、vae、文本编码器的文件夹）没有权重的样子：尺寸照 config.json。"""
@@ -225,16 +246,15 @@ class Parts:
         return [part for part, cls in kinds.items() if issubclass(cls, nn.Module)]
 
     def _tight(self) -> bool:
-        """文本编码器要不要随用随搬：剩下的显存放不下它；没有显卡时照 memory.offload。"""
+        """文本编码器要不要放在内存里、随用随搬：剩下的显存放不下它；没有显卡时照 memory.offload。"""
         if self.device.type != "cuda":
             return self.offload != "none"
         torch.cuda.empty_cache()
-        return self._text_bytes() + (2 << 30) > devices.free_memory(self.device)
+        return self._text_bytes() + encoders.ROOM > devices.free_memory(self.device)
 
-    def _text_bytes(self) -> int:
-        if self.random_weights:
-            shells = [self.shell(part) for part in self.encoders]
-            return sum(p.numel() for one in shells for p in one.parameters()) * self.dtype.itemsize
+    def _text_bytes(self) -> float:
+        if self.random_weights or self.text_kind != "none":
+            return self._text_size().bytes(self.text_kind, self.dtype.itemsize)
         files = [f for p in self.text_parts for f in (self.folder / p).glob("*.safetensors")]
         return sum(file.stat().st_size for file in files)
 

@@ -24,7 +24,7 @@ from lorakit.hub.bundled import tiny_models
 from lorakit.lora.tensors import LIMIT
 from lorakit.machine import bench, estimate
 from lorakit.machine.estimate import GIB, Estimate
-from lorakit.memory import compiling, devices, quantize
+from lorakit.memory import compiling, devices, encoders, quantize
 from lorakit.results.card import licence
 from lorakit.results.sameness import version_of
 from lorakit.training import preflight
@@ -36,7 +36,7 @@ NAMES = {  # 一项的键 -> 怎么叫它；没有写的（包、网站）键就
     "python": "Python", "packages": "软件包", "gpu": "显卡", "host": "内存", "disk": "磁盘",
     "quantize": "量化", "settings": "设置", "compile": "编译", "model": "模型",
     "download": "下载", "licence": "许可", "site": "模型站", "vram": "显存", "time": "时间",
-    "host-need": "要用的内存",
+    "host-need": "要用的内存", "encoder": "文本编码器",
 }  # fmt: skip
 SOURCES = {"Hugging Face": "https://huggingface.co", "ModelScope": "https://modelscope.cn"}
 OPTIONAL = {"bitsandbytes": "nf4 量化与 adamw8bit 要用"}
@@ -78,12 +78,16 @@ class Check:
         return f"{mark} {self.what}：{self.said}"
 
 
-def examine(config: Config | None = None, tier: float | None = None, online=True) -> list[Check]:
+def examine(
+    config: Config | None = None, tier: float | None = None, online=True,
+    memory: float | None = None,
+) -> list[Check]:  # fmt: skip
     """全部检查；给了设置，就连它放不放得下、要多久也算。
 
     Args:
         tier: 当作有一块标着这么多 GB 的显卡；不写就看这台机器。
         online: 要不要试着连模型站。
+        memory: 当作有这么多字节的内存；不写就看这台机器。
     """
     if tier is not None and not 0 < tier < math.inf:
         raise ConfigError(f"--tier：显存要大于 0 GB，得到 {tier:g}。")
@@ -91,7 +95,7 @@ def examine(config: Config | None = None, tier: float | None = None, online=True
     if online:
         checks += [_source(name, address) for name, address in SOURCES.items()]
     if config is not None:
-        checks += _config(config, tier, online)
+        checks += _config(config, tier, online, memory or psutil.virtual_memory().total)
     return checks
 
 
@@ -172,7 +176,7 @@ def _source(name: str, address: str) -> Check:
     return Check(WARN, name, said)
 
 
-def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
+def _config(config: Config, tier: float | None, online: bool, memory: float) -> list[Check]:
     """这份设置：许可、下载、显存、内存、时间。"""
     preflight.refuse(config)
     device = devices.pick_device()
@@ -194,12 +198,13 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         dtype = _dtype(config, tier)
         family = open_blank(config, Path(folder), torch.device("meta"), dtype)
         asked = estimate.measure(family, config)
-        text = sum(_bytes(one) for one in estimate.random_encoders(family))
+        text = encoders.Size.of(estimate.random_encoders(family))
         vae = _bytes(estimate.random_vae(family))
     trains = "全部" if config.lora.kind == "full" else "LoRA"
     size = f"{asked.parameters / 1e9:.3g}B 参数，练 {trains} {asked.trained / 1e6:.3g}M"
     said = f"{config.model.path}，{size}，许可 {licence(family, config.model.path)}"
-    checks = [*able, Check(GOOD, "model", said), *_download(config, asked, text, vae, online)]
+    checks = [*able, Check(GOOD, "model", said)]
+    checks += _download(config, asked, 2 * text.whole, vae, online)
     capacity = _capacity(tier)
     if capacity is None:
         return [*checks, *_on_cpu(config, asked)]
@@ -211,10 +216,14 @@ def _config(config: Config, tier: float | None, online: bool) -> list[Check]:
         mend = f"请换预设 {other}" if other else "没有放得下的预设；换小一点的模型或大一点的显卡"
         return [*checks, Check(BAD, "vram", f"{said}：放不下。{mend}")]
     checks.append(Check(GOOD, "vram", said))
-    encoder = text * dtype.itemsize / 2 / GIB
-    tight = encoder + 2 > capacity
+    kept = encoders.kept_as(text, dtype.itemsize, capacity * GIB, memory)
+    if kept in encoders.NUMBER:
+        bits = {"int8": 8, "nf4": 4}[kept]
+        said = f"压成 {bits} 位，直接读到显卡上：显卡放不下整份，内存又不超过 32 GB"
+        checks.append(Check(GOOD, "encoder", said))
     # 编码在训练之前，编完就放掉：随用随搬的文本编码器与训练要的不同时在内存里
-    need = max(host(asked, config), HOST + encoder if tight else 0.0)
+    whole = HOST + text.bytes("none", dtype.itemsize) / GIB if kept == "moved" else 0.0
+    need = max(host(asked, config), whole)
     return [*checks, _host_need(need), *_time(config, asked, again)]
 
 

@@ -3,6 +3,7 @@
 快慢从 H100、H200 上量过的推算：同一种练法先与那一次校准，再照两张卡的数据表换算（`cards.reach`）。
 """
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ def examine(
         raise ConfigError(f"--price：要大于 0 元，还要写 --card，得到 --price {price:g}。")
     if card is not None:
         tier, wanted, config = card.memory, config, _able(config, card)
-    checks = doctor.examine(config, tier, online)
+    checks = doctor.examine(config, tier, online, memory=math.inf if card else None)
     if card is not None:
         checks = [_there(check, config, card) for check in checks]
         if wanted.model.quantize != config.model.quantize:

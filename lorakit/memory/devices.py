@@ -7,6 +7,7 @@ import sys
 import torch
 
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # PyTorch 怎么管显存的环境变量
+CONTEXT = int(0.6 * 2**30)  # 字节；CUDA 自己在每块显卡上占的
 _MAPPABLE = 102  # cuda.h：CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
 
 
@@ -39,10 +40,20 @@ def free_memory(device: torch.device) -> int:
     """显卡上还能再用多少字节：没分出去的，加上 PyTorch 攒着没用的；给进程设过上限就按上限算。"""
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
-    if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.8 起
-        limit = int(total * torch.cuda.get_per_process_memory_fraction(device.index))
-        free = min(free, limit - reserved)
+    free = min(free, _limit(device, total) - reserved)
     return free + reserved - torch.cuda.memory_allocated(device)
+
+
+def whole_memory(device: torch.device) -> int:
+    """显卡一共能用多少字节，不管此刻谁占着：除去 CUDA 自己的；给进程设过上限就按上限算。"""
+    total = torch.cuda.get_device_properties(device).total_memory
+    return min(total - CONTEXT, _limit(device, total))
+
+
+def _limit(device: torch.device, total: int) -> int:
+    if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.8 起
+        return int(total * torch.cuda.get_per_process_memory_fraction(device.index))
+    return total
 
 
 def name_of(device: torch.device) -> str:

@@ -83,9 +83,11 @@ def build(
 
 
 def fill(model: nn.Module, read: Read, device) -> nn.Module:
-    """给没有权重的模型读进权重，放到设备上；不量化、不挑精度，read 给什么就是什么。"""
+    """给还没有的权重（meta）读进来，放到设备上；不量化、不挑精度，read 给什么就是什么。"""
     for path, module in model.named_modules():
         for name, shape in list(module.named_parameters(recurse=False)):
+            if not shape.is_meta:
+                continue
             value = read(f"{path}.{name}".strip("."), shape).to(device)
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
         for name, value in list(module.named_buffers(recurse=False)):

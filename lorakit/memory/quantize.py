@@ -69,7 +69,16 @@ class FrozenLinear(nn.Linear):
         nn.Module.__init__(self)  # 跳过 nn.Linear 的：它会先造一份用不着的权重
         self.out_features, self.in_features = weight.shape
         self.kind, self.bias = kind, bias
-        codes, scale = encode(weight, kind)
+        self._keep(*encode(weight, kind))
+
+    @classmethod
+    def of_int8(cls, codes: torch.Tensor, most: torch.Tensor, bias) -> "FrozenLinear":
+        """现成的 8 位编码 (出, 入) 与每行最大的数 (出,)，bitsandbytes 的样子；不复制编码。"""
+        made = cls(codes.new_empty(codes.shape, device="meta"), bias, "int8")
+        made._keep(codes, most.float()[:, None] / INT8_MOST)
+        return made
+
+    def _keep(self, codes: torch.Tensor, scale: torch.Tensor):
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.register_buffer("scale", scale)
 
