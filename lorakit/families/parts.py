@@ -246,7 +246,7 @@ class Parts:
         return [part for part, cls in kinds.items() if issubclass(cls, nn.Module)]
 
     def _tight(self) -> bool:
-        """文本编码器要不要放在内存里、随用随搬：剩下的显存放不下它；没有显卡时照 memory.offload。"""
+        """文本编码器要不要放在内存里、随用随搬：剩下的显存放不下；没有显卡时照 memory.offload。"""
         if self.device.type != "cuda":
             return self.offload != "none"
         torch.cuda.empty_cache()
