@@ -35,6 +35,7 @@ _PUBLIC = {
     "explore": "explorer",
     "form": "forms",
     "from_scratch": "empty_cell",
+    "find": "lookup",
     "fresh": "notes",
     "fresh_cache": "notes",
     "healed": "healing",
