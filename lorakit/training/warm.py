@@ -14,11 +14,11 @@ def warm(trainer, say: Callable[[str, int, int], None] = lambda *_: None) -> int
     """编译好训练要用的代码，返回走了几种形状；不编译、已经练完的，什么也不做。
 
     Args:
-        say: 函数 (在做什么, 第几种, 共几种)。
+        say: 函数 (在做什么, 第几样, 共几样)；检验是最后一样。
     """
     if not trainer.compiled or trainer.step >= trainer.config.train.steps:
         return 0
-    numbers = first_of_each(trainer)
+    numbers, held = first_of_each(trainer), len(trainer.dataset.held[:1])
     count = optim.divisor(trainer.config.train, trainer.family.dtype)
     trainer.model.train()
     look_around(trainer)
@@ -29,7 +29,11 @@ def warm(trainer, say: Callable[[str, int, int], None] = lambda *_: None) -> int
             else:
                 loss, _, _ = trainer.objective.draw(number, trainer.step, 0)
                 trainer.accelerator.backward(loss / count)
-        say("编译", done, len(numbers))
+        say("编译", done, len(numbers) + held)
+    if held:
+        with apply.explaining_full(trainer.config, trainer.step + 1):
+            trainer.objective.evaluate(most=1)  # 检验不带梯度，另编一份
+        say("编译", len(numbers) + 1, len(numbers) + 1)
     trainer.optimizer.zero_grad(set_to_none=trainer.graphs is None)
     return len(numbers)
 
