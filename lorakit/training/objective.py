@@ -156,7 +156,7 @@ class Objective:
 
     @torch.no_grad()
     def evaluate(self, most: int | None = None) -> list[list[float]] | None:
-        """留出集（的前 most 张）的损失，一张图一行、8 个固定的 t 一列，噪声也固定；没有就是空的。"""
+        """留出集（前 most 张）的损失，一张图一行、8 个定好的 t 一列，噪声也一样；没有就是 None。"""
         losses = []
         # 显卡上别超过训练时的批次，免得显存不够；CPU 上的微型模型一次算完更快
         size = len(EVAL_T) if self.device.type == "cpu" else self.config.train.batch_size
