@@ -17,8 +17,14 @@ MOST = 6  # 一次列几处
 LONG = 60  # 摘出来的那一句最多几个字
 BOOK = 1 << 30  # 字节；一本练习册再大也没有这么大
 CELLS = {"cells": [{"cell_type": str, "source": (str, list), "id?": str}]}
+SPOKEN = {  # 口头的说法 -> 书里的
+    "爆显存": "显存不够", "爆内存": "内存满 被杀", "炼丹": "训练", "抽卡": "种子 几张图才算数",
+    "脸崩": "脸 不像", "崩坏": "练坏", "崩了": "练坏 报错", "断点续训": "接着练", "续训": "接着练",
+    "垫图": "控制图", "跑图": "画图", "出图": "画图",
+}  # fmt: skip
 HEADING = re.compile(r"#{1,4} +(.+)")
 FOLD = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
+EXAMPLE = re.compile(r"lab\.find\([^)]*\)")
 WORD = re.compile(r"[a-z0-9_.]*[a-z0-9]|[\u4e00-\u9fff]+")
 DRESS = re.compile(r"<[^>]*>|\*\*|`|（点开看）|（选读）|\]\([^)]*\)|\[")
 
@@ -72,7 +78,8 @@ def passages(folder: Path) -> Iterator[Passage]:
     for file in sorted(folder.glob("0[1-5]_*.ipynb")):
         heading = file.stem
         for cell in read_json(file, CELLS, BOOK, finite=False)["cells"]:
-            source, here = "".join(cell["source"]), (file.name, cell.get("id", ""))
+            here = (file.name, cell.get("id", ""))
+            source = EXAMPLE.sub("", "".join(cell["source"]))  # 教人怎样查的，不是讲那件事的
             if cell["cell_type"] == "code":
                 yield Passage(*here, heading, "", source, False)
                 continue
@@ -120,9 +127,10 @@ def search(words: str, given: Iterable[Passage]) -> list[Passage]:
 
 
 def _ours(words: str) -> str:
-    """社区的叫法、英文，添上这里的叫法。"""
+    """口头的、社区的叫法，英文，添上这里的叫法。"""
     low = words.lower()
-    more = [ours for ours, theirs in ALSO.items() if any(one.lower() in low for one in theirs)]
+    more = [ours for theirs, ours in SPOKEN.items() if theirs in low]
+    more += [ours for ours, theirs in ALSO.items() if any(one.lower() in low for one in theirs)]
     more += [name for name, (english, _) in TERMS.items() if english.lower() in low.split()]
     return " ".join([low, *more])
 
