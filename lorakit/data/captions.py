@@ -11,7 +11,7 @@ import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from lorakit.data.read import EXAMPLE, PICTURE, one_line, read_caption, start_of
@@ -35,6 +35,7 @@ class Said:
     caption: str | None
     path: Path
     where: str
+    row: Mapping = field(default_factory=dict, compare=False, repr=False)  # 整行
 
 
 def nfc(text: str) -> str:
@@ -220,9 +221,8 @@ def _read_table(
                 mend = "一张图只写一行，删掉多出来的"
                 raise Fault("metadata_twice", path, reason, mend)
             lines[picture] = number
-            found[picture] = Said("", path, f"{path.name} {line}")
-            caption = _caption(row, path, line)
-            found[picture] = Said(caption, path, f"{path.name} {line}")
+            found[picture] = Said("", path, f"{path.name} {line}", row)
+            found[picture] = replace(found[picture], caption=_caption(row, path, line))
         except Fault as fault:
             problem = fault.problem
             if problem.code == "metadata_moved":  # 自己移走的，不算用户的错

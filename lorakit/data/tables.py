@@ -6,13 +6,11 @@
 import csv
 import io
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from lorakit.config.explain import inline
 from lorakit.data.captions import CAPTION_KEYS, Said, differs, nfc, stay_inside, whole_text
 from lorakit.data.read import IMAGE_SUFFIXES, one_line
 from lorakit.data.report import Fault, Problem
@@ -25,7 +23,6 @@ LARGEST = 200_000_000  # 字节；再大的不是描述表
 FILES = ("file_name", "image_path", "image", "image_file", "img_path", "img", "file", "filename",
          "filepath", "file_path", "path", "key")  # fmt: skip
 CAPTIONS = (*CAPTION_KEYS, "description", "instruction", "edit_prompt")
-CONTROL = re.compile(r"(control|source|conditioning)_?(path|image|img|file)?s?(_path)?(_\d+)?")
 
 
 @dataclass
@@ -60,14 +57,8 @@ def _mark(first: str) -> str:
     return max("\t,;|", key=first.count)
 
 
-def read_foreign(
-    paths: Sequence[Path], pictures: Sequence[Path], folder: Path, control: Path | None
-) -> Read:
-    """读一个文件夹里可能是描述表的文件。
-
-    Args:
-        control: 已经指定的控制图文件夹；没有指定，表里却写着控制图，就是一个错误。
-    """
+def read_foreign(paths: Sequence[Path], pictures: Sequence[Path], folder: Path) -> Read:
+    """读一个文件夹里可能是描述表的文件。"""
     read, index = Read(), _Index(pictures, folder)
     for path in paths:
         suffix = path.suffix.lower()
@@ -75,11 +66,11 @@ def read_foreign(
             read.used.add(path)
             read.problems.append(_binary(path))
         elif suffix in SUFFIXES and path.is_file() and path.stat().st_size <= LARGEST:
-            _one(read, path, index, control)
+            _one(read, path, index)
     return read
 
 
-def _one(read: Read, path: Path, index: "_Index", control: Path | None):
+def _one(read: Read, path: Path, index: "_Index"):
     try:
         stay_inside(path, index.folder)
         rows = list(_rows(path, index))
@@ -92,7 +83,7 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             read.problems.append(Problem.error("not_used", path, reason, f"{mend}；用不着就移走"))
         return
     found: dict[Path, Said] = {}
-    missing, controls = [], {}
+    missing = []
     for place, row in rows:
         name = next((row[key] for key in FILES if isinstance(row.get(key), str)), None)
         caption = _caption(row)
@@ -114,10 +105,7 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             mend = "一张图只留一行，删掉多出来的"
             read.problems.append(Problem.error("metadata_twice", path, reason, mend))
         else:
-            found[picture] = Said(caption, path, where)
-            before = [value for key, value in row.items() if CONTROL.fullmatch(str(key))]
-            if any(before):
-                controls[picture] = before[0]
+            found[picture] = Said(caption, path, where, row)
     if found or any(name.lower().endswith(IMAGE_SUFFIXES) for name, _ in missing):
         read.used.add(path)
         read.problems += _told(path, found, missing)
@@ -126,8 +114,6 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
         reason = "提到了这里的图，可是看不出哪一列是图、哪一列是描述，没有用到"
         mend = "列名写成 file_name,text（jsonl 的每一行也用这两个名字）；用不着就移走"
         read.problems.append(Problem.error("not_used", path, reason, mend))
-    if controls and control is None:
-        read.problems.append(_controls(path, controls))
     for picture, one in found.items():
         read.said[picture].append(one)
 
@@ -152,17 +138,6 @@ def _told(path: Path, found: Mapping[Path, Said], missing: Sequence[tuple[str, s
         mend = "改正图的名字，或删掉这几行"
         problems.append(Problem.error("metadata_file", path, reason, mend))
     return problems
-
-
-def _controls(path: Path, controls: Mapping[Path, object]) -> Problem:
-    """表里写着每张图的控制图：这里按文件夹和名字配对。"""
-    first = next((v for v in controls.values() if isinstance(v, str) and v.strip()), "")
-    home = os.path.dirname(first.replace("\\", "/"))
-    place = Path(home) if os.path.isabs(home) else path.parent / home
-    reason = f"里面写着控制图（{first or '……'}），这里不从表里读，还没有用到"
-    mend = f"控制图和目标图同名，放在一个文件夹里，写 data.control_folder: {inline(str(place))}"
-    mend += "；练的不是编辑，就从表里删掉这一项"
-    return Problem.error("control_in_table", path, reason, mend)
 
 
 def _binary(path: Path) -> Problem:
