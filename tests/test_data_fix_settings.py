@@ -110,3 +110,38 @@ def test_class_captions_inside_the_folder_get_no_trigger(folder, settings):
     main(["check", settings(folder=folder, class_folder=folder / "reg", trigger="ohwx"), "--fix"])
     assert path.read_text("utf-8") == "一只猫"
     assert [p.code for p in inspect(folder)[1].errors] == ["class_inside"]
+
+
+@pytest.mark.parametrize(("name", "head", "row"), [
+    ("captions.json", "[", '{{"image": "{0}", "caption": "猫 {0}"}}'),
+    ("d.jsonl", "", '{{"image_path": "{0}", "caption": "猫 {0}"}}'),
+    ("all.csv", "image,caption", "{0},猫 {0}"),
+    ("metadata.jsonl", "", '{{"file_name": "{0}", "text": "猫 {0}"}}'),
+])  # fmt: skip
+def test_a_row_of_a_moved_picture_is_a_warning_in_every_table(folder, name, head, row):
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    mark = "," if head == "[" else "\n"
+    rows = mark.join(row.format(f"{i}.png") for i in range(4))
+    (folder / name).write_text(f"{head}\n{rows}\n{']' if head == '[' else ''}".strip(), "utf-8")
+    (folder / "2.png").write_bytes(b"")
+    assert main(["check", str(folder), "--fix"]) == 0
+    records, report = inspect(folder)
+    assert [p.code for p in report.warnings] == ["metadata_moved"] and len(records) == 3
+    (folder / ".lorakit-moved" / "2.png").unlink()  # 没有移走过的，还是错误
+    assert [p.code for p in inspect(folder)[1].errors] == ["metadata_file"]
+
+
+def test_controls_of_a_moved_target_are_a_warning(tmp_path):
+    for i in range(3):
+        path = draw(tmp_path / "images" / f"{i}.png", i).with_suffix(".txt")
+        path.write_text(f"变成 {i}", encoding="utf-8")
+        draw(tmp_path / "control" / f"{i}.png", i + 10)
+    draw(tmp_path / "control" / "2_2.png", 20)
+    (tmp_path / "control" / "2.txt").write_text("变成 2", encoding="utf-8")
+    (tmp_path / "images" / "2.png").write_bytes(b"")
+    assert main(["check", str(tmp_path), "--fix"]) == 0
+    records, report = inspect(tmp_path)
+    assert [p.code for p in report.warnings] == ["control_moved"] * 2 and len(records) == 2
+    draw(tmp_path / "control" / "9.png", 30)
+    assert [p.code for p in inspect(tmp_path)[1].errors] == ["control_orphan"]

@@ -9,9 +9,19 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from lorakit.data.captions import CAPTION_KEYS, Said, differs, nfc, stay_inside, whole_text
+from lorakit.data.captions import (
+    CAPTION_KEYS,
+    MOVED,
+    Said,
+    differs,
+    nfc,
+    stay_inside,
+    whole_text,
+)
+from lorakit.data.conventions import pictures_in
 from lorakit.data.read import IMAGE_SUFFIXES, one_line
 from lorakit.data.report import Fault, Problem
 from lorakit.data.rows import json_value, repeated
@@ -108,7 +118,8 @@ def _one(read: Read, path: Path, index: "_Index"):
             found[picture] = Said(caption, path, where, row)
     if found or any(name.lower().endswith(IMAGE_SUFFIXES) for name, _ in missing):
         read.used.add(path)
-        read.problems += _told(path, found, missing)
+        moved = [one for one in missing if index.moved.find(one[0], path.parent)]
+        read.problems += _told(path, found, [one for one in missing if one not in moved], moved)
     elif path.suffix.lower() != ".json" and _speaks(path, index):  # .json 多半是别的程序的
         read.used.add(path)
         reason = "提到了这里的图，可是看不出哪一列是图、哪一列是描述，没有用到"
@@ -126,13 +137,24 @@ def _speaks(path: Path, index: "_Index") -> bool:
     return any(picture.name.encode() in raw for picture in [*index.known.values()][:100])
 
 
-def _told(path: Path, found: Mapping[Path, Said], missing: Sequence[tuple[str, str]]):
-    if not found:
+def _told(
+    path: Path,
+    found: Mapping[Path, Said],
+    missing: Sequence[tuple[str, str]],
+    moved: Sequence[tuple[str, str]],
+) -> list[Problem]:
+    """一份表读出了什么；moved 是 --fix 移走的图，不算用户的错。"""
+    if not found and not moved:
         reason = f"像是描述表，可是里面的图（{missing[0][0]} 等 {len(missing)} 张）都不在这里"
         mend = "检查 data.folder 是不是写到了别处；用不着就移走这份表"
         return [Problem.error("not_used", path, reason + "，没有用到", mend)]
     reason = f"{path.name} 当作描述表读，{len(found)} 张图的描述在里面"
     problems = [Problem.note("table_foreign", reason)]
+    if moved:
+        reason = f"{len(moved)} 行写的图已经被 --fix 移到 {MOVED} 里，没有用到，"
+        reason += f"例如 {moved[0][0]}（{moved[0][1]}）"
+        mend = "确实不要这些图，就删掉这几行"
+        problems.append(Problem.warning("metadata_moved", path, reason, mend))
     if missing:
         reason = f"{len(missing)} 行写的图不在这里，例如 {missing[0][0]}（{missing[0][1]}）"
         mend = "改正图的名字，或删掉这几行"
@@ -153,13 +175,20 @@ def _binary(path: Path) -> Problem:
 class _Index:
     """按名字找图：只会给出走到过的图，表里写什么路径都走不出文件夹。"""
 
-    def __init__(self, pictures: Sequence[Path], folder: Path):
+    def __init__(self, pictures: Sequence[Path], folder: Path, home: Path | None = None):
+        """home 是图真正的所在，它们算作在 folder 里。"""
         self.folder, self.real = folder, Path(os.path.realpath(folder))
-        self.known = {nfc(p.relative_to(folder).as_posix()): p for p in pictures}
+        self.known = {nfc(p.relative_to(home or folder).as_posix()): p for p in pictures}
         self.ends = defaultdict(list)
         for key, path in self.known.items():
             self.ends[PurePosixPath(key).name].append(path)
             self.ends[PurePosixPath(key).stem].append(path)
+
+    @cached_property
+    def moved(self) -> "_Index":
+        """--fix 移走的图，名字照原来的算。"""
+        home = self.folder / MOVED
+        return _Index(pictures_in(home), self.folder, home)
 
     def find(self, name: str, beside: Path) -> Path | None:
         parts = PurePosixPath(nfc(name.strip().replace("\\", "/")))
