@@ -137,16 +137,17 @@ def caption(args) -> int:
     from lorakit.data.caption import Captioner, caption_folder
     from lorakit.data.load import places
 
-    todo = [(args.folder, "")]
+    todo = [(args.folder, "", None)]
     if _is_yaml(args.folder):
-        todo = [(source.folder, word) for source, word in places(load_config(args.folder).data)]
+        data = load_config(args.folder).data
+        todo = [(source.folder, word, source.control_folder) for source, word in places(data)]
         if not todo:
             raise LorakitError(f"“{args.folder}”里没有写 data.folder：不知道给哪些图写描述。")
     captioner = Captioner(args.model, args.language, args.length)
     failed = 0
-    for folder, trigger in todo:
+    for folder, trigger, control in todo:
         prefix = trigger if args.prefix is None else args.prefix
-        done = caption_folder(folder, captioner, prefix, args.overwrite, encoding())
+        done = caption_folder(folder, captioner, prefix, args.overwrite, encoding(), control)
         print(f"{folder}：{done.text()}")
         failed += len(done.failed)
         if done.written:
