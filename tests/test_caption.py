@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lorakit import cli
+from lorakit.data import inspect
 from lorakit.data.caption import KINDS, Captioner, caption_folder
 from lorakit.errors import DataError, LorakitError
 
@@ -194,6 +195,55 @@ def test_other_places_that_already_say_it_are_kept(folder):
     (folder / "metadata.jsonl").write_text(row + "\n", encoding="utf-8")
     (folder / "里面" / "c.txt").write_bytes("一只猫在草地上跑".encode("gbk"))  # 读不懂也不盖
     assert caption_folder(folder, lambda image: pytest.fail()).kept == 3
+
+
+NAMES = ("a.png", "b.jpg", "里面/c.png")
+TABLES = {  # 体检和训练认得的表，各写着三张图
+    "captions.json": json.dumps([{"image": one, "caption": f"我的 {one}"} for one in NAMES]),
+    "meta_cap.json": json.dumps({one: {"tags": f"我的 {one}"} for one in NAMES}),
+    "d.jsonl": "\n".join(json.dumps({"image_path": one, "caption": "我的"}) for one in NAMES),
+    "metadata.csv": "file_name;text\n" + "\n".join(f"{one};我的, {one}" for one in NAMES),
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_that_training_reads_counts(folder, name, overwrite):
+    (folder / name).write_text(TABLES[name], encoding="utf-8")
+    done = caption_folder(folder, lambda image: pytest.fail(), "ohwx", overwrite)
+    assert done.kept == 3 and not inspect(folder)[1].errors
+
+
+def test_overwriting_is_only_of_txt(folder):
+    """写在 .caption、.json 里的不动：再写一份 .txt，就成了两种写法。"""
+    (folder / "a.caption").write_text("一", encoding="utf-8")
+    (folder / "b.json").write_text('{"text": "二"}', encoding="utf-8")
+    (folder / "里面" / "c.txt").write_text("三", encoding="utf-8")
+    done = caption_folder(folder, lambda image: "一只猫", overwrite=True)
+    assert (done.written, done.kept) == (1, 2) and not inspect(folder)[1].errors
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("metadata.csv", "file_name,text\na.png,一只红色的猫坐着\n".encode("gbk")),
+    ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"'),
+    ("captions.json", b'[{"image": "a.png", "caption": "x"}'), ("data.parquet", b"PAR1"),
+])  # fmt: skip
+def test_a_table_that_is_not_understood_stops_the_writing(folder, name, content):
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"描述表还有没读懂的地方[\s\S]*改好，或移走它"):
+        caption_folder(folder, lambda image: pytest.fail())
+    assert not list(folder.rglob("*.txt"))
+    for one in NAMES:
+        (folder / one).with_suffix(".txt").write_text("我的", encoding="utf-8")
+    assert caption_folder(folder, lambda image: pytest.fail()).kept == 3  # 没有要写的，不拦
+
+
+def test_pairs_of_a_yaml_are_not_captioned(tiny, folder, tmp_path, capsys):
+    (tmp_path / "before").mkdir()
+    text = f"data: {{folder: '{folder}', control_folder: '{tmp_path / 'before'}'}}"
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    assert cli.main(["caption", str(tmp_path / "mine.yaml"), "--model", tiny("florence-2")]) == 1
+    assert "是编辑数据" in capsys.readouterr().err and not list(folder.rglob("*.txt"))
 
 
 def test_what_cannot_be_written_is_named(folder):

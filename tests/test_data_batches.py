@@ -122,6 +122,25 @@ def test_holdout_of_few_pictures_seldom_moves():
     assert back <= 300 * 0.05 and leaked == 0
 
 
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("times", [2, 3])
+def test_copies_stay_on_one_side(fraction, times):
+    """练过的图不拿来检验：几份内容相同的图不会一份留出、一份训练。"""
+    for start in range(0, 20000, 100):
+        once = some_records(6, start)
+        records = [Record(Path(f"{k}") / r.path, GOOD, r.size, r.digest)
+                   for k in range(times) for r in once]  # fmt: skip
+        train, held = split_holdout(records, fraction)
+        assert held and not {r.digest for r in train} & {r.digest for r in held}
+        kept = {r.digest for r in split_holdout(once, fraction)[1]}  # 和只有一份时留出的一样
+        assert {r.digest for r in held} == kept and len(train) + len(held) == 6 * times
+
+
+def test_fewer_than_four_different_pictures_are_all_trained():
+    records = [Record(Path(f"{k}.png"), GOOD, (64, 64), "0" * 64) for k in range(9)]
+    assert split_holdout(records, 0.5) == (records, [])
+
+
 # ---- 分批 ----
 
 SHAPES = [(64, 64)] * 7 + [(48, 80)] * 3 + [(80, 48)] * 1 + [(64, 64)] * 2

@@ -1,5 +1,7 @@
 """成对的图：同名就是一对；缺的、坏的、多的、重名的、形状不同的，都说得清楚。"""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,86 @@ def test_the_usual_flat_yaml_names_the_control_folder(tmp_path):
     assert config.model.family == "qwen-image-edit"
     assert str(config.data.control_folder) == "control_images"
     assert "注意" not in said[0]
+
+
+TOLD = {  # 文件 -> 一张图的那一段；{} 里是图、控制图
+    "metadata.jsonl": '{{"file_name": "images/{0}", "text": "换个颜色", "control_image": "{1}"}}',
+    "metadata.csv": "images/{0},换个颜色,{1}",
+    "m.jsonl": '{{"image_path": "images/{0}", "caption": "换个颜色", "control_path": "{1}"}}',
+    "all.csv": "images/{0},换个颜色,{1}",
+}
+HEADS = {
+    "metadata.csv": "file_name,text,conditioning_image\n",
+    "all.csv": "image,prompt,edit_image\n",
+}
+
+
+def tell(folder: Path, name: str, *pairs: tuple[str, str]):
+    for path in (folder / "images").glob("*.txt"):
+        path.unlink()
+    text = "\n".join(TOLD[name].format(*pair) for pair in pairs)
+    (folder / name).write_text(HEADS.get(name, "") + text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_table_that_names_other_pairs_is_never_ignored(folder, name):
+    """表里写的和按名字配的不一样，是一个错误；一样的、在别的机器上写的同名的，照常。"""
+    mine, other = "control/dog.JPG", "control/猫.v2.JPG"
+    tell(folder, name, ("dog.png", other), ("猫.v2.png", mine))
+    (problem,) = inspect(folder)[1].errors
+    assert problem.code == "control_in_table" and problem.path == folder / name
+    assert "2 张图的控制图" in problem.reason and mine in problem.reason and other in problem.reason
+    with pytest.raises(DataError, match="不一样"):
+        load_records(folder)
+    for right in (mine, "/data/控制/dog.png", "D:\\\\x\\\\dog.png"):
+        tell(folder, name, ("dog.png", right), ("猫.v2.png", other))
+        records, report = inspect(folder)
+        assert len(records) == 2 and not report.errors, report.text()
+    if name != "all.csv":
+        (folder / "before").mkdir()
+        shutil.copy(folder / mine, folder / "before" / "x.jpg")  # 挪了地方，内容一样
+        tell(folder, name, ("dog.png", "before/x.jpg"), ("猫.v2.png", other))
+        assert not [one for one in codes(folder) if one == "control_in_table"]
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_table_with_pairs_is_an_error_without_a_control_folder(folder, name):
+    (folder / "control").rename(folder.parent / f"{folder.name}-before")
+    control = folder.parent / f"{folder.name}-before"
+    pairs = [(f"{one}.png", f"../{control.name}/{one}.JPG") for one in ("dog", "猫.v2")]
+    tell(folder, name, *pairs)
+    (problem,) = inspect(folder)[1].errors
+    assert problem.code == "control_in_table" and control.name in problem.mend
+    records, report = inspect(folder, "", control)
+    assert not report.errors and all(record.controls for record in records)
+
+
+def test_a_json_beside_the_picture_that_names_another_control(folder):
+    path = folder / "images" / "dog.json"
+    path.write_text('{"caption": "换个颜色", "control_image": "control/猫.v2.JPG"}', "utf-8")
+    assert codes(folder) == ["control_in_table"]
+
+
+@pytest.mark.parametrize("told", [
+    {"source": "flickr"}, {"source": "IMG_1.jpg"}, {"original_file_name": "dog.png"},
+    {"source": "images/dog.png"}, {"control": 0.7}, {"control": "canny"}, {"edit": "换成蓝色"},
+])  # fmt: skip
+def test_where_a_picture_came_from_is_not_a_control(folder, told):
+    shutil.rmtree(folder / "control")
+    row = {"file_name": "images/dog.png", "text": "换个颜色", **told}
+    (folder / "metadata.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    records, report = inspect(folder)
+    assert len(records) == 2 and not report.errors
+
+
+def test_several_controls_in_a_row_are_compared_in_order(folder):
+    draw(folder / "control" / "dog_2.png", "black")
+    row = {"file_name": "images/dog.png", "text": "换个颜色"}
+    both = ["control/dog.JPG", "control/dog_2.png"]
+    for told, wrong in (
+        ({"control_images": both}, False), ({"control_images": both[::-1]}, True),
+        ({"control_path_0": both[0], "control_path_1": both[1]}, False),
+        ({"control_images": json.dumps(both)}, False), ({"control_image": both[0]}, True),
+    ):  # fmt: skip
+        (folder / "metadata.jsonl").write_text(json.dumps({**row, **told}), encoding="utf-8")
+        assert ("control_in_table" in codes(folder)) == wrong, told

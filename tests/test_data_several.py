@@ -4,12 +4,13 @@ import shutil
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from lorakit import cache, cli
 from lorakit.config import load_config
 from lorakit.config.groups import Source
 from lorakit.data import Batches, inspect, load_sources
-from lorakit.errors import ConfigError, DataError
+from lorakit.errors import ConfigError, DataError, InspectionWarning
 from lorakit.train import Trainer
 from lorakit.training.plan import Plan
 
@@ -84,6 +85,29 @@ def test_the_same_file_twice_is_refused(folders):
     first, _ = folders
     with pytest.raises(DataError, match="都能走到，会学两遍"):
         load_sources([Source(folder=first), Source(folder=first.parent)])
+
+
+def test_copies_in_another_source_are_told(folders, tmp_path, capsys):
+    """一字不差的、另存过的都说，体检和训练都说；没有重复的来源不说。"""
+    first, second = folders
+    name = sorted(path.stem for path in first.glob("*.png"))[0]
+    for suffix in (".png", ".txt"):
+        shutil.copy(first / (name + suffix), second / f"又一份{suffix}")
+    shutil.copy(first / f"{name}.txt", second / "小的.txt")
+    with Image.open(first / f"{name}.png") as image:
+        image.resize((96, 96)).save(second / "小的.jpg", quality=90)
+    settings = tmp_path / "x.yaml"
+    settings.write_text(f"data: {{folder: ['{first}', '{second}'], resolution: 128}}\n", "utf-8")
+    assert cli.main(["check", str(settings)]) == 0
+    said = capsys.readouterr().out
+    assert f"1 张图和 {first} 里的内容一样，会多学一遍：又一份.png" in said
+    sources = [Source(folder=folder) for folder in folders]
+    with pytest.warns(InspectionWarning, match=r"乙 的 1 张图和 .*甲 里的内容一样"):
+        assert len(load_sources(sources)) == 8
+    (second / "又一份.png").unlink()
+    (second / "又一份.txt").unlink()
+    with pytest.warns(InspectionWarning, match=r"乙 的 1 张图和 .*甲 里的几乎一样.*小的\.jpg"):
+        load_sources(sources)
 
 
 def test_every_source_is_checked(folders):

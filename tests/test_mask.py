@@ -116,6 +116,28 @@ def test_no_mask_at_all_is_refused(config, family, papercut):
             cache.prepare(config(f"data.mask={kind}"), family)
 
 
+@pytest.mark.parametrize(("name", "rows"), [
+    ("metadata.jsonl", '{"file_name": "0_mask.png", "text": "戴面具的人"}'),
+    ("metadata.csv", "file_name,text\n0_mask.png,戴面具的人\n"),
+    ("captions.json", '{"0_mask.png": "戴面具的人"}'),
+])  # fmt: skip
+def test_a_picture_with_a_caption_in_a_table_is_no_mask(folder, name, rows):
+    (folder / name).write_text(rows, encoding="utf-8")
+    records, report = inspect(folder)
+    assert not report.errors and len(records) == 5
+    masks = {r.path.name: r.mask and r.mask.name for r in records}
+    assert masks["0.png"] is None and masks["1.png"] == "1_mask.png"
+
+
+def test_a_mask_listed_without_a_caption_says_what_it_is(folder):
+    text = '{"file_name": "0_mask.png", "label": 1}'
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    records, report = inspect(folder)
+    (problem,) = report.errors
+    assert "遮罩" in problem.reason and "格式" not in problem.reason and "另存" not in problem.mend
+    assert len(records) == 4 and records[0].mask.name == "0_mask.png"
+
+
 def test_the_doctor_knows_masks(folder):
     records, report = inspect(folder)
     assert len(records) == 4 and not report.errors

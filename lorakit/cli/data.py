@@ -66,13 +66,13 @@ def check(args) -> int:
     from lorakit.data import html as data_html
     from lorakit.data.crops import framing
     from lorakit.data.limits import MULTIPLE
-    from lorakit.data.load import inspect_sources, places
+    from lorakit.data.load import inspect_sources
 
     if args.fix and args.undo:
         raise LorakitError("--fix 和 --undo 只能写一个：先 --fix 看结果，不满意再 --undo。")
     config, data = _chosen(args)
     if args.fix or args.undo:
-        _mend(places(data), args.undo)
+        _mend(data, args.undo)
     if config:
         from lorakit.training import forecast
 
@@ -100,19 +100,22 @@ def check(args) -> int:
     return DONE
 
 
-def _mend(places, undo: bool):
-    """对每个文件夹、连同放在别处的控制图，做 --fix 或 --undo。"""
+def _mend(data, undo: bool):
+    """对每个文件夹、连同放在别处的控制图，做 --fix 或 --undo；照着设置，它要用的不动。"""
     from lorakit.data import fix as data_fix
+    from lorakit.data.load import places
 
-    triggers = {}
-    for source, trigger in places:
-        triggers.setdefault(source.folder, trigger)
-        control = source.control_folder
-        if control and not control.resolve().is_relative_to(source.folder.resolve()):
-            triggers.setdefault(control, "")
+    triggers, clear = {}, data.clear or data.mask == "alpha"
+    for source, word in places(data):
+        home, control, prior = source.folder.resolve(), source.control_folder, data.class_folder
+        # 同类图片也在里面：它们的描述不能有触发词
+        word = "" if prior and prior.resolve().is_relative_to(home) else word
+        triggers.setdefault(source.folder, word)
+        if control and not control.resolve().is_relative_to(home):
+            triggers.setdefault(control, word)  # 那里的描述常和目标图的一样：一起改，还是一样
     for folder, trigger in triggers.items():
         if not undo:
-            print(data_fix.fix(folder, trigger))
+            print(data_fix.fix(folder, trigger, clear))
         elif len(triggers) == 1 or (folder / data_fix.UNDO).is_dir():
             print(data_fix.undo(folder))
         else:
@@ -134,16 +137,17 @@ def caption(args) -> int:
     from lorakit.data.caption import Captioner, caption_folder
     from lorakit.data.load import places
 
-    todo = [(args.folder, "")]
+    todo = [(args.folder, "", None)]
     if _is_yaml(args.folder):
-        todo = [(source.folder, word) for source, word in places(load_config(args.folder).data)]
+        data = load_config(args.folder).data
+        todo = [(source.folder, word, source.control_folder) for source, word in places(data)]
         if not todo:
             raise LorakitError(f"“{args.folder}”里没有写 data.folder：不知道给哪些图写描述。")
     captioner = Captioner(args.model, args.language, args.length)
     failed = 0
-    for folder, trigger in todo:
+    for folder, trigger, control in todo:
         prefix = trigger if args.prefix is None else args.prefix
-        done = caption_folder(folder, captioner, prefix, args.overwrite, encoding())
+        done = caption_folder(folder, captioner, prefix, args.overwrite, encoding(), control)
         print(f"{folder}：{done.text()}")
         failed += len(done.failed)
         if done.written:

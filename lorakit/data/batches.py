@@ -13,21 +13,22 @@ from lorakit.errors import DataError
 def split_holdout(records: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
     """分成 (训练, 留出)：按图片内容决定，添一张图不会打乱别的图。
 
+    内容相同的几份算一张，总在同一边：练过的图拿来检验，看不出学没学会。
     至少 4 张才留出，这时至少留一张；最多留约定的两倍，不会全留。为了守住这两头，
     图很少时（二十来张）添一张偶尔会让一张换边。
     """
-    count = len(records)
+    digests = sorted({record.digest for record in records})
+    count = len(digests)
     if fraction <= 0 or count < 4:
         return list(records), []
     # 内容的哈希当作 [0, 1) 的随机数，小于 fraction 的留出：每张图自己决定，与别的图无关
-    hashes = [hashlib.sha256(record.digest.encode()).hexdigest() for record in records]
-    draws = [int(value[:13], 16) / 16**13 for value in hashes]
-    wanted = sum(draw < fraction for draw in draws)
+    hashes = {one: hashlib.sha256(one.encode()).hexdigest() for one in digests}
+    draws = {one: int(value[:13], 16) / 16**13 for one, value in hashes.items()}
+    wanted = sum(draw < fraction for draw in draws.values())
     wanted = min(max(wanted, 1), max(1, round(2 * fraction * count)), count - 1)
-    order = sorted(range(count), key=lambda i: (draws[i], records[i].path.as_posix()))
-    held = set(order[:wanted])
-    train = [record for i, record in enumerate(records) if i not in held]
-    return train, [records[i] for i in sorted(held)]
+    held = set(sorted(digests, key=draws.get)[:wanted])
+    train = [record for record in records if record.digest not in held]
+    return train, [record for record in records if record.digest in held]
 
 
 class Batches:

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from lorakit.data import pairs
-from lorakit.data.captions import read_sidecar, read_tables
-from lorakit.data.folder import key_of, walk
+from lorakit.data.captions import read_sidecar
+from lorakit.data.folder import Found, captions_in, key_of, walk
 from lorakit.data.read import read_image
 from lorakit.data.report import Fault
 from lorakit.data.trigger import apply_trigger
@@ -28,6 +28,7 @@ BROKEN = (
 )  # fmt: skip
 LENGTHS = {"short": 40, "medium": 100, "long": 220}  # 最多写多少个词元
 LANGUAGES = ("zh", "en")
+PLAIN = ("metadata_file", "caption_empty")  # 表读懂了：没有那张图，或那一行没有描述
 # Qwen2.5-VL 的对话格式：<|image_pad|> 是图的位置
 PLACE = "<|image_pad|>"
 QWEN = (
@@ -236,35 +237,33 @@ def caption_folder(
     prefix: str = "",
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    control: Path | None = None,
 ) -> Done:
     """给文件夹（含子文件夹）里还没有描述的图各写一个同名 .txt；写一张存一张，可以随时停下。
 
     Args:
         write: 函数 图 -> 描述，例如 Captioner。
         prefix: 写在每句最前面的话，例如触发词；描述里已经有它就不再加。
-        overwrite: 已经有 .txt 的也重写；不写就一个字也不动。
+        overwrite: 已经有 .txt 的也重写；不写就一个字也不动。描述写在别处（表、.caption、.json）的
+            总不动：再写一份 .txt，就成了两种写法。
+        control: 设置里写的控制图的文件夹。
 
     Raises:
-        DataError: 没有这个文件夹，或里面没有图；是编辑训练的成对图片。
+        DataError: 没有这个文件夹，或里面没有图；是编辑训练的成对图片；有描述表还读不懂。
         LorakitError: 写不进。
     """
     folder = user_path(folder)
-    if pairs.locate(folder, None):
+    if pairs.locate(folder, control):
+        where = f"有控制图（{control}）" if control else "里 images 和 control 并排"
         raise DataError(
-            f"“{folder}”里 images 和 control 并排，是编辑数据：描述要写“怎么改”，"
+            f"“{folder}”{where}，是编辑数据：描述要写“怎么改”，"
             "看一张图写不出来。请自己写，每张目标图旁边放一个同名 .txt。"
         )
     found = walk(folder)
     if not found.pictures:
         problems = [p.line(folder) for p in found.problems if p.severity == "error"]
         raise DataError("\n".join(problems) or f"“{folder}”里没有图片。")
-    rows, _ = read_tables(found.tables, found.pictures, found.pictures, folder)
-    told = {path for path, said in rows.items() if any(one.caption for one in said)}
-    todo = []
-    for path in found.pictures:
-        beside = found.captions.get(key_of(path), ())
-        if overwrite or not (path in told or any(map(_says, beside))):
-            todo.append(path)
+    todo = _todo(found, overwrite)
     written, failed, taken = 0, [], {}
     for number, path in enumerate(todo, 1):
         first = taken.setdefault(key_of(path), path)
@@ -283,6 +282,26 @@ def caption_folder(
         if progress:
             progress("写描述", number, len(todo))
     return Done(written, len(found.pictures) - len(todo), tuple(failed))
+
+
+def _todo(found: Found, overwrite: bool) -> list[Path]:
+    """要写的图：体检和训练认得的描述，这里都认；读不懂的表可能正写着它们，先不写。"""
+    told, wrong = captions_in(found)
+    todo = []
+    for path in found.pictures:
+        beside = found.captions.get(key_of(path), ())
+        if overwrite:
+            beside = [one for one in beside if one.suffix.lower() != ".txt"]
+        if path not in told and not any(map(_says, beside)):
+            todo.append(path)
+    unread = [one.line(found.folder) for one in wrong if one.code not in PLAIN]
+    if todo and unread:
+        raise DataError(
+            "描述表还有没读懂的地方，一句也没有写：它说的也许正是这些图，再写就成了两种写法。\n"
+            + "\n".join(f"  · {line}" for line in unread)
+            + "\n改好，或移走它，再写。"
+        )
+    return todo
 
 
 def _says(path: Path) -> bool:

@@ -11,12 +11,12 @@ import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from lorakit.data.read import EXAMPLE, PICTURE, one_line, read_caption, start_of
 from lorakit.data.report import Fault, Problem, names
-from lorakit.data.rows import csv_rows, json_value, jsonl
+from lorakit.data.rows import csv_rows, json_value, jsonl, not_trained
 
 SIDECARS = (".txt", ".caption", ".json")  # 同名的有几份，写得要一样
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -35,6 +35,7 @@ class Said:
     caption: str | None
     path: Path
     where: str
+    row: Mapping = field(default_factory=dict, compare=False, repr=False)  # 整行
 
 
 def nfc(text: str) -> str:
@@ -220,9 +221,8 @@ def _read_table(
                 mend = "一张图只写一行，删掉多出来的"
                 raise Fault("metadata_twice", path, reason, mend)
             lines[picture] = number
-            found[picture] = Said("", path, f"{path.name} {line}")
-            caption = _caption(row, path, line)
-            found[picture] = Said(caption, path, f"{path.name} {line}")
+            found[picture] = Said("", path, f"{path.name} {line}", row)
+            found[picture] = replace(found[picture], caption=_caption(row, path, line))
         except Fault as fault:
             problem = fault.problem
             if problem.code == "metadata_moved":  # 自己移走的，不算用户的错
@@ -253,8 +253,7 @@ def _picture(row: dict, path: Path, line: str, known: Mapping[str, Path], folder
         reason = f"{line}的 {name} 已经被 --fix 移到 {MOVED} 里，这一行没有用到"
         raise Fault("metadata_moved", path, reason, "确实不要这张图，就删掉这一行")
     if os.path.isfile(path.parent / parts):
-        reason = f"{line}的 {name} 不是这里能读的图片格式"
-        raise Fault("metadata_file", path, reason, "另存为 png 或 jpg，把 file_name 也改过来")
+        raise not_trained(path, line, name)
     stem = (inside.parent, nfc(inside.stem).casefold())
     near = [p for k, p in known.items() if (Path(k).parent, Path(k).stem.casefold()) == stem]
     near = near or [p for p in known.values() if p.name == inside.name]

@@ -135,6 +135,12 @@ def holds_pictures(folder: Path) -> bool:
     )
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """里面（几层都行）的图；没有这个文件夹就没有图。"""
+    found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def yaml_path(path: Path) -> str:
     """写在 [{folder: …}] 里也不会读错的路径。"""
     text = str(path)

@@ -36,8 +36,11 @@ SHAPE = {
 }
 
 
-def fix(folder: str | Path, trigger: str = "") -> str:
+def fix(folder: str | Path, trigger: str = "", clear: bool = False) -> str:
     """做所有安全的修改，返回一段中文：改了什么、原件在哪、怎么撤销。
+
+    Args:
+        clear: 透明通道有用（data.mask=alpha、data.alpha=keep），不去掉。
 
     Raises:
         LorakitError: 磁盘满、没有写的权限；写清楚停在哪里。
@@ -50,7 +53,7 @@ def fix(folder: str | Path, trigger: str = "") -> str:
 
     def stage(temporary: Path):
         temporary.mkdir(parents=True)
-        for change in changes(found, trigger):
+        for change in changes(found, trigger, clear):
             entries.append(_stage(temporary, folder, change))
         if not entries:
             raise _NothingToDo

@@ -4,10 +4,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorakit.data.captions import SIDECARS, TABLES, nfc
+from lorakit.data.captions import SIDECARS, TABLES, nfc, read_tables
 from lorakit.data.conventions import holds_pictures, in_mask_folder, mask_targets
 from lorakit.data.read import IMAGE_SUFFIXES
 from lorakit.data.report import Problem, relative
+from lorakit.data.tables import read_foreign, tables_of
 from lorakit.errors import plain_reason
 
 
@@ -98,9 +99,11 @@ def _masks(found: Found):
     """“猫_mask.png”旁边有“猫.jpg”、自己又没有描述，它就是遮罩，不当训练图；别的叫法也认。"""
     folder, problems, rest, strays = found.folder, found.problems, [], []
     keys = set(map(key_of, found.pictures))
+    targets = {path: mask_targets(path, nfc(path.stem), keys, folder) for path in found.pictures}
+    listed = captions_in(found)[0] if any(targets.values()) else ()
     for path in found.pictures:
-        told = key_of(path) in found.captions
-        bases = [] if told else mask_targets(path, nfc(path.stem), keys, folder)
+        told = key_of(path) in found.captions or path in listed
+        bases = [] if told else targets[path]
         if not bases:
             (strays if not told and in_mask_folder(path, folder) else rest).append(path)
         elif len(bases) > 1:
@@ -124,6 +127,16 @@ def _masks(found: Found):
         problems.append(Problem.error("mask_orphan", path, reason, mend))
     kept = set(rest)
     found.pictures = [path for path in found.pictures if path in kept]
+
+
+def captions_in(found: Found) -> tuple[set[Path], list[Problem]]:
+    """(描述写在表里的图，自己的表和别的工具的都算；表里的错误)。"""
+    ours, theirs = tables_of(found.others, found.tables)
+    rows, wrong = read_tables(ours, found.pictures, found.pictures, found.folder)
+    foreign = read_foreign(theirs, found.pictures, found.folder)
+    told = {path for path, said in rows.items() if any(one.caption for one in said)}
+    wrong = [one for one in wrong + foreign.problems if one.severity == "error"]
+    return told | set(foreign.said), wrong
 
 
 def _sidecars(found: Found):

@@ -25,6 +25,7 @@ from lorakit.data.folder import Found, key_of, walk
 from lorakit.data.limits import MIN_SIDE, check_size
 from lorakit.data.lint import lint, placeholders
 from lorakit.data.mask import check_masks
+from lorakit.data.named import check_named
 from lorakit.data.read import IMAGE_SUFFIXES, PICTURE, RESAVE, Progress, in_threads
 from lorakit.data.record import Record
 from lorakit.data.report import Fault, Problem, Report, names, relative
@@ -85,7 +86,7 @@ def inspect(
     bare = [path for path in found.pictures if key_of(path) not in found.captions]
     ours, theirs = tables_of(found.others, found.tables)
     rows, wrong = read_tables(ours, found.pictures, bare, folder)
-    foreign = read_foreign(theirs, found.pictures, folder, control)
+    foreign = read_foreign(theirs, found.pictures, folder)
     found.others = [path for path in found.others if path not in foreign.used]
     problems += wrong + foreign.problems
     records, did = [], defaultdict(list)
@@ -108,11 +109,11 @@ def inspect(
             problems += wrong
             for path, name in ((p, name) for p, seen in used.items() for name in seen.did):
                 did[name].append(path)
+    problems += check_named((rows, foreign.said), found, records, control)
     alone = [path for key, same in found.captions.items() if key not in stems for path in same]
     problems = links_together(problems, found.pictures, folder)
     problems = say_whose(problems, found.pictures, alone, folder, found.others)
-    problems = lines_together(problems, folder)
-    problems += placeholders(records, trigger, folder)
+    problems = lines_together(problems, folder) + placeholders(records, trigger, folder)
     filled = [replace(r, caption=fill(r.caption, trigger.strip())) for r in records]
     problems += _repeats(records, folder) + _trigger(filled, trigger, folder)
     problems += lint(filled, trigger, folder)

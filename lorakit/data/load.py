@@ -11,6 +11,7 @@ from pathlib import Path
 from lorakit.config.groups import Data, Source
 from lorakit.data.huggingface import unpacked
 from lorakit.data.inspection import inspect
+from lorakit.data.lookalike import say_across, with_across
 from lorakit.data.read import Progress
 from lorakit.data.record import Record
 from lorakit.data.report import Report, names
@@ -55,6 +56,7 @@ def load_sources(sources: Sequence[Source], trigger: str = "") -> list[Record]:
                     "去掉一个；想多学几遍，写 {folder: 路径, repeats: 次数}。"
                 )
             records.append(replace(record, repeats=source.repeats))
+    say_across(records, [seen[record.path.resolve()] for record in records])
     return records
 
 
@@ -96,4 +98,4 @@ def inspect_sources(
         told = {"folder_counted": source.repeats > 1, "class_beside": data.class_folder}
         kept = tuple(p for p in report.problems if not told.get(p.code))
         results.append((records, replace(report, problems=kept)))
-    return results
+    return with_across(results, [source.folder for source in data.sources])

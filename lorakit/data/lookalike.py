@@ -1,5 +1,6 @@
-"""几乎一样的图：按缩小后的低频成分（感知哈希）与颜色比。"""
+"""几乎一样的图：按缩小后的低频成分（感知哈希）与颜色比；几个来源之间的也找。"""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from lorakit.data.record import Record
-from lorakit.data.report import Problem, relative
+from lorakit.data.report import Problem, Report, names, relative
+from lorakit.errors import InspectionWarning, warn
 
 SIDE, FREQUENCIES, CELLS = 32, 16, 8  # 缩到 32x32，留 16x16 个低频，再分 8x8 格看颜色
 BITS = FREQUENCIES**2 - 1  # 去掉平均亮度那一个
@@ -79,3 +81,54 @@ def lookalikes(records: Sequence[Record], folder: Path) -> list[Problem]:
         mend = "留下清楚的那一张；确实是两张不同的图（例如连拍）就不用管"
         problems.append(Problem.warning("near_duplicate", first[i].path, reason, mend))
     return problems
+
+
+def across(records: Sequence[Record], homes: Sequence[Path]) -> list[tuple[Path, Problem]]:
+    """几个来源之间重复的图：[(后面那个来源, 警告)]；一个来源里面的另外报。
+
+    Args:
+        homes: 每张图来自哪个来源。
+    """
+    first: dict[str, tuple[Record, Path]] = {}
+    copies = defaultdict(list)
+    for record, home in zip(records, homes, strict=True):
+        earlier = first.setdefault(record.digest, (record, home))[1]
+        if earlier != home:
+            copies["duplicate", home, earlier].append(record.path)
+    distinct = [both for both in first.values() if both[0].look]
+    for i, j in near_duplicates([record.look for record, _ in distinct]):
+        (record, home), earlier = distinct[i], distinct[j][1]
+        if earlier != home:
+            copies["near_duplicate", home, earlier].append(record.path)
+    problems = []
+    for (code, home, earlier), paths in copies.items():
+        count, shown = len(paths), names(paths, home)
+        reason = f"{count} 张图和 {earlier} 里的内容一样，会多学一遍：{shown}"
+        mend = "删掉一份；想让一个文件夹多学几遍，写 {folder: 路径, repeats: 次数}"
+        if code != "duplicate":
+            reason = f"{count} 张图和 {earlier} 里的几乎一样，多半是缩放或重新压缩过的：{shown}"
+            mend = "留下清楚的那一份；确实是不同的图（例如连拍）就不用管"
+        problems.append((home, Problem.warning(code, None, reason, mend)))
+    return problems
+
+
+def say_across(records: Sequence[Record], homes: Sequence[Path]):
+    """训练之前说出几个来源之间重复的图。"""
+    for home, problem in across(records, homes):
+        said = f"data.folder：{home} 的 {problem.reason}。{problem.mend}。"
+        warn(said, InspectionWarning)
+
+
+def with_across(
+    results: Sequence[tuple[list[Record], Report]], homes: Sequence[Path]
+) -> list[tuple[list[Record], Report]]:
+    """各来源的 (记录, 报告)，来源之间重复的图也写进后面那个的报告；homes 之后的（同类图）不比。"""
+    both = [
+        (record, home)
+        for (records, _), home in zip(results, homes, strict=False)
+        for record in records
+    ]
+    told = across([record for record, _ in both], [home for _, home in both])
+    added = [[one for where, one in told if where == home] for home in homes]
+    added += [[]] * (len(results) - len(homes))
+    return [(r, report.plus(more)) for (r, report), more in zip(results, added, strict=True)]

@@ -19,6 +19,7 @@ from lorakit.data.limits import MIN_SIDE
 from lorakit.data.read import CJK, FORMATS, decode, one_line, read_bytes
 from lorakit.data.report import Fault
 from lorakit.data.rows import json_value
+from lorakit.data.tables import read_foreign, tables_of
 from lorakit.data.trigger import apply_trigger, has_trigger, looks_like
 from lorakit.files import readings
 
@@ -42,13 +43,21 @@ class Change:
     why: str
 
 
-def changes(found: Found, trigger: str) -> Iterator[Change]:
-    """逐个给出可以放心做的修改；链接和没有权限的文件不碰，留给报告去说。"""
+def changes(found: Found, trigger: str, clear: bool = False) -> Iterator[Change]:
+    """逐个给出可以放心做的修改；链接和没有权限的文件不碰，留给报告去说。
+
+    Args:
+        clear: 透明通道有用（当遮罩，或也教给模型），不去掉。
+    """
     stems, moved = Counter(map(key_of, found.pictures)), set()
+    # 别的工具的表不改；它说过的图，描述也不添字：一处添了一处没添，就成了两种写法
+    ours, theirs = tables_of(found.others, found.tables)
+    said = read_foreign(theirs, found.pictures, found.folder).said if trigger.strip() else {}
+    told = set(map(key_of, said))
     for path in found.pictures:
         if path.is_symlink():
             continue
-        change = _picture(path)
+        change = _picture(path, clear, found.masks.get(key_of(path)))
         if change:
             yield change
         if change and change.content is None and stems[key_of(path)] == 1:
@@ -60,13 +69,13 @@ def changes(found: Found, trigger: str) -> Iterator[Change]:
             if key in moved:
                 yield Change(path, None, "移走：它说的那张图不能用")
             elif not path.is_symlink():
-                yield from _caption_file(path, trigger)
+                yield from _caption_file(path, "" if key in told else trigger)
     for path in found.tables:
         if not path.is_symlink():
-            yield from _caption_file(path, trigger)
+            yield from _caption_file(path, trigger if path in ours and not told else "")
 
 
-def _picture(path: Path) -> Change | None:
+def _picture(path: Path, clear: bool, mask: Path | None) -> Change | None:
     try:
         picture, did = decode(path, read_bytes(path))
     except Fault as fault:
@@ -74,14 +83,18 @@ def _picture(path: Path) -> Change | None:
         return Change(path, None, f"移走：{fault.problem.reason}") if unusable else None
     if min(picture.size) < MIN_SIDE:
         return Change(path, None, f"移走：太小，短边不到 {MIN_SIDE} 像素")
+    if (clear and "alpha" in did) or (mask and "rotated" in did):
+        return None  # 遮罩常照没有转正的样子画，跟着图一起转：图转了，它就对不上了
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 大小 decode 已经查过
         image = Image.open(path, formats=FORMATS)
     with image:
         mode = image.mode
     why = [WHY[name] for name in sorted(did) if name in WHY]
-    if mode not in PLAIN and not why:
-        why = ["去掉透明，合成在白底上" if "alpha" in did else f"从 {mode} 模式换成 RGB"]
+    if "alpha" in did:
+        why.append("去掉透明，合成在白底上")
+    elif mode not in PLAIN and not why:
+        why = [f"从 {mode} 模式换成 RGB"]
     if not why or did & {"animation", "several", "hdr"}:  # 动图只用第一帧，重存会丢掉别的帧
         return None
     if path.suffix.lower() not in SAVE:  # HEIC、AVIF：这里读得对，重存一遍只会变差

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorakit.data.captions import nfc, read_sidecar, stay_inside
+from lorakit.data.captions import MOVED, nfc, read_sidecar, stay_inside
+from lorakit.data.conventions import pictures_in
 from lorakit.data.folder import Found
 from lorakit.data.limits import CONTROLS, check_size
 from lorakit.data.read import RESAVE, in_threads, read_image
@@ -73,10 +74,12 @@ def attach(
 def captions_beside(records: Sequence[Record], found: Found, before: Found) -> list[Problem]:
     """控制图旁边的描述和描述表不读：和目标图的一样就说一声，不一样就不知道该听谁的。"""
     said = {_key(record.path, found.folder): record.caption for record in records}
-    same, other = [], [*before.tables]
+    same, other, moved = [], [*before.tables], _moved(found)
     for paths in before.captions.values():
         for path in paths:
-            mine = said.get(_key(path, before.folder))
+            if (key := _key(path, before.folder)) in moved:  # 控制图那里说了
+                continue
+            mine = said.get(key)
             (same if mine is not None and _says(path) == mine else other).append(path)
     problems = []
     if same:
@@ -103,6 +106,14 @@ def _key(path: Path, root: Path) -> tuple[Path, str]:
     inside = root / "images"
     parent = path.parent.relative_to(inside if path.is_relative_to(inside) else root)
     return parent, nfc(path.stem)
+
+
+def _moved(found: Found) -> set[tuple[Path, str]]:
+    """--fix 移走的目标图，和它们的第二、第三张控制图会叫的名字。"""
+    home = found.folder / MOVED
+    keys = [_key(path, home) for path in pictures_in(home)]
+    more = [(parent, f"{stem}_{n}") for parent, stem in keys for n in range(2, CONTROLS + 1)]
+    return {*keys, *more}
 
 
 def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Problem]]:
@@ -134,11 +145,16 @@ def _match(found: Found, before: Found) -> tuple[dict[Path, list[Path]], list[Pr
             problems.append(Problem.error("control_many", path, reason, mend))
         else:
             matched[path] = [controls[key][0] for key in mine]
+    moved = _moved(found)
     for key, same in controls.items():
         if len(same) > 1 and key in used:
             reason = f"有 {len(same)} 张同名的控制图：{names(same, before.folder)}"
             mend = "不知道该用哪一张，只留下一张；要当作几张用就改成 名字_2、名字_3"
             problems.append(Problem.error("control_twice", same[0], reason, mend))
+        elif key not in used and key in moved:  # 自己移走的，不算用户的错
+            reason = f"它的目标图已经被 --fix 移到 {MOVED} 里，这张没有用到"
+            mend = "确实不要那张目标图，就把它也移走"
+            problems += [Problem.warning("control_moved", p, reason, mend) for p in same]
         elif key not in used:
             reason = "没有和它配对的目标图，没有用到"
             mend = "改成和目标图一样的名字；是第二、第三张就从 名字_2 起依次编号；用不着就移走"

@@ -3,7 +3,10 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from lorakit.data.read import IMAGE_SUFFIXES
+from lorakit.data.report import Fault
 from lorakit.files import Unreadable, parse_json
 
 
@@ -63,3 +66,12 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict | str, str]]:
             yield reader.line_num, reason, "描述里有英文逗号，就用英文双引号把整句括起来"
         elif any(cells):
             yield reader.line_num, dict(zip(header, cells, strict=False)), ""
+
+
+def not_trained(path: Path, line: str, name: str) -> Fault:
+    """一行说的文件在这里，却不是训练图：当作遮罩、控制图了，或读不了这种格式。"""
+    reason, mend = "不是这里能读的图片格式", "另存为 png 或 jpg，把 file_name 也改过来"
+    if name.strip().lower().endswith(IMAGE_SUFFIXES):
+        reason = "没有当作训练图：它是遮罩、控制图，或在不看的文件夹里"
+        mend = "要练它，就在这一行写上描述（控制图、不看的先挪出来）；不练就删掉这一行"
+    return Fault("metadata_file", path, f"{line}的 {name} {reason}", mend)

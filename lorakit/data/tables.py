@@ -6,14 +6,22 @@
 import csv
 import io
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from lorakit.config.explain import inline
-from lorakit.data.captions import CAPTION_KEYS, Said, differs, nfc, stay_inside, whole_text
+from lorakit.data.captions import (
+    CAPTION_KEYS,
+    MOVED,
+    Said,
+    differs,
+    nfc,
+    stay_inside,
+    whole_text,
+)
+from lorakit.data.conventions import pictures_in
 from lorakit.data.read import IMAGE_SUFFIXES, one_line
 from lorakit.data.report import Fault, Problem
 from lorakit.data.rows import json_value, repeated
@@ -25,7 +33,6 @@ LARGEST = 200_000_000  # 字节；再大的不是描述表
 FILES = ("file_name", "image_path", "image", "image_file", "img_path", "img", "file", "filename",
          "filepath", "file_path", "path", "key")  # fmt: skip
 CAPTIONS = (*CAPTION_KEYS, "description", "instruction", "edit_prompt")
-CONTROL = re.compile(r"(control|source|conditioning)_?(path|image|img|file)?s?(_path)?(_\d+)?")
 
 
 @dataclass
@@ -60,14 +67,8 @@ def _mark(first: str) -> str:
     return max("\t,;|", key=first.count)
 
 
-def read_foreign(
-    paths: Sequence[Path], pictures: Sequence[Path], folder: Path, control: Path | None
-) -> Read:
-    """读一个文件夹里可能是描述表的文件。
-
-    Args:
-        control: 已经指定的控制图文件夹；没有指定，表里却写着控制图，就是一个错误。
-    """
+def read_foreign(paths: Sequence[Path], pictures: Sequence[Path], folder: Path) -> Read:
+    """读一个文件夹里可能是描述表的文件。"""
     read, index = Read(), _Index(pictures, folder)
     for path in paths:
         suffix = path.suffix.lower()
@@ -75,11 +76,11 @@ def read_foreign(
             read.used.add(path)
             read.problems.append(_binary(path))
         elif suffix in SUFFIXES and path.is_file() and path.stat().st_size <= LARGEST:
-            _one(read, path, index, control)
+            _one(read, path, index)
     return read
 
 
-def _one(read: Read, path: Path, index: "_Index", control: Path | None):
+def _one(read: Read, path: Path, index: "_Index"):
     try:
         stay_inside(path, index.folder)
         rows = list(_rows(path, index))
@@ -92,7 +93,7 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             read.problems.append(Problem.error("not_used", path, reason, f"{mend}；用不着就移走"))
         return
     found: dict[Path, Said] = {}
-    missing, controls = [], {}
+    missing = []
     for place, row in rows:
         name = next((row[key] for key in FILES if isinstance(row.get(key), str)), None)
         caption = _caption(row)
@@ -114,20 +115,16 @@ def _one(read: Read, path: Path, index: "_Index", control: Path | None):
             mend = "一张图只留一行，删掉多出来的"
             read.problems.append(Problem.error("metadata_twice", path, reason, mend))
         else:
-            found[picture] = Said(caption, path, where)
-            before = [value for key, value in row.items() if CONTROL.fullmatch(str(key))]
-            if any(before):
-                controls[picture] = before[0]
+            found[picture] = Said(caption, path, where, row)
     if found or any(name.lower().endswith(IMAGE_SUFFIXES) for name, _ in missing):
         read.used.add(path)
-        read.problems += _told(path, found, missing)
+        moved = [one for one in missing if index.moved.find(one[0], path.parent)]
+        read.problems += _told(path, found, [one for one in missing if one not in moved], moved)
     elif path.suffix.lower() != ".json" and _speaks(path, index):  # .json 多半是别的程序的
         read.used.add(path)
         reason = "提到了这里的图，可是看不出哪一列是图、哪一列是描述，没有用到"
         mend = "列名写成 file_name,text（jsonl 的每一行也用这两个名字）；用不着就移走"
         read.problems.append(Problem.error("not_used", path, reason, mend))
-    if controls and control is None:
-        read.problems.append(_controls(path, controls))
     for picture, one in found.items():
         read.said[picture].append(one)
 
@@ -140,29 +137,29 @@ def _speaks(path: Path, index: "_Index") -> bool:
     return any(picture.name.encode() in raw for picture in [*index.known.values()][:100])
 
 
-def _told(path: Path, found: Mapping[Path, Said], missing: Sequence[tuple[str, str]]):
-    if not found:
+def _told(
+    path: Path,
+    found: Mapping[Path, Said],
+    missing: Sequence[tuple[str, str]],
+    moved: Sequence[tuple[str, str]],
+) -> list[Problem]:
+    """一份表读出了什么；moved 是 --fix 移走的图，不算用户的错。"""
+    if not found and not moved:
         reason = f"像是描述表，可是里面的图（{missing[0][0]} 等 {len(missing)} 张）都不在这里"
         mend = "检查 data.folder 是不是写到了别处；用不着就移走这份表"
         return [Problem.error("not_used", path, reason + "，没有用到", mend)]
     reason = f"{path.name} 当作描述表读，{len(found)} 张图的描述在里面"
     problems = [Problem.note("table_foreign", reason)]
+    if moved:
+        reason = f"{len(moved)} 行写的图已经被 --fix 移到 {MOVED} 里，没有用到，"
+        reason += f"例如 {moved[0][0]}（{moved[0][1]}）"
+        mend = "确实不要这些图，就删掉这几行"
+        problems.append(Problem.warning("metadata_moved", path, reason, mend))
     if missing:
         reason = f"{len(missing)} 行写的图不在这里，例如 {missing[0][0]}（{missing[0][1]}）"
         mend = "改正图的名字，或删掉这几行"
         problems.append(Problem.error("metadata_file", path, reason, mend))
     return problems
-
-
-def _controls(path: Path, controls: Mapping[Path, object]) -> Problem:
-    """表里写着每张图的控制图：这里按文件夹和名字配对。"""
-    first = next((v for v in controls.values() if isinstance(v, str) and v.strip()), "")
-    home = os.path.dirname(first.replace("\\", "/"))
-    place = Path(home) if os.path.isabs(home) else path.parent / home
-    reason = f"里面写着控制图（{first or '……'}），这里不从表里读，还没有用到"
-    mend = f"控制图和目标图同名，放在一个文件夹里，写 data.control_folder: {inline(str(place))}"
-    mend += "；练的不是编辑，就从表里删掉这一项"
-    return Problem.error("control_in_table", path, reason, mend)
 
 
 def _binary(path: Path) -> Problem:
@@ -178,13 +175,20 @@ def _binary(path: Path) -> Problem:
 class _Index:
     """按名字找图：只会给出走到过的图，表里写什么路径都走不出文件夹。"""
 
-    def __init__(self, pictures: Sequence[Path], folder: Path):
+    def __init__(self, pictures: Sequence[Path], folder: Path, home: Path | None = None):
+        """home 是图真正的所在，它们算作在 folder 里。"""
         self.folder, self.real = folder, Path(os.path.realpath(folder))
-        self.known = {nfc(p.relative_to(folder).as_posix()): p for p in pictures}
+        self.known = {nfc(p.relative_to(home or folder).as_posix()): p for p in pictures}
         self.ends = defaultdict(list)
         for key, path in self.known.items():
             self.ends[PurePosixPath(key).name].append(path)
             self.ends[PurePosixPath(key).stem].append(path)
+
+    @cached_property
+    def moved(self) -> "_Index":
+        """--fix 移走的图，名字照原来的算。"""
+        home = self.folder / MOVED
+        return _Index(pictures_in(home), self.folder, home)
 
     def find(self, name: str, beside: Path) -> Path | None:
         parts = PurePosixPath(nfc(name.strip().replace("\\", "/")))
