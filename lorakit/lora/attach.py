@@ -39,9 +39,9 @@ def match(transformer: nn.Module, family, targets: str | list[str]) -> list[str]
             tails = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})
             near = difflib.get_close_matches(one, [*family.targets, *tails], n=3, cutoff=0.4)
             hint = f"最接近的有：{'、'.join(near)}。" if near else ""
-            presets = "、".join(family.targets)
+            presets, said = "、".join(family.targets), one if len(targets) > 1 else targets
             raise ConfigError(
-                f"lora.targets：“{one}”在这个模型里一层也没对上。可用的预设：{presets}。{hint}"
+                f"lora.targets：“{said}”在这个模型里一层也没对上。可用的预设：{presets}。{hint}"
             )
         found |= hits
     return [name for name in linear if name in found]
