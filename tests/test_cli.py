@@ -176,6 +176,7 @@ def test_bad_data(capsys, folder, tmp_path, how, word):
         ("train.stepz=3", "train.steps"),
         ("lora.rank=0", "lora.rank"),
         ("lora.targets=nothing_here", "lora.targets"),
+        ("lora.targets=[to_q, to_zzz]", "lora.targets：“to_zzz”"),
         ("data.resolution=100", "112"),
         ("model.path=no/such-model", "model.path"),
         ("model.family=qwen", "qwen-image"),

@@ -92,6 +92,11 @@ CASES = {
         [f"export plain.safetensors {M} --rank 1 --out o"]),
     "份量是 0.5、1 这样的数": (f"export plain.safetensors {M} --weight 1000 --out o",
         [f"export plain.safetensors {M} --weight 0.5 --out o"]),
+    "份量 0 等于没有用": (f"export plain.safetensors {M} --weight 0 --out o",
+        [f"export plain.safetensors {M} --weight 0.5 --out o"]),
+    "互相抵消": (f"export plain.safetensors {M} --also plain.safetensors --weight 1 --weight=-1 "
+        "--out o", [f"export plain.safetensors {M} --also plain.safetensors --weight 1 --weight 1 "
+        "--out o"]),
     "（每个文件一个）": (f"export plain.safetensors {M} --also ours.safetensors --weight 1 --out o",
         [f"export plain.safetensors {M} --also ours.safetensors --weight 1 --weight 0.5 --out o"]),
     "没有 LoRA 可比较": (f"compare tiny-qwen-image {P} --out c.png",

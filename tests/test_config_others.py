@@ -92,7 +92,7 @@ def test_ai_toolkit(read):
     assert "是 ai-toolkit 的设置" in said and "noise_scheduler" in said
     assert (config.model.path, config.model.family) == ("black-forest-labs/FLUX.1-dev", "flux")
     assert str(config.data.folder) == "/data/cats" and config.data.trigger == "ohwx"
-    assert (config.lora.rank, config.lora.alpha, config.data.resolution) == (32, 16, 1024)
+    assert (config.lora.rank, config.lora.alpha, config.data.resolution) == (32, None, 1024)
     assert (config.train.steps, config.train.lr, config.train.batch_size) == (2500, 1e-4, 2)
     assert (config.train.optimizer, config.model.quantize) == ("adamw8bit", "fp8")
     assert config.sample.prompts == ["ohwx on a sofa"] and str(config.run.output) == "out/my_cat"
@@ -401,7 +401,7 @@ def test_what_onetrainer_means(said):
     config, lines = said("o.json", json.dumps(ONETRAINER | more))
     assert (config.train.ema, config.lora.variant, config.data.resolution) == (0.99, "dora", 768)
     assert config.train.weight_decay == 0.05
-    assert "没有用到：epochs、layer_filter" in lines and "dropout" not in lines
+    assert "没有用到：epochs、layer_filter" in lines and "dropout_probability" not in lines
     assert "项没有对应，没有用到" in lines
     off = said("o.json", json.dumps(ONETRAINER | more | {"ema": "OFF"}))[0]
     assert off.train.ema == 0

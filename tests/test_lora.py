@@ -103,9 +103,20 @@ def test_targets_as_list_and_regex(family):
     ]
 
 
+@pytest.mark.parametrize("order", [["image-attention", "net.2"], ["net.2", "image-attention"]])
+def test_a_list_may_name_a_preset(family, order):
+    transformer = family.load("transformer")
+    preset, rest = (lora.match(transformer, family, one) for one in ("image-attention", ["net.2"]))
+    found = lora.match(transformer, family, order)
+    assert rest and set(found) == {*preset, *rest} and len(found) == len(set(found))
+
+
 @pytest.mark.parametrize(
-    ("targets", "hint"), [("atention", "attention"), (["to_w"], "to_"), ("(", "正则")]
-)
+    ("targets", "hint"),
+    [("atention", "attention"), (["to_w"], "to_"), ("(", "正则"), (["to_q", ""], "“”"),
+     (["to_q", "to_zzz"], "“to_zzz”.*最接近的有：.*to_"),
+     (["to_zzz", "attention"], "“to_zzz”"), (["attention", "atention"], "“atention”.*attention")],
+)  # fmt: skip
 def test_targets_that_match_nothing(family, targets, hint):
     with pytest.raises(ConfigError, match=hint):
         lora.match(family.load("transformer"), family, targets)

@@ -1,6 +1,7 @@
 """与 LoRA 文件打交道的命令：export 转换、合并、缩秩，audit 体检，push 发布。"""
 
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -77,9 +78,9 @@ def _workflow(args) -> int:
     drawn = comfyui.defaults(name) | (cls.workflow_sample(base) if cls else {})
     sets = [f"sample.{key}={value}" for key, value in drawn.items()]
     sample = load_config(None, [*sets, *args.set]).sample
-    trigger, prompt = card.get("trigger", ""), args.prompt or "一只猫"
-    if trigger and trigger not in prompt:
-        prompt = f"{trigger}，{prompt}"
+    prompt = args.prompt or "一只猫"
+    words = card.get("trigger", "").split("，")  # 叠了几份的有几个
+    prompt = "，".join([*(word for word in words if word not in prompt), prompt])
     folder = args.file if args.file.is_dir() else file.parent
     called = made.name
     if called == lora.FILE:  # 大家都叫这个名字，放进 ComfyUI 会认不出谁是谁
@@ -169,7 +170,7 @@ def _convert(args):
     from torch import nn
 
     from lorakit.lora import audit as lora_audit
-    from lorakit.lora import convert
+    from lorakit.lora import convert, mixture
     from lorakit.lora import fused as lora_fused
     from lorakit.results import checkpoint
 
@@ -183,6 +184,7 @@ def _convert(args):
         raise LorakitError(
             f"--weight 要写 {len(files)} 个（每个文件一个），得到 {len(weights)} 个。"
         )
+    made = mixture.Mixture(files, weights, args.rank)
     _refuse_harm(args, files)
     family = _family(args, args.file)
     shell = family.skeleton()
@@ -194,23 +196,24 @@ def _convert(args):
         found = convert.meaning(file, modules, places)
         several.append((found.layers, weight))
     dora = any(isinstance(layer, convert.Dora) for one, _ in several for layer in one.values())
-    if dora and (len(several) > 1 or weights != [1.0] or args.rank is not None):
+    if dora and not made.whole:
         raise LorakitError(
             "DoRA 改的还有每行的长度，不能叠加、缩秩、改份量；去掉 --also、--weight、--rank。"
         )
     if args.merge and args.rank is None:  # 展开成整个权重再加，LoKr 的秩多大都行
         _merge(args, family, several)
         return
-    same = len(several) == 1 and weights == [1.0]
-    layers = several[0][0] if same else convert.combine(several)
+    layers = several[0][0] if made.same else convert.combine(several)
+    if not made.whole:
+        mixture.refuse_nothing(layers)
     if args.rank is not None:
         layers, kept = convert.resize(layers, args.rank)
+        made = replace(made, kept=kept)
         print(f"缩到秩 {args.rank}，保住了 {kept:.1%} 的能量（ΔW 的平方和）。")
     if args.merge:
         _merge(args, family, [(layers, 1.0)])
         return
-    raw = same and args.rank is None and found.is_plain
-    _write(args, files[0], family, shell, layers, raw)
+    _write(args, made, family, shell, layers, made.whole and found.is_plain)
 
 
 def _refuse_harm(args, files):
@@ -241,13 +244,13 @@ def _merge(args, family, several):
     print(f"合并好了：{full.save(args.out, family, merged.items())}（{said}）")
 
 
-def _write(args, source: Path, family, shell, layers, raw: bool):
+def _write(args, made, family, shell, layers, raw: bool):
     """写成一个 LoRA 文件；说清楚核对了什么、谁能读。
 
     Args:
+        made: 由哪几份做成（lora/mixture.py）。
         raw: 原文件就是 diffusers 的写法，强度是 1：读得了这种写法的，原文件也读得了。
     """
-    from lorakit import lora
     from lorakit.lora import convert, metadata
     from lorakit.memory import loading
     from lorakit.results.card import licence
@@ -260,17 +263,19 @@ def _write(args, source: Path, family, shell, layers, raw: bool):
     def weight(path: str):
         return shards()(f"{path}.weight", shell.get_submodule(path).weight)
 
-    card = {"family": family.name, **lora.read(source)[1]}
+    card = {"family": family.name, **made.card()}
     style, kind = args.to or "diffusers", args.dtype or "bf16"
     base, names = card.get("base", family.folder.name), convert.Names.of(family, shell)
     told = {"trigger": card.get("trigger", ""), "licence": licence(family, base)}
-    about = metadata.describe(family, base, source.stem, **told) | metadata.of(source)
+    about = metadata.describe(family, base, made.files[0].stem, **told) | made.about()
     given = {"dtype": convert.DTYPES[kind], "about": about, "weight": weight}
-    made, rounded = convert.write(layers, style, args.out, card, names, **given)
+    file, rounded = convert.write(layers, style, args.out, card, names, **given)
     checked = "重读核对过，每层的 ΔW 都没有变"
     if kind != "fp32":
         checked = f"fp32 重读核对过，每层的 ΔW 都没有变；再舍入成 {kind}，最多差 {rounded:.2%}"
-    print(f"写好了：{made}（{style}，{len(layers)} 层；{checked}）")
+    print(f"写好了：{file}（{style}，{len(layers)} 层；{checked}）")
+    if not made.whole:
+        print(f"文件头里记着由什么做成：{made.made}；原来的留出集损失说的不是它，没有带过来。")
     _say_readers(family, style, layers, raw)
     if style == "kohya" and names.fused:
         print("原作者把 q、k、v 等并成一层，拆开练的要补零才放得进去，所以文件大一倍半。")

@@ -142,6 +142,9 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             lines.append(f"{name}：不需要，{why}")
         else:
             ours[name] = value
+    if "data_config.img_dir" in flat and "data_config.img_size" not in flat:
+        ours["data"]["resolution"] = 512
+        lines.append("没有写 data_config.img_size，照那边的默认值 -> data.resolution（512）")
     if "freeze_text_encoder" in flat:  # 只有全量微调的 YAML 才写它
         ours.setdefault("lora", {})["kind"] = "full"
         lines.append("lora.kind = full（有 freeze_text_encoder，说的是全量微调）")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorakit.config import vocabulary
+from lorakit.config import defaults, vocabulary
 from lorakit.config.foreign import MARK
 from lorakit.errors import ConfigError
 
@@ -63,6 +63,7 @@ class Translation:
         self.left: list[str] = []
         self.known: set[str] = set()
         self.seen: set[str] = set()
+        self.written: set[str] = set()  # 写了的设置，这里收不收都算
 
     def done(self) -> Found:
         for name in list(self.left):  # 写错一个字母，和不认识的混在一起就看不见了
@@ -76,6 +77,8 @@ class Translation:
 
     def put(self, name: str, target: str, value: Any):
         """一项：换成这里的写法；这里不收的值写进说明。"""
+        if value is not None:
+            self.written.add(target)
         if target == "data.resolution":
             value = _side(value, self.tool in ("ai-toolkit", "OneTrainer"))
         word = str(value).lower()
@@ -168,13 +171,18 @@ class Translation:
         skip = ("folder_path", "dataset_path", "num_repeats", "is_reg", "name_or_path",
                 *vocabulary.CONTROLS)  # fmt: skip
         average = as_dict(as_dict(process.get("train")).get("ema_config"))
-        off = str(average.get("use_ema")).lower() == "false"
+        off = str(average.get("use_ema")).lower() != "true"
         for name, value in _leaves(given):
             if name.endswith(skip) or name in ("type", "device"):
                 continue
-            if off and name.startswith("train.ema_config."):
+            if name.startswith("train.ema_config.") and (off or name.endswith("use_ema")):
                 continue  # 写着的衰减率没有用上
-            self.one(name, value, vocabulary.AI_TOOLKIT)
+            if name not in vocabulary.JOINED:
+                self.one(name, value, vocabulary.AI_TOOLKIT)
+        if self.ours:
+            if not off and "train.ema" not in self.written:
+                defaults.absent(self, "ema_decay", "train.ema", defaults.EMA)
+            defaults.ai_toolkit(self, process)
         for number, one in enumerate(sets[1:], 2):  # 这里几个文件夹共用一份设置
             for name, value in _leaves(one):
                 if name not in skip and as_dict(sets[0]).get(name) != value:
@@ -226,12 +234,23 @@ class Translation:
                 )
         if str(tree.get("lora_decompose")).lower() == "true":  # 它的 DoRA
             self.put("lora_decompose", "lora.variant", "dora")
-        if str(tree.get("ema", "OFF")).upper() != "OFF" and "ema_decay" in tree:
-            self.put("ema_decay", "train.ema", tree["ema_decay"])
+        if str(tree.get("ema", "OFF")).upper() != "OFF":
+            if "ema_decay" in tree:
+                self.put("ema_decay", "train.ema", tree["ema_decay"])
+            else:
+                defaults.absent(self, "ema_decay", "train.ema", defaults.EMA)
+        if str(tree.get("dynamic_timestep_shifting")).lower() == "true":
+            self.put("dynamic_timestep_shifting", "train.timestep.shift", "auto")
         quiet = len(self.seen - set(vocabulary.ONETRAINER) - set(vocabulary.DECISIVE))
         self.lines += [f"另有 {quiet} 项没有对应，没有用到"] if quiet else []
         if tree.get("save_every_unit") == "STEP" and "save_every" in tree:
             self.put("save_every", "train.save_every", tree["save_every"])
+        if tree.keys() - {"concepts", "training_method"}:  # 不只是图片清单（concepts.json）
+            self.written |= {"lora.targets"} if tree.get("layer_filter") else set()
+            defaults.decay(self, as_dict(tree.get("optimizer")).get("optimizer"))
+            defaults.fill(self)
+            if "epochs" not in tree:
+                self.lines.append("没有写 epochs：它练 100 轮，这里按步数，看看 train.steps")
         return self.done()
 
     def datasets(self, tree: Mapping[str, Any]) -> Found:
@@ -259,6 +278,7 @@ class Translation:
             self.shared(f"第 {number} 个 datasets", facts, first)
             first = first or facts
         self.sources(rows)
+        defaults.fill(self, " 的数据")
         self.lines.append("这一份只写了数据：底模、步数和学习率写在训练的命令里")
         return self.done()
 
@@ -272,7 +292,7 @@ class Translation:
             on = name == "alpha_mask" and str(value).lower() == "true"
             if first and first.get(name) != value:
                 self.left.append(f"{where} 的 {name}（{value}，和第一个不同）")
-            elif not first and (on or name in ("resolution", "batch_size", "flip_aug")):
+            elif not first and (on or name in vocabulary.SHARED):
                 self.put(name, vocabulary.KOHYA.get(name, "data.mask"), "alpha" if on else value)
             elif not first and name != "alpha_mask":
                 self.left.append(f"{name}（{value}）")
@@ -285,13 +305,17 @@ class Translation:
         if str(flat.get("alpha_mask")).lower() == "true":  # 图自己的透明通道
             self.put("alpha_mask", "data.mask", "alpha")
         first = {key: flat[key] for key in ("learning_rate",) if key in flat}
+        table = vocabulary.KOHYA
+        if self.tool == "kohya":  # musubi 练 FLUX 时总是 1
+            table = table | {"guidance_scale": "train.guidance"}
         for key, value in (first | flat).items():  # unet_lr 写了就用它，不看谁先谁后
-            if key in (name, "output_name", "alpha_mask"):
+            if key in (name, "output_name", "alpha_mask", *vocabulary.JOINED):
                 continue
             if key == "train_data_dir" and (rows := _counted(value)):
                 self.sources(rows)
             else:
-                self.one(key, value, vocabulary.KOHYA)
+                self.one(key, value, table)
+        defaults.kohya(self, flat)
         if flat.get("output_name") and "run" in self.ours:
             self.ours["run"]["output"] += f"/{flat['output_name']}"
         return self.done()

@@ -4,7 +4,7 @@ from lorakit.config.foreign import COMMON
 
 AI_TOOLKIT = {  # config.process 的第一项里的名字 -> 这里的
     "training_folder": "run.output", "trigger_word": "data.trigger",
-    "network.linear": "lora.rank", "network.linear_alpha": "lora.alpha",
+    "network.linear": "lora.rank",
     "network.type": "lora.variant",
     "save.save_every": "train.save_every", "save.max_step_saves_to_keep": "train.keep",
     "datasets.caption_dropout_rate": "data.caption_dropout",
@@ -15,6 +15,7 @@ AI_TOOLKIT = {  # config.process 的第一项里的名字 -> 这里的
     "train.gradient_checkpointing": "memory.checkpointing", "train.optimizer": "train.optimizer",
     "train.dtype": "model.precision", "train.max_grad_norm": "train.max_grad_norm",
     "train.ema_config.ema_decay": "train.ema",
+    "train.optimizer_params.weight_decay": "train.weight_decay",
     "model.name_or_path": "model.path", "model.quantize": "model.quantize",
     "model.assistant_lora_path": "model.training_adapter",
     "sample.sample_every": "sample.every", "sample.prompts": "sample.prompts",
@@ -30,7 +31,6 @@ KOHYA = COMMON | {
     "save_every_n_steps": "train.save_every", "gradient_checkpointing": "memory.checkpointing",
     "caption_dropout_rate": "data.caption_dropout", "prior_loss_weight": "data.class_weight",
     "flip_aug": "data.flip", "masked_loss": "data.mask",
-    "discrete_flow_shift": "train.timestep.shift",
 }  # fmt: skip
 ONETRAINER = {
     "base_model_name": "model.path", "training_method": "lora.kind", "lora_rank": "lora.rank",
@@ -42,6 +42,8 @@ ONETRAINER = {
     "masked_training": "data.mask", "unmasked_weight": "data.mask_floor",
     "train_dtype": "model.precision", "gradient_checkpointing": "memory.checkpointing",
     "timestep_shift": "train.timestep.shift", "optimizer.weight_decay": "train.weight_decay",
+    "timestep_distribution": "train.timestep.density",
+    "text_encoder.dropout_probability": "data.caption_dropout",
 }  # fmt: skip
 # OneTrainer 的文件有几百项，多半是没有动过的默认值；只点这些会改变结果的名
 DECISIVE = ("epochs", "layer_filter", "dropout_probability", "timestep_distribution",
@@ -53,7 +55,11 @@ CONTROLS = ("control_path", *(f"control_path_{n}" for n in range(10)), "control_
             "conditioning_data_dir")  # fmt: skip
 PLACED = ("image_directory", "image_dir", "image_jsonl_file", "num_repeats", "is_reg", "subsets",
           *CONTROLS)  # fmt: skip
-MEANT = ("lora_decompose", "ema", "ema_decay")  # 要看着别的一项才知道意思的
+# 要看着别的一项才知道意思的；JOINED 的意思在 defaults.py 里
+MEANT = ("lora_decompose", "ema", "ema_decay", "dynamic_timestep_shifting")
+JOINED = ("network.linear_alpha", "network.alpha", "network.rank", "train.timestep_type",
+          "timestep_sampling", "discrete_flow_shift")  # fmt: skip
+SHARED = ("resolution", "batch_size", "flip_aug", "caption_dropout_rate")  # 数据设置里有对应的
 MODULES = {  # network_module、model_type、arch 里的字样 -> 底模
     "qwen_image_21": "Qwen/Qwen-Image-2.1", "qwen_image_2_1": "Qwen/Qwen-Image-2.1",
     "qwen_image_edit": "Qwen/Qwen-Image-Edit", "qwen": "Qwen/Qwen-Image",
@@ -78,4 +84,5 @@ WORDS = {  # 设置 -> {他们的写法: 这里的写法}；写法都已换成�
     "model.precision": {"no": "fp32", "float32": "fp32", "float_32": "fp32", "bfloat16": "bf16",
                         "bfloat_16": "bf16", "float16": "fp16", "float_16": "fp16"},
     "data.mask": {"true": "file", "false": "none"},
+    "train.timestep.density": {"logit_normal": "logit-normal"},
 }  # fmt: skip

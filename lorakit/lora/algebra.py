@@ -122,6 +122,7 @@ def merge(layers: Layers | Sequence[tuple[Layers, float]], transformer: nn.Modul
 
     Raises:
         WeightsError: 底模量化过；加进去的 ΔW 多半比量化的一格还小，会被舍入吃掉。
+            或者几份互相抵消，加起来正好是零。
     """
     several = [(layers, 1.0)] if isinstance(layers, Mapping) else layers
     paths = dict.fromkeys(path for one, _ in several for path in one)
@@ -138,4 +139,6 @@ def merge(layers: Layers | Sequence[tuple[Layers, float]], transformer: nn.Modul
         weight.copy_((before + change).to(weight.dtype))
         lost += float((weight.double() - before - change).square().sum())
         whole += float(change.square().sum())
+    if len(several) > 1 and not whole:
+        raise WeightsError("几份互相抵消，加起来是零，没有写：改 --weight 的份量，或换一份。")
     return (lost / whole) ** 0.5 if whole else 0.0

@@ -21,34 +21,30 @@ ADAPTER = "default"
 
 
 def match(transformer: nn.Module, family, targets: str | list[str]) -> list[str]:
-    """lora.targets -> 模型里对上的线性层全名。
+    """lora.targets -> 模型里对上的线性层全名；列表里每一个是层名的结尾，也可以是预设。
 
     Raises:
-        ConfigError: 一层也没对上；会列出可用的预设和最接近的层名。
+        ConfigError: 有一个一层也没对上；会列出可用的预设和最接近的层名。
     """
-    wanted = family.targets.get(targets, targets) if isinstance(targets, str) else targets
+    listed, found = not isinstance(targets, str), set()
     linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    if isinstance(wanted, str):
+    for one in targets if listed else [targets]:
+        wanted = rf"(.*\.)?{re.escape(one)}" if listed else one
         try:
-            pattern = re.compile(wanted)
+            pattern = re.compile(family.targets.get(one, wanted))
         except re.error as error:
+            raise ConfigError(f"lora.targets：“{one}”不是能用的正则表达式（{error}）。") from error
+        hits = {name for name in linear if pattern.fullmatch(name)}
+        if not hits:
+            tails = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})
+            near = difflib.get_close_matches(one, [*family.targets, *tails], n=3, cutoff=0.4)
+            hint = f"最接近的有：{'、'.join(near)}。" if near else ""
+            presets, said = "、".join(family.targets), one if len(targets) > 1 else targets
             raise ConfigError(
-                f"lora.targets：“{wanted}”不是能用的正则表达式（{error}）。"
-            ) from error
-        found = [name for name in linear if pattern.fullmatch(name)]
-    else:
-        found = [
-            name for name in linear if any(name == w or name.endswith(f".{w}") for w in wanted)
-        ]
-    if found:
-        return found
-    tails = sorted({re.sub(r".*\.\d+\.", "", name) for name in linear})
-    said = wanted if isinstance(wanted, str) else wanted[0]
-    near = difflib.get_close_matches(said, [*family.targets, *tails], n=3, cutoff=0.4)
-    hint = f"最接近的有：{'、'.join(near)}。" if near else ""
-    raise ConfigError(
-        f"lora.targets：“{targets}”在这个模型里一层也没对上。可用的预设：{'、'.join(family.targets)}。{hint}"
-    )
+                f"lora.targets：“{said}”在这个模型里一层也没对上。可用的预设：{presets}。{hint}"
+            )
+        found |= hits
+    return [name for name in linear if name in found]
 
 
 def plan(transformer: nn.Module, family, settings) -> list[str]:

@@ -19,7 +19,7 @@ from lorakit.lora.foreign import Meaning, meaning
 
 # 文件里记着的几项 -> 给人看的名字；记着的值 -> 给人看的说法
 CARD = {"rank": "秩", "base": "底模", "family": "家族", "steps": "步数", "trigger": "触发词",
-        "held": "留出集损失"}  # fmt: skip
+        "held": "留出集损失", "made": "由什么做成"}  # fmt: skip
 SAID = {"folded": "已经乘进权重", "": "没有"}
 
 
