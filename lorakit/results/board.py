@@ -11,6 +11,7 @@ from lorakit.data.read import read_image
 from lorakit.flow import EVAL_T
 from lorakit.inert import in_figure
 from lorakit.results import folder as run_folder
+from lorakit.results import heldout
 from lorakit.results.report import RED, draw_loss, figure_to, grid
 from lorakit.results.verdict import UNSEEN, last
 
@@ -51,12 +52,14 @@ def _headline(run: Path, metrics) -> str:
 
 def _by_t(axes, metrics):
     axes.set_title("留出集损失，按噪声多少 t 分开")
-    tables = [(m["step"], np.mean(m["held_each"], 0)) for m in metrics if m.get("held_each")]
+    rows = [m for m in heldout.same(metrics) if m.get("held_each")]
+    tables = [(m["step"], np.mean(m["held_each"], 0)) for m in rows]
     if not tables:
         axes.text(0.5, 0.5, "没有留出集", ha="center", transform=axes.transAxes)
         return
     best = min(tables, key=lambda pair: pair[1].mean())
-    axes.plot(EVAL_T, tables[0][1], "o:", color=GRAY, label="没有 LoRA 时")
+    first = "没有 LoRA 时" if tables[0][0] == 0 else f"第 {tables[0][0]} 步"
+    axes.plot(EVAL_T, tables[0][1], "o:", color=GRAY, label=first)
     if best[0] not in (tables[0][0], tables[-1][0]):
         axes.plot(EVAL_T, best[1], "o--", color=BLUE, label=f"最好的第 {best[0]} 步")
     axes.plot(EVAL_T, tables[-1][1], "o-", color=RED, label=f"第 {tables[-1][0]} 步")
