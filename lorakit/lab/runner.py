@@ -20,9 +20,8 @@ from lorakit.lab.board import Board
 from lorakit.lab.display import Placed, headless, waiting
 from lorakit.lab.notes import JOBS
 from lorakit.lab.process import Process, Seen
-from lorakit.results import card, checkpoint, heldout
+from lorakit.results import card, checkpoint, heldout, shots
 from lorakit.results import folder as run_folder
-from lorakit.results.report import save_image
 from lorakit.train import Trainer
 
 RUNS: dict[Path, "Run"] = {}  # 结果文件夹 -> 在里面练的那一次
@@ -265,6 +264,6 @@ class Run(Placed):
         if config.sample.prompts:
             pipe = trainer.pipeline()
             images = infer.preview(trainer.family, pipe, config, trainer.dataset)
-            for i, image in enumerate(images):  # 存下来：练过的每一次，以后还看得见
-                save_image(image, config.run.output / "samples" / f"{step}_{i}.png")
+            columns = infer.columns(config, trainer.dataset)
+            shots.keep(config.run.output, step, images, columns)  # 练过的每一次，以后还看得见
             self.board.show_samples(step, images)
