@@ -180,6 +180,33 @@ def test_more_steps_of_a_falling_rate_are_told():
         list(Trainer(settings(*falling, "train.steps=2")))
 
 
+def test_more_steps_go_on_though_the_warmup_was_cut_to_the_few():
+    """没有写热身：4 步时照步数缩成 0，改成 12 步又是预设的 10；说得出，接得上。"""
+    rare = "train.save_every=50"
+    first("train.steps=4", rare)
+    with pytest.warns(LorakitWarning, match="就加上 --set train.warmup=0"):
+        trainer = Trainer(settings("train.steps=12", rare))
+    assert trainer.step == 4 and trainer.config.train.warmup == 10
+    trainer.close()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Trainer(settings("train.steps=12", rare, "train.warmup=0")).close()  # 照它说的
+    assert not [one for one in told if "train.warmup" in str(one.message)]
+    list(Trainer(settings("train.steps=12", rare)))
+    for file in Path("run/checkpoint-12/state").glob("*.safetensors"):
+        file.write_bytes(b"")  # 最后一个坏了，退回热身还是 0 的那一个
+    with pytest.warns(LorakitWarning, match="退回 checkpoint-4"):
+        assert Trainer(settings("train.steps=14", rare)).step == 4
+
+
+@pytest.mark.parametrize("warmup", [3, 0])
+def test_a_warmup_of_ones_own_is_still_another_setting(warmup):
+    falling = ("train.schedule=cosine", "train.steps=12")
+    first(*falling, "train.warmup=5")
+    with pytest.raises(ConfigError, match=f"train.warmup：原来 5，现在 {warmup}"):
+        Trainer(settings(*falling, f"train.warmup={warmup}"))
+
+
 def test_checkpoints_moved_without_the_record_go_on():
     first()
     Path("run/metrics.jsonl").unlink()

@@ -35,7 +35,7 @@ def metrics(**factors: float) -> list[dict]:
         (dict(step_0=1, step_10=0.995, step_20=0.994), "还没", 20),
         (dict(step_0=1, step_10=1.3, step_20=1.5), "还没", 0),
         (dict(step_0=1, step_10=0.97), "损失降了", 10),
-        (dict(step_10=1.3), "没有留出集", None),
+        (dict(step_10=1.3), "没法比", None),  # 量了，只是没有第 0 步的
     ],
 )
 def test_verdicts(factors, word, best):

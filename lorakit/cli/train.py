@@ -27,7 +27,7 @@ def train(args) -> int:
     config = trainer.config  # 样张的提示词这时才挑好
     print(trainer.plan().text())
     print(trainer.describe())
-    print(infer.cost(trainer.config, trainer.family))
+    print(infer.cost(trainer.config, trainer.family, trainer.step))
     if trainer.step:
         said = f"从第 {trainer.step} 步接着练"
         if trainer.step >= config.train.steps:
@@ -83,7 +83,7 @@ def _sample(trainer):
     import torch
 
     from lorakit import infer
-    from lorakit.results import board, report, track
+    from lorakit.results import board, shots, track
     from lorakit.training import processes
 
     config, family = trainer.config, trainer.family
@@ -100,8 +100,7 @@ def _sample(trainer):
     family.release("vae", "text")
 
     def write():
-        for i, image in enumerate(images):
-            report.save_image(image, trainer.run / "samples" / f"{trainer.step}_{i}.png")
+        shots.keep(trainer.run, trainer.step, images, infer.columns(config, trainer.dataset))
         board.plot(trainer.run)
 
     processes.by_first(trainer.accelerator, write)

@@ -349,18 +349,21 @@ def push(args) -> int:
 
 def _held(run: Path) -> str:
     """一次训练的各个检查点与它们的留出集损失。"""
-    from lorakit.results import checkpoint, verdict
+    from lorakit.results import checkpoint, heldout, verdict
     from lorakit.results import folder as run_folder
 
     metrics = run_folder.read(run)
+    other = {m["step"]: m["held"] for m in heldout.measured(metrics)}
     steps = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     held, best = verdict.held_by_step(metrics), verdict.best_of(metrics, steps)
     judged = verdict.read(run)
     words = {step: [one.word] for step, one in judged.verdicts.items()} if judged else {}
     lines = ["检查点  留出集损失"]
     for step in steps:
-        loss = f"{held[step]:.4f}" if step in held else "没有检验"
-        notes = [*["留出集损失最低"] * (step == best), *words.get(step, [])]
+        loss = held.get(step, other.get(step))
+        loss = "没有检验" if loss is None else f"{loss:.4f}"
+        notes = ["量的是另一批留出图，和别的不能比"] * (step in other and step not in held)
+        notes += [*["留出集损失最低"] * (step == best), *words.get(step, [])]
         lines.append("  ".join([f"checkpoint-{step}", loss, *notes]))
     if not judged:
         lines.append(f"画得怎样、抄没抄：lorakit judge {shlex.quote(str(run))}")

@@ -6,10 +6,11 @@ from lorakit.infer.draw import generate
 from lorakit.infer.edit import edit
 from lorakit.infer.fitting import seen
 from lorakit.infer.pipeline import open_for, open_pipeline
-from lorakit.infer.preview import cost, preview, remember_preview, with_own_prompts
+from lorakit.infer.preview import columns, cost, preview, remember_preview, with_own_prompts
 
 __all__ = [
     "check_size",
+    "columns",
     "compare",
     "cost",
     "edit",

@@ -1,5 +1,7 @@
 """训练途中的样张。"""
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from lorakit.config import Config
 from lorakit.data.read import read_image
+from lorakit.data.record import Record
 from lorakit.data.trigger import shared_opening, shared_word, without
 from lorakit.infer import pipeline
 from lorakit.infer.draw import generate
@@ -28,6 +31,17 @@ def preview(family, pipe, config: Config, dataset) -> list[Image.Image]:
         return edit(family, pipe, prompts, controls, config.sample, side)
 
 
+def columns(config: Config, dataset) -> list[str]:
+    """`preview` 的每一张画的是什么：哪句话、怎样画、改哪张图，各一个指纹；一样才比得。"""
+    how = config.sample.model_dump(mode="json", exclude={"prompts", "every", "count"})
+    pairs = _controlled(config, dataset) or [None] * len(config.sample.prompts)
+    seen = [
+        [prompt, how, record and list(record.control_digests)]
+        for prompt, record in zip(config.sample.prompts, pairs, strict=True)
+    ]
+    return [hashlib.sha256(json.dumps(one).encode()).hexdigest()[:16] for one in seen]
+
+
 def with_own_prompts(config: Config, dataset) -> Config:
     """没有写 sample.prompts 而 sample.every 大于 0：从描述里挑几句补上，最后一句去掉触发词。"""
     sample = config.sample
@@ -46,16 +60,21 @@ def with_own_prompts(config: Config, dataset) -> Config:
     return config.model_copy(update={"sample": sample.model_copy(update={"prompts": said})})
 
 
-def cost(config: Config, family) -> str:
+def cost(config: Config, family, start: int = 0) -> str:
     """样张什么时候画、画几张、约合几个训练步；不画就说怎么画。
 
     一张图在训练里要算一遍前向和两遍那么多的反向；引导要把每一步算两遍。
+
+    Args:
+        start: 从第几步接着练；没有 LoRA 时的样子只在从头练时画。
     """
     sample, train = config.sample, config.train
     if not sample.prompts:
         return "不画样张：想看着它学，写 sample.every=100。"
     middle = range(sample.every, train.steps, sample.every) if sample.every else ()
-    rounds: Sequence[int] = (0, *middle, train.steps)
+    first = () if start else (0,)
+    later = (step for step in middle if step > start)
+    rounds: Sequence[int] = (*first, *later, max(start, train.steps))
     guided = sample.guidance > 1 and not family.embedded_guidance
     count = len(rounds) * len(sample.prompts)
     passes = count * sample.steps * (1 + guided)
@@ -64,8 +83,9 @@ def cost(config: Config, family) -> str:
         "……" if len(rounds) > 4 else "、" * (len(rounds) > 3)
     )
     shown += f"{rounds[-1]}" if len(rounds) > 3 else ""
+    each = "各" * (len(rounds) > 1)
     return (
-        f"样张：{len(sample.prompts)} 句，第 {shown} 步各画一遍，共 {count} 张，"
+        f"样张：{len(sample.prompts)} 句，第 {shown} 步{each}画一遍，共 {count} 张，"
         f"约合 {same:.0f} 个训练步的时间；不要就写 sample.prompts=[] 和 sample.every=0。"
     )
 
@@ -81,9 +101,16 @@ def remember_preview(family, config: Config, dataset) -> bool:
 
 
 def _controls(config: Config, dataset) -> list[list[Image.Image]] | None:
+    records = _controlled(config, dataset)
+    if records is None:
+        return None
+    return [[read_image(one, config.data.clear) for one in record.controls] for record in records]
+
+
+def _controlled(config: Config, dataset) -> list[Record] | None:
+    """改图的：每句提示词改哪一条的控制图；不是改图的就是 None。"""
     if not dataset.edits:
         return None
     paired = [[i for i in some if i.record.controls] for some in (dataset.held, dataset.train)]
     items = paired[0] or paired[1]
-    records = [items[i % len(items)].record for i in range(len(config.sample.prompts))]
-    return [[read_image(one, config.data.clear) for one in record.controls] for record in records]
+    return [items[i % len(items)].record for i in range(len(config.sample.prompts))]

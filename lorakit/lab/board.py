@@ -114,6 +114,12 @@ class Board(Placed):
         if held is not None:
             self.held.insert(0, (0, held))
 
+    def other_held(self, rows: Sequence[dict]):
+        """换了一批留出图：以前的不能一起比，换成 rows，新的一批检验过的那些行。"""
+        rows = [row for row in rows if row.get("held_each")]
+        self.held[:] = [(row["step"], row["held"]) for row in rows]
+        self.by_t = [(row["step"], np.mean(row["held_each"], 0).tolist()) for row in rows]
+
     def show_by_t(self, step: int, losses: list[float]):
         """留出集上 8 个时间步各自的损失；同一步量了第二次就换掉。"""
         self.by_t = [entry for entry in self.by_t if entry[0] != step] + [(step, losses)]

@@ -23,7 +23,7 @@ from lorakit.errors import LorakitError
 from lorakit.files import write_text
 from lorakit.lab.board import Board
 from lorakit.results import folder as run_folder
-from lorakit.results import lock
+from lorakit.results import heldout, lock
 from lorakit.train import Step
 
 POLL = 0.5  # 秒；隔多久看一眼它写了什么
@@ -133,11 +133,14 @@ class Seen:
         self.step = board.steps[-1] if board.steps else 0
         self.started = bool(board.held or board.by_t)
         self.shown = {step for step, _ in board.samples}
+        self.batches: dict[str | None, list[dict]] = {}  # 哪一批留出图 -> 检验过的那些行
+        self.batch: str | None = None  # 线上的是哪一批
 
     def look(self):
         """搬来新的记录与样张；早先那一次留下的文件不看（续训会先重写一遍记录）。"""
         metrics = self.folder / "metrics.jsonl"
         for row in self.tail.new() if self._fresh(metrics) else ():
+            self._turn(row)
             if row["step"] == 0 and not self.started:
                 self.started = True
                 self.board.show_start(row.get("held"))
@@ -153,6 +156,19 @@ class Seen:
             if all(map(self._fresh, files)):
                 self.shown.add(step)
                 self.board.show_samples(step, [read_image(f, True) for f in files])
+
+    def _turn(self, row: dict):
+        """接着练时换过留出图的：轮到另一批了，线上只留那一批的。"""
+        if not row.get("held_each"):
+            return
+        batch = row.get(heldout.MARK)
+        before = self.batches.setdefault(batch, [])
+        if row["step"]:
+            started = self.batch or next(iter(self.batches))
+            if batch != started:
+                self.board.other_held(before)
+            self.batch = batch
+        before.append(row)
 
     def _fresh(self, file: Path) -> bool:
         return file.is_file() and _version(file) not in self.old

@@ -20,9 +20,8 @@ from lorakit.lab.board import Board
 from lorakit.lab.display import Placed, headless, waiting
 from lorakit.lab.notes import JOBS
 from lorakit.lab.process import Process, Seen
-from lorakit.results import card, checkpoint
+from lorakit.results import card, checkpoint, heldout, shots
 from lorakit.results import folder as run_folder
-from lorakit.results.report import save_image
 from lorakit.train import Trainer
 
 RUNS: dict[Path, "Run"] = {}  # 结果文件夹 -> 在里面练的那一次
@@ -141,7 +140,9 @@ class Run(Placed):
     def summary(self, digits: int = 2) -> str:
         """一句话：留出集损失从多少到多少；停在半路的，说停在哪一步。"""
         held, done, planned = self.board.held, self.step, self.board.total
-        if len(held) < 2:
+        if len(held) == 1:
+            said = f"练了 {done} 步，留出集损失只有训练前的：还没有到下一次检验，或 eval.every 是 0"
+        elif not held:
             said = f"练了 {done} 步；没有留出集的损失，要 4 张以上的图，eval.every 也不能是 0"
         else:
             (_, before), (last, after) = held[0], held[-1]
@@ -232,6 +233,9 @@ class Run(Placed):
             trainer.stop()
         if trainer.step and not board.steps:  # 接着先前的一次练：它的线和样张也摆回来
             Seen(self.config.run.output, board, sample.count).look()
+        record = trainer.record
+        if heldout.mixed(record.kept, record.held_of):
+            board.other_held(heldout.of(record.kept, record.held_of))
         if trainer.step == 0:
             self.board.say("正在看训练前画得怎样……")
             self._look(0)
@@ -260,6 +264,6 @@ class Run(Placed):
         if config.sample.prompts:
             pipe = trainer.pipeline()
             images = infer.preview(trainer.family, pipe, config, trainer.dataset)
-            for i, image in enumerate(images):  # 存下来：练过的每一次，以后还看得见
-                save_image(image, config.run.output / "samples" / f"{step}_{i}.png")
+            columns = infer.columns(config, trainer.dataset)
+            shots.keep(config.run.output, step, images, columns)  # 练过的每一次，以后还看得见
             self.board.show_samples(step, images)

@@ -1,7 +1,5 @@
 """训练看板 board.png：损失、按 t 的损失、梯度、各层改了多少、样张，一张图看完。"""
 
-import re
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from lorakit.data.read import read_image
 from lorakit.flow import EVAL_T
 from lorakit.inert import in_figure
 from lorakit.results import folder as run_folder
+from lorakit.results import heldout, shots
 from lorakit.results.report import RED, draw_loss, figure_to, grid
 from lorakit.results.verdict import UNSEEN, last
 
@@ -21,8 +20,8 @@ GRAY, BLUE = "#9aa5b1", "#5078b4"
 
 def plot(run: Path) -> Path:
     """把 run 里的记录、检查点与样张画成 board.png，返回它的路径。"""
-    metrics, shots = run_folder.read(run), _samples(run)
-    tall = 0 if shots is None else min(1, WIDTH / (shots.width / DPI)) * shots.height / DPI
+    metrics, wall = run_folder.read(run), _samples(run)
+    tall = 0 if wall is None else min(1, WIDTH / (wall.width / DPI)) * wall.height / DPI
     with figure_to(run / "board.png", figsize=(WIDTH, 7.6 + tall), dpi=DPI) as figure:
         rows = [3.5, 3.5, tall] if tall else [1, 1]
         spaces = figure.add_gridspec(len(rows), 2, height_ratios=rows)
@@ -31,9 +30,9 @@ def plot(run: Path) -> Path:
         _by_t(axes[1], metrics)
         _gradient(axes[2], metrics)
         _changes(axes[3], metrics)
-        if shots is not None:
+        if wall is not None:
             bottom = figure.add_subplot(spaces[2, :])
-            bottom.imshow(shots)
+            bottom.imshow(wall)
             bottom.axis("off")
         figure.suptitle(in_figure(_headline(run, metrics)), fontsize=11, wrap=True)
     return run / "board.png"
@@ -51,12 +50,14 @@ def _headline(run: Path, metrics) -> str:
 
 def _by_t(axes, metrics):
     axes.set_title("留出集损失，按噪声多少 t 分开")
-    tables = [(m["step"], np.mean(m["held_each"], 0)) for m in metrics if m.get("held_each")]
+    rows = [m for m in heldout.same(metrics) if m.get("held_each")]
+    tables = [(m["step"], np.mean(m["held_each"], 0)) for m in rows]
     if not tables:
         axes.text(0.5, 0.5, "没有留出集", ha="center", transform=axes.transAxes)
         return
     best = min(tables, key=lambda pair: pair[1].mean())
-    axes.plot(EVAL_T, tables[0][1], "o:", color=GRAY, label="没有 LoRA 时")
+    first = "没有 LoRA 时" if tables[0][0] == 0 else f"第 {tables[0][0]} 步"
+    axes.plot(EVAL_T, tables[0][1], "o:", color=GRAY, label=first)
     if best[0] not in (tables[0][0], tables[-1][0]):
         axes.plot(EVAL_T, best[1], "o--", color=BLUE, label=f"最好的第 {best[0]} 步")
     axes.plot(EVAL_T, tables[-1][1], "o-", color=RED, label=f"第 {tables[-1][0]} 步")
@@ -98,15 +99,11 @@ def _changes(axes, metrics):
 
 
 def _samples(run: Path) -> Image.Image | None:
-    """最早与最新一步的样张排成两行；没有就是 None。"""
-    steps: dict[int, list[Path]] = defaultdict(list)
-    for path in sorted((run / "samples").glob("*_*.png")):
-        if re.fullmatch(r"\d+_\d+", path.stem):
-            steps[int(path.stem.split("_")[0])].append(path)
+    """最早与最新一步的样张排成两行，同一列是同一句话；没有就是 None。"""
+    steps, columns = shots.before_and_after(run)
     if not steps:
         return None
-    chosen = sorted({min(steps), max(steps)})
-    rows = [[read_image(one, True) for one in steps[step][:SHOTS]] for step in chosen]
-    names = ["没有\nLoRA" if step == 0 else f"第 {step}\n步" for step in chosen]
-    width = min(len(row) for row in rows)
-    return grid([row[:width] for row in rows], names, [str(i + 1) for i in range(width)])
+    there, columns = shots.rows(run), columns[:SHOTS]
+    rows = [[read_image(there[step][i], True) for i in columns] for step in steps]
+    names = ["没有\nLoRA" if step == 0 else f"第 {step}\n步" for step in steps]
+    return grid(rows, names, [str(i + 1) for i in columns])

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorakit.config import Config
 from lorakit.errors import ConfigError, LorakitError, plain_reason, warn
 from lorakit.files import Unreadable, parse_json, read_small, write_text
-from lorakit.results import checkpoint, sameness
+from lorakit.results import checkpoint, heldout, sameness
 from lorakit.results.lock import Lock
 
 OURS = ("config.yaml", "README.md", "run.json", "loss.png", "board.png", "samples")  # 我们写的名字
@@ -27,6 +27,8 @@ class RunFolder:
         self.path, self.processes = config.run.output, processes
         self.metrics = self.path / "metrics.jsonl"
         self.known = self.path / "config.yaml"
+        self.kept: list[dict] = []  # 接着练时，检查点之前的记录
+        self.held_of: str | None = None  # 现在留出的是哪一批
         self.new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.lock = Lock(self.path)
         self._refuse_place(config)
@@ -84,14 +86,18 @@ class RunFolder:
                 "请换一个新的文件夹名。"
             )
 
-    def claim(self, config: Config, step: int):
-        """写下设置；检查点之后的记录作废，免得同一步记两次，从头练就清空。"""
-        kept = [m for m in read(self.path) if m["step"] <= step] if step else []
+    def recall(self, step: int):
+        """从第 step 步的检查点接着练：它之后的记录作废，免得同一步记两次。"""
+        rows = [m for m in read(self.path) if m["step"] <= step]
+        self.kept = heldout.recall(self.path, rows)
+
+    def claim(self, config: Config):
+        """写下设置；接着练就留下 `recall` 的记录，从头练就清空。"""
         for half in self.path.glob(".checkpoint-*.tmp"):  # 上次被杀时正在写的
             if HALF.fullmatch(half.name):
                 shutil.rmtree(half, ignore_errors=True)
         # 记录在先：写到一半被杀，只剩 config.yaml 的话，下次会当成别人的
-        write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in kept))
+        write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in self.kept))
         write_text(self.known, config.to_yaml())
 
     def release(self):
@@ -122,6 +128,8 @@ class RunFolder:
             LorakitError: 写不进；说最后的检查点在哪里。
         """
         self.lock.check()
+        if facts.get("held_each"):
+            facts = facts | {heldout.MARK: self.held_of}
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(facts) + "\n")
@@ -179,15 +187,15 @@ def _bytes(run: Path) -> bytes:
 def parse(raw: bytes) -> tuple[list[dict], list[int]]:
     """metrics.jsonl 的字节 -> (好的记录, 坏了的是第几行)。"""
     lines = raw.split(b"\n")
-    rows, lost, shape = [], [], None
+    rows, lost, width = [], [], None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = parse_json(line, ROW)
             each = row.get("held_each")
-            if each and (size := (len(each), len(each[0]))) != (shape := shape or size):
-                raise Unreadable("明细的大小变了")
+            if each and len(each[0]) != (width := width or len(each[0])):
+                raise Unreadable("明细的列数变了")  # 有几行由留出几张定，可以变
         except Unreadable:
             if number < len(lines):  # 没有换行的最后一行是写到一半的
                 lost.append(number)
@@ -228,5 +236,6 @@ ROW = {
     "step": lambda step: type(step) is int and 0 <= step < BIGGEST,
     **dict.fromkeys(("loss?", "lr?", "grad_norm?", "t?", "seconds?", "held?"), _maybe),
     "held_each?": _table,
+    heldout.MARK + "?": (str, type(None)),
     "delta?": _blocks,
 }

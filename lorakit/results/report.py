@@ -120,7 +120,7 @@ def smooth(losses: np.ndarray, window: int = 25) -> np.ndarray:
 
 
 def draw_held(axes, held: Sequence[tuple[int, float]], size: float, label: str, base=None):
-    """留出集的线 [(步数, 损失)]，与第一次检验的参考线（base 是它的名字）。"""
+    """留出集的线 [(步数, 损失)]，与第一次检验的参考线（base 是它的名字，没有就不写）。"""
     steps, losses = zip(*held, strict=True)
     axes.plot(steps, losses, "o-", color=RED, lw=2, ms=size, label=label)
     axes.axhline(losses[0], color=RED, lw=1, ls=":", label=base)
@@ -137,7 +137,8 @@ def draw_loss(axes, metrics: list[dict]):
         shown = [*np.quantile(losses, [0.01, 0.98]), *(loss for _, loss in held)]
         axes.set_ylim(max(0, min(shown) * 0.8), max(shown) * 1.15)
     if held:
-        draw_held(axes, held, 5, "留出集损失（固定噪声，看这条）", "没有 LoRA 时的留出集损失")
+        base = "没有 LoRA 时的留出集损失" if held[0][0] == 0 else None
+        draw_held(axes, held, 5, "留出集损失（固定噪声，看这条）", base)
         best = min(held, key=lambda pair: pair[1])
         if best not in (held[0], held[-1]):
             star = dict(color=RED, ms=14, mec="white", zorder=3)

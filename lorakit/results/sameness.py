@@ -91,9 +91,16 @@ def settings(run: Path, new: Config, processes: int):
         changed.pop("model.path", None)
     if _dict(recorded.get("base")).get(ADAPTER) and new.model.training_adapter:
         changed.pop("model.training_adapter", None)
+    warmed = changed.pop("train.warmup", None) if _by_steps(old, new) else None
     if changed:
         raise _other(run, [f"{n}：原来 {a}，现在 {b}" for n, (a, b) in changed.items()])
     train = new.train
+    if warmed:
+        warn(
+            f"train.warmup 原来是 {warmed[0]}（照 {old.train.steps} 步定的），"
+            f"现在是 {warmed[1]}（照 {train.steps} 步定的）。接得上；"
+            f"要和原来一样，就加上 --set train.warmup={warmed[0]}。"
+        )
     if train.schedule != "constant" and old.train.steps != train.steps:
         warn(
             f"train.steps 原来是 {old.train.steps}，现在是 {train.steps}："
@@ -106,6 +113,12 @@ def settings(run: Path, new: Config, processes: int):
             f"进程数变了：一步原来看 {before} 批，现在 {now} 批。接得上，但取图的次序、"
             f"噪声和每步的图数都和没断过不同{'' if before % processes else same}。"
         )
+
+
+def _by_steps(old: Config, new: Config) -> bool:
+    """热身不同，是不是只因为步数不同：步数不比预设的热身多时，照步数的一成（见 config/load）。"""
+    few, many = sorted((old.train, new.train), key=lambda train: train.steps)
+    return few.schedule != "constant" and few.steps <= many.warmup and few.warmup == few.steps // 10
 
 
 def content(found: Path, now: Mapping[str, Any], dataset):
@@ -127,6 +140,7 @@ def content(found: Path, now: Mapping[str, Any], dataset):
             f"{name}：原来 {a}，现在 {b}"
             for name, (a, b) in differences(old, new).items()
             if not name.startswith((*CHANGEABLE, *PLACES, "model.path", "train.grad_accum"))
+            and not (name == "train.warmup" and _by_steps(old, new))
         ]
         if changed:
             raise _other(run, changed)

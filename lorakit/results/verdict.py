@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lorakit.files import Unreadable, read_json, write_text
-from lorakit.results import checkpoint
+from lorakit.results import checkpoint, heldout
 
 SURE = 2.0  # 变化要超过几倍标准误，才算不是碰巧
 LEAST = 0.005  # 比这还小的变化，就算不是碰巧，画面上也看不出来
@@ -56,7 +56,7 @@ class Verdict:
     """一个检查点（或整次训练）的判断。
 
     word：三个灯都看过的是“学到了”“还早”“画坏了”“开始抄了”“抄了训练图”“看不出”“说不准”之一；
-    只有损失的是“损失降了”“还没”“过拟合”“没有留出集”之一。best 是留出集损失最低的步数。
+    只有损失的是“损失降了”“还没”“过拟合”“没法比”“没有留出集”之一。best 是留出集损失最低的步数。
     """
 
     word: str
@@ -147,13 +147,11 @@ def _loss(metrics: list[dict], step: int | None) -> tuple[str, Light, int | None
     变化用对数比的平均：每张留出图、每个 t 各算一个 ln(现在 / 以前)，标准误由它们的散布估计；
     8 个 t 的损失相差十倍，用比值才不会只看见最大的那个。
     """
-    table = {m["step"]: np.array(m["held_each"]) for m in metrics if m.get("held_each")}
+    rows = heldout.same(metrics, step)
+    table = {m["step"]: np.array(m["held_each"]) for m in rows if m.get("held_each")}
     if len(table) < 2 or 0 not in table:
-        said = (
-            "没有留出集的损失，这个灯亮不了：图要 4 张以上，eval.holdout（例如 0.1）"
-            "和 eval.every（例如 50）都不能是 0。"
-        )
-        return "没有留出集", Light(NAMES[0], OFF, said), None
+        word, said = _dark(table)
+        return word, Light(NAMES[0], OFF, said), None
     steps = sorted(table)
     best = min(steps, key=lambda one: table[one].mean())
     now = steps[-1] if step is None else min(steps, key=lambda one: (abs(one - step), one))
@@ -161,6 +159,24 @@ def _loss(metrics: list[dict], step: int | None) -> tuple[str, Light, int | None
     facts = {"step": now, "change": change, "error": spread, "n": table[0].size, "best": best}
     word, color, said = _say_loss(table, now, best)
     return word, Light(NAMES[0], color, said, facts), best
+
+
+def _dark(table: dict[int, np.ndarray]) -> tuple[str, str]:
+    """损失的灯亮不了：(词, 真正的原因与办法)。"""
+    if not table:
+        return "没有留出集", (
+            "没有留出集的损失，这个灯亮不了：图要 4 张以上，eval.holdout（例如 0.1）"
+            "和 eval.every（例如 50）都不能是 0。"
+        )
+    if 0 in table:
+        return "没法比", (
+            "留出集的损失只有第 0 步（没有 LoRA 时）的，后面还没有检验过，这个灯亮不了："
+            "接着练到下一次检验就有了；eval.every（例如 50）不能是 0。"
+        )
+    return "没法比", (
+        "留出集的损失量了，可是记录里没有同一批图在第 0 步（没有 LoRA 时）的，没有东西可比，"
+        "这个灯亮不了：多半是 metrics.jsonl 没有一起搬来。把 train.steps 改大接着练，会先补量一遍。"
+    )
 
 
 def _say_loss(table: dict[int, np.ndarray], now: int, best: int) -> tuple[str, str, str]:
@@ -196,8 +212,8 @@ def _clear(change: tuple[float, float]) -> bool:
 
 
 def held_by_step(metrics: list[dict]) -> dict[int, float]:
-    """{步数: 留出集的损失}，只有检验过的那些步。"""
-    return {m["step"]: m["held"] for m in metrics if m.get("held") is not None}
+    """{步数: 留出集的损失}，只有检验过的、和最后一次量的是同一批图的那些步。"""
+    return {m["step"]: m["held"] for m in heldout.same(metrics) if m.get("held") is not None}
 
 
 def best_of(metrics: list[dict], steps: Iterable[int]) -> int | None:

@@ -11,7 +11,7 @@ from lorakit.files import digest
 from lorakit.lora import full, metadata
 from lorakit.memory import devices
 from lorakit.memory.sharded import Tensors
-from lorakit.results import checkpoint, sameness
+from lorakit.results import checkpoint, heldout, sameness
 from lorakit.results.card import licence
 from lorakit.training import adapter, processes
 
@@ -97,6 +97,37 @@ def newest(run: Path) -> Path | None:
     if newer:
         warn(f"“{run}”里的 {'、'.join(newer)} 坏了或被改过，退回 {found.name} 接着练。")
     return found
+
+
+def go_on(trainer, found: Path):
+    """接着 found 练：先核对是不是同一件事，该补量的补量，再放回权重；几个进程要一起调用。"""
+    accelerator, record = trainer.accelerator, trainer.record
+    given = (found, trainer.trained_on, trainer.dataset)
+    processes.by_first(accelerator, lambda: sameness.content(*given))
+    if processes.by_first(accelerator, lambda: _lacks_base(trainer, checkpoint.step_of(found))):
+        # 还没有放回权重：此刻就是没有 LoRA 的样子，和从头练的第 0 步一样
+        base = {"step": 0, **trainer.examine(), heldout.MARK: record.held_of}
+        record.kept = sorted([*record.kept, base], key=lambda row: row["step"])
+    processes.together(accelerator, lambda: restore(trainer, found))
+
+
+def _lacks_base(trainer, step: int) -> bool:
+    """要不要补量没有 LoRA 时的留出集损失：后面还要检验，记录里却没有同一批图的第 0 步。"""
+    config, record = trainer.config, trainer.record
+    record.recall(step)
+    later = config.eval.every > 0 and step < config.train.steps
+    known = heldout.of(record.kept, record.held_of)
+    if not later or not trainer.dataset.held or any(row["step"] == 0 for row in known):
+        return False
+    marks = {row.get(heldout.MARK) for row in heldout.measured(record.kept)}
+    if marks - {None, record.held_of}:
+        warn(
+            "留出的图和以前检验用的不是同一批：没有 LoRA 时的损失在现在这一批上补量一遍，"
+            "往后只和它比。以前各步的损失还记着，量的是另一批图，不放在一起比。"
+        )
+    else:
+        warn("记录里没有现在这批留出图在第 0 步（没有 LoRA 时）的损失：补量一遍，好和后面的比。")
+    return True
 
 
 def restore(trainer, found: Path):

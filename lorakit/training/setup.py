@@ -13,7 +13,7 @@ from lorakit.families.open import device_for
 from lorakit.infer import remember_preview, with_own_prompts
 from lorakit.lora import full
 from lorakit.memory import apply, compiling
-from lorakit.results import checkpoint, sameness, track
+from lorakit.results import checkpoint, heldout, track
 from lorakit.results.folder import RunFolder
 from lorakit.training import adapter, optim, preflight, processes, saving
 from lorakit.training.graphs import Graphs
@@ -80,11 +80,10 @@ class Prepared:
         self.step, self._stop, self._saved, self._held = 0, False, None, None
         found = processes.by_first(accelerator, lambda: saving.newest(self.run))
         self.trained_on = processes.by_first(accelerator, lambda: saving.trained_on(self))
+        self.record.held_of = heldout.mark(self.trained_on)
         if found:
-            given = (found, self.trained_on, self.dataset)
-            processes.by_first(accelerator, lambda: sameness.content(*given))
-            processes.together(accelerator, lambda: saving.restore(self, found))
-        processes.by_first(accelerator, lambda: self.record.claim(self.config, self.step))
+            saving.go_on(self, found)
+        processes.by_first(accelerator, lambda: self.record.claim(self.config))
         track.start(accelerator, config)
 
     def _fetch(self):
