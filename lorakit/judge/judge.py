@@ -174,6 +174,23 @@ def _steps(run: Path, steps: Sequence[int]) -> list[int]:
     return chosen
 
 
+def scope(place: Path, steps: Sequence[int] = ()) -> tuple[Path, Sequence[int]]:
+    """结果文件夹，或里面的一个检查点（就只看它）-> (结果文件夹, 只看哪几步)。
+
+    Raises:
+        LorakitError: 写了一个检查点，又要看别的步。
+    """
+    step = checkpoint.step_of(place)
+    if step is None or (place / "config.yaml").is_file():
+        return place, steps
+    if set(steps) - {step}:
+        raise LorakitError(
+            f"“{place}”是第 {step} 步的检查点，又要看第 {'、'.join(map(str, steps))} 步："
+            f"写结果文件夹“{place.parent}”，或不写要看哪几步。"
+        )
+    return place.parent, (step,)
+
+
 def open_run(run: Path, sets: Sequence[str] = ()) -> Config:
     """结果文件夹 -> 它的设置；文件夹搬过家，就用现在的地方。
 

@@ -64,5 +64,5 @@ def way_out(lost: Path) -> str:
 def settings_of(path: Path) -> Path | None:
     """LoRA 文件、检查点或结果文件夹 -> 那次训练的 config.yaml；单独的文件就是 None。"""
     folder = path if path.is_dir() else path.parent
-    around = [folder.parent] if step_of(folder) is not None else [folder] if path.is_dir() else []
+    around = [folder] * path.is_dir() + [folder.parent] * (step_of(folder) is not None)
     return next((p / "config.yaml" for p in around if (p / "config.yaml").is_file()), None)

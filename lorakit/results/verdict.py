@@ -263,9 +263,20 @@ def read(run: Path) -> Judgement | None:
 
 def last(run: Path, metrics: list[dict]) -> Verdict:
     """此刻最后一步的判断：看过图的就有三个灯，没看过的只有损失。"""
+    return at(run, metrics, last_step(metrics))
+
+
+def at(run: Path, metrics: list[dict], step: int) -> Verdict:
+    """第 step 步的判断，同 `last`。"""
     judged = read(run)
-    step = max((m["step"] for m in metrics), default=0)
-    return judged.verdicts[step] if judged and step in judged.verdicts else judge(metrics)
+    if judged and step in judged.verdicts:
+        return judged.verdicts[step]
+    return judge(metrics, None if step == last_step(metrics) else step)
+
+
+def last_step(metrics: list[dict]) -> int:
+    """记录里的最后一步。"""
+    return max((m["step"] for m in metrics), default=0)
 
 
 def _mark(run: Path, step: int) -> str:
