@@ -132,6 +132,8 @@ def _conclude(
         found, mend = "还早", "画的还不是要的样子：多练一些；练了很多步还这样，就查触发词和描述"
     elif copied.color == YELLOW:
         found, mend = "开始抄了", "画面对了，可照训练描述画的多半就是训练图：早一点的检查点更好"
+    elif copied.color == OFF:
+        found, mend = "说不准", "画面对了，抄没抄却看不出：自己拿样张和训练图比一比"
     elif loss.color == RED and word != "过拟合":
         found, mend = "说不准", "画面对了，损失却坏了：自己看样张"
     elif word == "还没":
