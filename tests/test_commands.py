@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ CASES = {
     "它的底模是训练那台机器上的文件夹": ("audit away.safetensors",
         [f"audit away.safetensors {M}", "audit away.safetensors --model here.yaml"]),
     "只写进工作流": (f"export plain.safetensors {M} --out o {P}",
-        [f"export ours.safetensors --out o {P} --workflow w.json"]),
+        [f"export ours.safetensors --out o {P} --family qwen-image --workflow w.json"]),
     "管的是 --out 的文件": ("export ours.safetensors --workflow w.json --to comfyui",
         ["export ours.safetensors --workflow w.json --to comfyui --out o"]),
     "去掉 --to、--dtype": (f"export plain.safetensors {M} --merge --to kohya --out merged",
@@ -118,6 +119,20 @@ CASES = {
         [f"compare run {P} --checkpoints all --strengths 0,1 --out c.png"]),
     "最多写两样": (f"compare run {P} --checkpoints all --strengths 0,1 --seeds 1",
         [f"compare run {P} --seeds 1,2 --strengths 0,1 --out c.png"]),
+    "不知道它的底模是哪个": (f"generate loose/checkpoint-2 {P}",
+        [f"generate tiny-qwen-image --lora loose/checkpoint-2 {P} {SMALL}",
+         f"generate here.yaml --lora loose/checkpoint-2 {P} {SMALL}"]),
+    "是两个 LoRA，只能写一个": (f"generate run/checkpoint-1 --lora plain.safetensors {P}",
+        [f"generate run/checkpoint-1 {P} {SMALL}",
+         f"generate run --lora plain.safetensors {P} {SMALL}"]),
+    "用不上 --lora：去掉其中一个": (f"compare run --lora plain.safetensors --checkpoints all {P}",
+        [f"compare run --checkpoints all {P} --out c.png",
+         f"compare run --lora plain.safetensors {P} --out c.png"]),
+    "--checkpoints 要写结果文件夹": (f"compare run/checkpoint-1 --checkpoints all {P}",
+        [f"compare run --checkpoints all {P} --out c.png"]),
+    "说的是同一件事，只能写一个": (f"compare run --seeds 1,2 --set sample.seed=5 {P}",
+        [f"compare run --seeds 1,2 {P} --out c.png",
+         f"compare run --set sample.seed=5 {P} --out c.png"]),
     "不能改图，它只会从文字画起": ("edit pairs/control/000.png 变成蓝色 --model tiny-qwen-image",
         ["edit pairs/control/000.png 变成蓝色 --model tiny-qwen-image-edit --out e.png "
          "--set sample.size=64 --set sample.steps=2"]),
@@ -205,8 +220,9 @@ def here(tmp_path_factory, papercut) -> Path:
         patch.chdir(place)
         sets = [f"data.folder={papercut}", f"run.output={place / 'run'}", "train.steps=2",
                 "train.batch_size=1", "eval.every=0", "data.resolution=64", "sample.steps=2",
-                "sample.size=64"]  # fmt: skip
+                "sample.size=64", "train.save_every=1"]  # fmt: skip
         list(Trainer(load_config("tiny-qwen-image", sets)))
+        shutil.copytree(place / "run/checkpoint-2", place / "loose/checkpoint-2")
         samples.write("edit-blue", place / "pairs", count=4)
         files(place)
     picture = next((place / "pairs/control").glob("*.png"))
@@ -318,6 +334,47 @@ def test_nothing_is_harmed_by_what_is_written(here, monkeypatch, capsys):
         (old / f"diffusion_pytorch_model{name}").write_bytes(b"{}")
     assert run(capsys, f"export plain.safetensors {M} --merge --out again")[0] == 0
     assert {p.name for p in old.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+@pytest.mark.parametrize("line", [
+    f"generate run {P} --seed 1 --set sample.seed=2", f"generate run {P} --steps 2 --set "
+    "sample.steps=3", f"generate run {P} --guidance 1 --set sample.guidance=2",
+    f"generate run {P} --width 64 --height 64 --set sample.size=128",
+    f"generate run {P} --quantization int8 --set model.quantize=none",
+])  # fmt: skip
+def test_an_option_and_a_setting_of_the_same_thing_are_not_half_heard(
+    here, monkeypatch, capsys, line
+):
+    monkeypatch.chdir(here)
+    code, told = run(capsys, line)
+    assert code == 1 and "说的是同一件事，只能写一个" in told, told
+
+
+def test_a_checkpoint_is_taken_wherever_a_run_is(here, monkeypatch, capsys):
+    """写 run/checkpoint-1 就是那一个：画、比、改写、体检、判断；说的也是那一步。"""
+    monkeypatch.chdir(here)
+    one, file = "run/checkpoint-1", "run/checkpoint-1/pytorch_lora_weights.safetensors"
+    drawn = []
+    for source in (one, file, "run", f"tiny-qwen-image --lora {one} --set sample.steps=2"):
+        code, told = run(capsys, f"generate {source} {P} --width 64 --height 64 --out o.png")
+        assert code == 0, told
+        drawn.append((here / "o.png").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+    code, told = run(capsys, f"compare {one} {P} --out c.png")
+    assert code == 0 and "第 1 步的判断——" in told and "最后一步" not in told, told
+    assert "最后一步的判断——" in run(capsys, f"compare run {P} --out c.png")[1]
+    assert run(capsys, f"generate --model_name {one} {P} --out o.png")[0] == 0
+    for line in (
+        f"audit {one}",
+        f"export {one} --out e",
+        f"push {one} --to huggingface --repo a/b",
+    ):
+        assert run(capsys, line)[0] == 0, line
+    asked = "--prompts 剪纸风格，一只大狗在中间 --json"
+    code, told = run(capsys, f"judge {one} {asked}")
+    assert code == 0 and list(json.loads(told[told.index("{") :])["verdicts"]) == ["1"], told
+    code, told = run(capsys, f"judge {one} --steps 2")
+    assert code == 1 and "是第 1 步的检查点，又要看第 2 步" in told, told
 
 
 def test_an_option_given_twice_is_not_half_heard(capsys):

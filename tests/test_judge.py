@@ -1,6 +1,7 @@
 """法官：抄没抄与手算的距离对照；画过的不再画；照训练图出题；挑哪个检查点；命令行印的与存的一样。"""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ from PIL import Image
 from lorakit import infer, lab
 from lorakit.cli import main
 from lorakit.config import load_config
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, LorakitWarning
 from lorakit.families import open_family
 from lorakit.judge import Judge, choose, copying, eye_for, open_run
 from lorakit.judge.drawing import BASE, Question, Studio
 from lorakit.judge.taught import Picture, Taught, taught
 from lorakit.judge.tiny_eye import TinyEye, goal_of
-from lorakit.results import verdict
+from lorakit.results import report, sameness, verdict
 from lorakit.results.verdict import Light
 from lorakit.tiny import samples
 from lorakit.tiny.world import HELD_OUT
@@ -233,6 +234,60 @@ def test_full_checkpoints_are_judged_too(config):
     studio = Studio(settings, family, bench.questions(taught(settings, family)))
     base, tuned = (np.asarray(studio.draw(step, "asked", 0)[0], float) for step in (BASE, 2))
     assert list(found.verdicts) == [2] and np.abs(base - tuned).max() > 0
+
+
+def repaint(picture, red):
+    Image.new("RGB", (128, 128), (red, 90, 30)).save(picture)
+
+
+def test_only_pictures_that_were_trained_on_are_compared_with(config, papercut, tmp_path, capsys):
+    """练完以后：添的图不算，换了、少了的说清楚，抄没抄的灯就灭；一张不剩就停下。"""
+    data = shutil.copytree(papercut, tmp_path / "data")
+    settings = config(f"data.folder={data}", "train.steps=2", "sample.steps=2")
+    list(Trainer(settings))
+    run, family = settings.run.output, open_family(settings)
+    before = taught(settings, family)
+    assert not before.moved and len(before.train) == before.total
+
+    repaint(data / "zz.png", 200)
+    (data / "zz.txt").write_text("剪纸风格，一只红色的大狗", "utf-8")
+    with pytest.warns(LorakitWarning, match=r"不一样了：图多了 1 张（zz.png）.*后来添的不算"):
+        added = taught(settings, family)
+    assert not added.moved and added.captions == before.captions
+    assert [a.image.tobytes() for a in added.train] == [b.image.tobytes() for b in before.train]
+
+    names = [row["name"] for row in sameness.trained_pictures(run)["train"].values()]
+    repaint(data / names[0], 10)
+    (data / names[1]).unlink()
+    (data / names[1]).with_suffix(".txt").unlink()
+    assert main(["judge", str(run), "--json", *FEW]) == 0
+    told = capsys.readouterr()
+    light = json.loads(told.out)["verdicts"]["2"]["lights"][2]
+    assert light["color"] == "灭" and f"{before.total} 张里少了 2 张" in light["said"]
+    assert "图换了内容 1 张" in told.err and "图少了 1 张" in told.err
+    with pytest.warns(LorakitWarning, match="不一样了"):
+        left = taught(settings, family)
+    assert len(left.train) == before.total - 2 and left.total == before.total
+
+    for number, picture in enumerate(sorted(data.glob("*.png"))):
+        repaint(picture, 20 + 5 * number)
+    assert main(["judge", str(run), *FEW]) == 1
+    told = capsys.readouterr().err
+    assert "练过的图一张也没有了" in told and "data.folder=原来那份图" in told
+
+
+def test_an_old_run_that_knows_only_the_sum_of_its_pictures(config, papercut, tmp_path):
+    data = shutil.copytree(papercut, tmp_path / "data")
+    settings = config(f"data.folder={data}", "train.steps=1")
+    trainer = Trainer(settings)
+    list(trainer)
+    run, family = settings.run.output, open_family(settings)
+    report.write_run_card(run, settings, trainer.dataset, 1.0, "cpu")
+    shutil.rmtree(run / "checkpoint-1" / "state")
+    assert not taught(settings, family).moved
+    repaint(next(data.glob("*.png")), 10)
+    with pytest.warns(LorakitWarning, match="和练的时候不一样了"):
+        assert taught(settings, family).moved
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """LoRA 文件：各家写法来回转换，ΔW 不变；体检、叠加、缩秩、合并与手算相同。"""
 
+import warnings
+
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -8,10 +10,13 @@ from torch import nn
 
 from lorakit import lora
 from lorakit.cli import main
-from lorakit.errors import WeightsError
+from lorakit.errors import LorakitWarning, WeightsError
 from lorakit.hub import locate
 from lorakit.lora import audit as lora_audit
-from lorakit.lora import convert, steps
+from lorakit.lora import convert, metadata, steps
+from lorakit.results import checkpoint, verdict
+from lorakit.results import folder as run_folder
+from lorakit.results.verdict import Judgement, Light
 from lorakit.train import Trainer
 
 MODEL = ["--model", "tiny-qwen-image"]
@@ -38,6 +43,65 @@ def test_the_newest_numbered_checkpoint_is_found(tmp_path):
         (tmp_path / name / lora.FILE).touch()
     assert [steps.step_of(path) for path in steps.all_of(tmp_path)] == [9, 10]
     assert lora.find(tmp_path) == steps.folder_of(tmp_path, 10) / lora.FILE
+
+
+FILE = lora.FILE
+P = ["--prompt", "一只猫"]
+USES = (["export", "--out", "o.safetensors"], ["audit"], ["judge"], ["generate", *P],
+        ["compare", *P], ["compare", *P, "--checkpoints", "all"],
+        ["push", "--to", "huggingface", "--repo", "a/b"])  # fmt: skip
+
+
+def meant(folder):
+    """检查点里每个权重文件的说明与张量；文件头里各项的次序每次都不同。"""
+    files = sorted(folder.rglob("*.safetensors"))
+    return [(p, metadata.of(p), {k: v.tolist() for k, v in load_file(p).items()}) for p in files]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.filterwarnings("ignore::lorakit.errors.LorakitWarning")
+def test_lost_weights_of_the_newest_checkpoint_are_told_and_mended(
+    config, tmp_path, monkeypatch, capsys, kind
+):
+    """不悄悄退回前一个；丢了的、坏了的，再运行一遍训练就写回来，一个数也不差。"""
+    monkeypatch.chdir(tmp_path)
+    settings = config(f"lora.kind={kind}", "train.lr=1e-4", "sample.steps=2")
+    list(Trainer(settings))
+    run, name = settings.run.output, {"lora": FILE, "full": "transformer"}[kind]
+    newest = run / "checkpoint-4"
+    before = meant(newest)
+    seen = verdict.judge(run_folder.read(run), 4, *(Light(n, "绿", "") for n in verdict.NAMES[1:]))
+    verdict.save(run, Judgement("tiny", {4: seen}, 4, "因为"))
+    (newest / name).rename(tmp_path / "moved")
+    for command, *more in USES if kind == "lora" else (["generate", *P], ["push", *USES[-1][1:]]):
+        assert main([command, str(run), *more]) == 1, command
+        told = capsys.readouterr().err
+        assert "checkpoint-4”里的权重不见了" in told and "再运行一遍训练的那条命令" in told
+        assert "checkpoint-2" in told
+    with pytest.warns(LorakitWarning, match=f"checkpoint-4.*{name}.*重新写好"):
+        list(Trainer(settings))
+    assert meant(newest) == before and verdict.read(run).verdicts[4].lights == seen.lights
+    weights = next((newest / name).glob("*.safetensors")) if kind == "full" else newest / name
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert main(["generate", str(run), *P]) == 1
+    assert "和存的时候不一样了" in capsys.readouterr().err
+    with pytest.warns(LorakitWarning, match="重新写好"):
+        list(Trainer(settings))
+    assert meant(newest) == before and not checkpoint.changed(newest)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*重新写好")
+        list(Trainer(settings))
+
+
+def test_an_older_checkpoint_without_its_file_is_of_no_matter(trained, tmp_path):
+    (trained / "checkpoint-2" / FILE).unlink()
+    assert lora.find(trained).parent.name == "checkpoint-4"
+    with pytest.raises(WeightsError, match=r"不见了.*写明用别的检查点，例如 .*checkpoint-4。"):
+        lora.find(trained / "checkpoint-2")
+    (trained / "checkpoint-4" / FILE).unlink()
+    with pytest.raises(WeightsError, match=r"checkpoint-4.*不见了.*再运行一遍") as told:
+        lora.find(trained)
+    assert "别的检查点" not in str(told.value)
 
 
 def modules(shell):

@@ -198,6 +198,42 @@ def test_one_file_and_a_card_that_points_outside(run, tmp_path):
     assert sum("没有这个图" in line for line in wanted.missing) == 3
 
 
+def test_the_card_of_a_checkpoint_tells_that_step(papercut, tmp_path, capsys):
+    """传的是哪一步，卡、判断、样张就是哪一步的；那一步没有画过的，说一声。"""
+    run = tmp_path / "run"
+    sets = (f"data.folder={papercut}", f"run.output={run}", "train.steps=2", "train.save_every=1",
+            "train.batch_size=2", "eval.every=1", "sample.steps=2", "sample.every=1",
+            "data.resolution=64", "sample.prompts=[一只猫, 一条鱼]")  # fmt: skip
+    assert main(["train", "tiny-qwen-image", *(w for s in sets for w in ("--set", s))]) == 0
+    capsys.readouterr()
+    push = ["--to", "huggingface", "--repo", REPO]
+
+    def planned(source) -> tuple[publish.Plan, str]:
+        wanted = publish.plan(source, "huggingface", REPO)
+        return wanted, wanted.files["README.md"].decode()
+
+    whole, text = planned(run)
+    assert "| 步数 | 2，" in text and not whole.told
+    assert planned(run / "checkpoint-2")[1] == text
+    for source in (run / "checkpoint-1", run / "checkpoint-1" / FILE):
+        wanted, text = planned(source)
+        assert "| 步数 | 1，" in text and "（第 1 步）" in text and "第 2 步" not in text
+        shots = [f"samples/1_{i}.png" for i in range(2)]
+        assert [n for n in wanted.files if n.startswith("samples")] == shots
+        assert [row["output"]["url"] for row in front(text)["widget"]] == shots
+        assert text.count("](samples/1_") == 2
+    assert main(["push", str(run / "checkpoint-1"), *push]) == 0
+    assert "模型卡说的是第 2 步，要传的是第 1 步" in capsys.readouterr().out
+    (run / "samples/1_0.png").unlink()
+    assert [n for n in planned(run / "checkpoint-1")[0].files if "samples" in n] == shots[1:]
+    (run / "samples/1_1.png").unlink()
+    wanted, text = planned(run / "checkpoint-1")
+    assert "samples/" not in text and "widget" not in front(text)
+    assert any("第 1 步没有画过" in line for line in wanted.told)
+    shutil.rmtree(run / "checkpoint-2")  # 只留下早一点的一个：传的是它，说的也是它
+    assert "| 步数 | 1，" in planned(run)[1]
+
+
 LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9))
 BOMBS = {
     "aliases": LAUGHS, "deep": "a: " + "[" * 100_000, "long": "x: y\n" * 300_000,

@@ -5,7 +5,7 @@ from pathlib import Path
 from lorakit.cli.options import DONE, SET, command, option, settings
 from lorakit.errors import LorakitError, warn
 
-_SOURCE = "一次训练的结果文件夹，或 YAML 文件、预设名"
+_SOURCE = "一次训练的结果文件夹（或里面的一个 checkpoint-N），或 YAML 文件、预设名"
 _PROMPT = option("--prompt", action="append", required=True, help="提示词，可以写多次")
 _LORA = option("--lora", type=Path, help="LoRA 文件；不写就用结果文件夹里最新的")
 _STRENGTH = option(
@@ -18,18 +18,63 @@ _QUANTIZE = option(
     choices=("none", "fp8", "int8", "nf4", "fp8-matmul"),
     help="量化底模，省显存（同 --set model.quantize=）",
 )
+_SAME = {  # 选项 -> 它改的那一项设置
+    "--steps": "sample.steps", "--guidance": "sample.guidance", "--seed": "sample.seed",
+    "--seeds": "sample.seed", "--quantization": "model.quantize",
+}  # fmt: skip
+
+
+def _inside(source: str) -> Path | None:
+    """结果文件夹、检查点、检查点里的 LoRA 文件 -> 那次训练的 config.yaml；别的就是 None。
+
+    Raises:
+        LorakitError: 是检查点、是 LoRA 文件，可是旁边没有那次训练的设置。
+    """
+    from lorakit.lora import steps
+
+    place = Path(source)
+    file = place.suffix == ".safetensors" and place.is_file()
+    found = steps.settings_of(place) if file or place.is_dir() else None
+    one = place.is_dir() and steps.step_of(place) is not None
+    if found is None and (file or (one and not (place / "model_index.json").is_file())):
+        raise LorakitError(
+            f"“{source}”的外面没有 config.yaml，不知道它的底模是哪个。"
+            f"请先写底模（预设名或 YAML 文件），再用 --lora {source} 指定它。"
+        )
+    return found
+
+
+def _refuse_two(args, source: str | None):
+    """写了两遍的、用不上的：不悄悄听其中一个。"""
+    inside, wrote = source and _inside(source), {s.partition("=")[0].strip() for s in args.set}
+    one = inside and inside.parent != Path(source)
+    if args.lora and one:
+        raise LorakitError(f"“{source}”和 --lora {args.lora} 是两个 LoRA，只能写一个。")
+    if axis := getattr(args, "checkpoints", None):
+        if args.lora:
+            raise LorakitError(
+                f"--checkpoints {axis} 画的是结果文件夹里的检查点，用不上 --lora：去掉其中一个。"
+            )
+        if one:
+            raise LorakitError(f"--checkpoints 要写结果文件夹“{inside.parent}”，不是其中一个。")
+    same = dict(_SAME)
+    if getattr(args, "height", None):  # 只写一边，另一边还用得上它
+        same["--width"] = "sample.size"
+    for flag, name in same.items():
+        if getattr(args, flag[2:], None) is not None and name in wrote:
+            raise LorakitError(f"{flag} 和 --set {name} 说的是同一件事，只能写一个。")
 
 
 def _open(args, source: str, sets: list[str], need_lora: bool = False):
-    """结果文件夹、YAML 或预设 -> (设置, 家族, LoRA 在哪)。"""
+    """结果文件夹、检查点、YAML 或预设 -> (设置, 家族, LoRA 在哪)。"""
     from lorakit.families import open_family
 
-    inside = Path(source, "config.yaml")
-    weights = args.lora or (Path(source) if inside.is_file() else None)
+    inside = _inside(source)
+    weights = args.lora or (Path(source) if inside else None)
     if need_lora and weights is None:
         raise LorakitError("没有 LoRA 可比较：请给一次训练的结果文件夹，或用 --lora 指定文件。")
     more = [f"model.quantize={args.quantization}"] if args.quantization else []
-    config = settings(inside if inside.is_file() else source, [*sets, *more])
+    config = settings(inside or source, [*sets, *more])
     return config, open_family(config), weights
 
 
@@ -95,7 +140,7 @@ def choose_base(source: str | None, base: str | None, weights: Path | None):
         raise LorakitError(
             "用哪个模型画？写上一次训练的结果文件夹，或 --model_name 底模、--lora_weights 文件。"
         )
-    known = source in presets() or (Path(source) / "config.yaml").is_file()
+    known = source in presets() or _inside(source)
     if not base or known or Path(base).is_file() or preset_for(base):
         return source, []
     if "/" not in base and not Path(base).is_dir():
@@ -143,6 +188,7 @@ def generate(args) -> int:
     given = {name: getattr(args, name) for name in ("steps", "guidance", "seed")}
     told = [f"sample.{name}={value}" for name, value in given.items() if value is not None]
     report.picture_kind(args.out)  # 画完才说存不了，就白等了
+    _refuse_two(args, args.source or args.base)
     source, sets = choose_base(args.source, args.base, args.lora)
     config, family, weights = _open(args, source, [*sets, *args.set, *told])
     side = config.sample.size or config.data.resolution
@@ -185,6 +231,7 @@ def edit(args) -> int:
 
     report.picture_kind(args.out)
     _refuse_same(args.out, (args.image, *args.also))
+    _refuse_two(args, args.source)
     pictures = [read_image(path, True) for path in (args.image, *args.also)]
     config, family, weights = _open(args, args.source, args.set)
     how = (config.sample.guidance, [args.prompt], [pictures])
@@ -216,14 +263,15 @@ def compare(args) -> int:
     from lorakit import infer
     from lorakit.data.read import read_image
     from lorakit.infer import xy
-    from lorakit.results import folder as run_folder
-    from lorakit.results import report, verdict
+    from lorakit.results import report
 
     report.picture_kind(args.out)
+    _refuse_two(args, args.source)
     axes = xy.axes(Path(args.source), args.strengths, args.seeds, args.checkpoints)
     if axes and len(args.prompt) > 1:
         raise LorakitError(f"网格一次只画一句提示词，得到 {len(args.prompt)} 句。")
     config, family, weights = _open(args, args.source, args.set, need_lora=True)
+    weights = next((axis.values[0] for axis in axes if axis.kind == "step"), weights)
     side = config.sample.size or config.data.resolution
     _refuse_same(args.out, args.image or ())
     control = args.image and [read_image(path, True) for path in args.image]
@@ -240,6 +288,20 @@ def compare(args) -> int:
     rows = infer.compare(family, pipe, args.prompt, config.sample, (side, side), controls)
     sheet = report.grid(rows, ["没有\nLoRA", "有\nLoRA"], [prompt[:10] for prompt in args.prompt])
     print(f"画好了：{report.save_image(sheet, args.out)}（上排没有 LoRA，下排有）")
-    if (run := Path(args.source)) and (run / "metrics.jsonl").is_file() and not args.lora:
-        print(f"最后一步的判断——{verdict.last(run, run_folder.read(run)).text()}")
+    inside = None if args.lora else _inside(args.source)
+    if inside and (inside.parent / "metrics.jsonl").is_file():
+        print(_judged(inside.parent, weights))
     return DONE
+
+
+def _judged(run: Path, weights: Path) -> str:
+    """画的那个检查点的判断：多半是最后一步的。"""
+    from lorakit import lora
+    from lorakit.lora import steps
+    from lorakit.results import folder as run_folder
+    from lorakit.results import verdict
+
+    metrics, step = run_folder.read(run), steps.step_of(lora.find(weights).parent)
+    if step is None or step == verdict.last_step(metrics):
+        return f"最后一步的判断——{verdict.last(run, metrics).text()}"
+    return f"第 {step} 步的判断——{verdict.at(run, metrics, step).text()}"

@@ -12,7 +12,12 @@ from lorakit.files import Unreadable, read_words, user_path
 
 @command(
     "lorakit judge runs/mine",
-    option("folder", type=Path, metavar="结果文件夹", help="一次训练的结果文件夹"),
+    option(
+        "folder",
+        type=Path,
+        metavar="结果文件夹",
+        help="一次训练的结果文件夹，或里面的一个 checkpoint-N（只看它）",
+    ),
     option(
         "--eye",
         metavar="眼睛",
@@ -38,15 +43,16 @@ from lorakit.files import Unreadable, read_words, user_path
 def judge(args) -> int:
     """看每个检查点：损失、画面、抄没抄，三个灯，说该用哪一个。"""
     from lorakit.infer import xy
-    from lorakit.judge import Judge, eye_for, open_run
+    from lorakit.judge import Judge, eye_for, open_run, scope
     from lorakit.results import board
     from lorakit.results.verdict import FILE
 
-    config = open_run(args.folder, args.set)
     steps = xy.numbers(args.steps, "--steps", int) if args.steps else ()
+    run, steps = scope(args.folder, steps)
+    config = open_run(run, args.set)
     bench = Judge(eye_for(args.eye, config), args.seeds, _prompts(args.prompts))
     found = bench(config, steps, encoding())
-    board.plot(args.folder)
+    board.plot(run)
     if args.json:
         print(json.dumps(asdict(found), ensure_ascii=False, indent=1))
         return DONE
@@ -56,7 +62,7 @@ def judge(args) -> int:
         print(f"该用哪一个：{found.why}")
     else:
         print(f"该用哪一个：checkpoint-{found.take}。{found.why}")
-    print(f"画的图：{args.folder / 'judge'}；判断也写进了 {args.folder / FILE} 和 board.png。")
+    print(f"画的图：{run / 'judge'}；判断也写进了 {run / FILE} 和 board.png。")
     return DONE
 
 

@@ -10,7 +10,7 @@ from lorakit.errors import ConfigError, LorakitError
 
 MOST = 100.0  # 份量再大就是写错了
 _FILE = (
-    option("file", type=Path, help="LoRA 文件，或一次训练的结果文件夹"),
+    option("file", type=Path, help="LoRA 文件，或一次训练的结果文件夹、里面的一个 checkpoint-N"),
     option("--model", help="底模：预设名或 YAML 文件；不写就用文件里记着的"),
 )
 
@@ -152,8 +152,8 @@ def _refuse_idle(args):
     """写了却用不上的选项：多半是漏写了另一个。"""
     for_out = (args.also, args.weight, args.rank is not None, args.merge, args.to, args.dtype)
     idle = {
-        "--prompt、--set 只写进工作流，请加上 --workflow 工作流.json": (
-            args.workflow is None and (args.prompt or args.set)
+        "--prompt、--family、--set 只写进工作流，请加上 --workflow 工作流.json": (
+            args.workflow is None and (args.prompt or args.family or args.set)
         ),
         "--also、--weight、--rank、--merge、--to、--dtype 管的是 --out 的文件，请加上 --out": (
             args.out is None and any(for_out)
@@ -328,7 +328,9 @@ def audit(args) -> int:
 
 @command(
     "lorakit push runs/mine --to modelscope --repo zhangsan/papercut-lora",
-    option("source", type=Path, help="一次训练的结果文件夹，或一个 LoRA 文件"),
+    option(
+        "source", type=Path, help="一次训练的结果文件夹，或里面的一个 checkpoint-N、一个 LoRA 文件"
+    ),
     option("--to", choices=("modelscope", "huggingface"), required=True, help="哪个站"),
     option("--repo", required=True, metavar="用户名/模型名", help="仓库的名字"),
     option("--public", action="store_true", help="公开；不写就是私有的"),

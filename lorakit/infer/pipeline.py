@@ -18,6 +18,7 @@ def open_pipeline(family, weights: Path | None = None, text="load"):
     """
     whole = full.find(weights) if weights is not None else None
     if whole is not None:
+        checkpoint.refuse_changed(whole)
         full.check_fits(whole, family)
     family.use_transformer(whole)
     transformer = family.untouched()

@@ -14,6 +14,7 @@ from lorakit.errors import ConfigError, WeightsError
 from lorakit.infer import draw as infer_draw
 from lorakit.infer.compare import set_strength
 from lorakit.infer.edit import edit
+from lorakit.lora.steps import whole
 from lorakit.results import checkpoint, report
 
 NAMES = {"strength": "强度", "step": "检查点", "seed": "种子"}
@@ -61,8 +62,9 @@ def checkpoints(run: Path, text: str) -> Axis:
     Raises:
         WeightsError: 文件夹里没有检查点、没有要的那个、或里面没有 LoRA。
     """
-    saved = {checkpoint.step_of(path): path / lora.FILE for path in checkpoint.all_of(run)}
-    saved = {step: file for step, file in saved.items() if file.is_file()}
+    saved = {checkpoint.step_of(path): path for path in checkpoint.all_of(run)}
+    lost = {p for p in saved.values() if checkpoint.is_ours(p) and not whole(p)}  # 用到它才说
+    saved = {s: p for s, p in saved.items() if p in lost or (p / lora.FILE).is_file()}
     wanted = (
         list(saved) if text == "all" else list(dict.fromkeys(numbers(text, "--checkpoints", int)))
     )

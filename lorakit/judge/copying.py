@@ -29,7 +29,12 @@ def questions(about: Taught, most: int) -> list[Question]:
 
 
 def light(eye: Eye, about: Taught, paper: Paper, drawn: Drawn) -> Light:
-    """抄没抄的灯：绿是没有；黄是照训练描述画的多半比换种子还近；红是多半和训练图几乎一样。"""
+    """抄没抄的灯：绿是没有；黄是照训练描述画的多半比换种子还近；红是多半和训练图几乎一样。
+
+    练过的图不全了就是灭的：抄的也许正是少了的那张。
+    """
+    if about.moved:
+        return off(NAMES[2], f"{about.moved}，抄的是不是它们，看不出")
     known = eye.features([one.image for one in about.train])
     if len(known) < 2:
         return off(NAMES[2], "只有一张训练图，没有别的图作对照")

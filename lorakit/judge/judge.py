@@ -17,6 +17,7 @@ from lorakit.judge.hub_eye import HubEye
 from lorakit.judge.looking import Eye, Seen
 from lorakit.judge.taught import Taught, taught
 from lorakit.judge.tiny_eye import TinyEye
+from lorakit.lora import full
 from lorakit.results import checkpoint, verdict
 from lorakit.results import folder as run_folder
 from lorakit.results.evidence import Share, newcombe
@@ -165,7 +166,29 @@ def _steps(run: Path, steps: Sequence[int]) -> list[int]:
         what = f"没有第 {missing[0]} 步的检查点" if have else "没有检查点"
         known = "、".join(map(str, have)) or "一个也没有"
         raise LorakitError(f"“{run}”里{what}；有的是：{known}。先练完，或换一个结果文件夹。")
-    return sorted(steps) if steps else have
+    chosen = sorted(steps) if steps else have
+    for step in chosen:  # 画到一半才说有一个坏了，就白等了
+        folder = checkpoint.folder_of(run, step)
+        if full.find(folder) is None:
+            checkpoint.exported(folder)
+    return chosen
+
+
+def scope(place: Path, steps: Sequence[int] = ()) -> tuple[Path, Sequence[int]]:
+    """结果文件夹，或里面的一个检查点（就只看它）-> (结果文件夹, 只看哪几步)。
+
+    Raises:
+        LorakitError: 写了一个检查点，又要看别的步。
+    """
+    step = checkpoint.step_of(place)
+    if step is None or (place / "config.yaml").is_file():
+        return place, steps
+    if set(steps) - {step}:
+        raise LorakitError(
+            f"“{place}”是第 {step} 步的检查点，又要看第 {'、'.join(map(str, steps))} 步："
+            f"写结果文件夹“{place.parent}”，或不写要看哪几步。"
+        )
+    return place.parent, (step,)
 
 
 def open_run(run: Path, sets: Sequence[str] = ()) -> Config:

@@ -11,8 +11,11 @@ from lorakit.data import bucket_for, fit, read_image
 from lorakit.data.record import Record
 from lorakit.data.select import select
 from lorakit.data.trigger import shared_opening, shared_word, without
-from lorakit.errors import LorakitError
+from lorakit.errors import LorakitError, warn
+from lorakit.results import sameness
 
+MOVED = "训练图和练的时候不一样了"
+MEND = "要和原来一样地判断，就把图改回来，或用 --set data.folder=原来那份图。"
 MOST = 200  # 训练图再多也只看这么多张：够找最像的一张，也放得进内存
 
 
@@ -38,6 +41,7 @@ class Taught:
     held: tuple[Picture, ...]
     prior: tuple[Picture, ...]
     total: int
+    moved: str = ""  # 训练图和练的时候不一样了，哪里不一样；一样就是空的
 
     @property
     def captions(self) -> list[str]:
@@ -62,8 +66,10 @@ class Taught:
 def taught(config: Config, family) -> Taught:
     """读训练时的那些图；family 只看名字、倍数、要几张控制图。
 
+    检查点记着练的是哪些图：后来添的不算，换了的、少了的说一声。
+
     Raises:
-        LorakitError: 训练图不在原处了，或一张也没有。
+        LorakitError: 训练图不在原处了，或一张也没有了。
     """
     try:
         chosen = select(config, family)
@@ -72,10 +78,33 @@ def taught(config: Config, family) -> Taught:
             f"判断要和训练图比，可是训练图读不了：{error}"
             "图搬了家，就用 --set data.folder=新的地方。"
         ) from error
-    parts = (chosen.train, chosen.held, chosen.prior)
+    train, held, total, moved = _trained(config, chosen)
     unit, side = family.multiple, config.data.resolution
-    read = (_pictures(part[:MOST], side, unit) for part in parts)
-    return Taught(config, *read, total=len(chosen.train))
+    read = (_pictures(part[:MOST], side, unit) for part in (train, held, chosen.prior))
+    return Taught(config, *read, total=total, moved=moved)
+
+
+def _trained(config: Config, chosen) -> tuple[list[Record], list[Record], int, str]:
+    """现在的图里真练过的 -> (训练的, 留出的, 训练图本来有几张, 少了什么)。"""
+    run, there = config.run.output, [*chosen.train, *chosen.held]
+    known = sameness.trained_pictures(run)
+    if not known:
+        moved = MOVED if sameness.changed_by_card(run, there) else ""
+        if moved:
+            warn(f"{moved}：判断里和训练图比的，都是现在的图。{MEND}")
+        return chosen.train, chosen.held, len(chosen.train), moved
+    told = sameness.pictures_moved(known, there, config.data.mask)
+    first = {one.digest for one in chosen.train}  # 添了图，哪些留出也会变：练过的总是练过的
+    train = [*chosen.train, *(one for one in chosen.held if one.digest not in first)]
+    train = [one for one in train if one.digest in known["train"]]
+    held = [o for o in there if o.digest in known["held"].keys() - known["train"].keys()]
+    if not train:
+        raise LorakitError(f"练过的图一张也没有了（{'；'.join(told)}），没有东西可比。{MEND}")
+    if told:
+        warn(f"{MOVED}：{'；'.join(told)}。判断只和还在的、练过的图比，后来添的不算。{MEND}")
+    gone = known["train"].keys() - {one.digest for one in train}
+    moved = f"{MOVED}，{len(known['train'])} 张里少了 {len(gone)} 张" if gone else ""
+    return train, held, len(known["train"]) if gone else len(train), moved
 
 
 def _pictures(records: Sequence[Record], side: int, unit: int) -> tuple[Picture, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorakit.inert import in_html
-from lorakit.judge import Judge, eye_for, open_run
+from lorakit.judge import Judge, eye_for, open_run, scope
 from lorakit.lab.bar import waiting
 from lorakit.lab.display import publish, table
 from lorakit.lab.picture import GREEN, RED
@@ -23,9 +23,11 @@ def judge(
 ) -> Judgement:
     """看结果文件夹里的检查点（steps 不写就全看），摆出三个灯，返回 Judgement。
 
+    run 也可以是里面的一个 checkpoint-N，就只看它。
     画过的图留在结果文件夹的 judge 里，再看一遍很快。
     """
-    config = open_run(Path(run))
+    home, steps = scope(Path(run), steps)
+    config = open_run(home)
     with waiting("考官在看：每个检查点画几十张"):
         found = Judge(eye_for(eye, config), seeds, prompts)(config, steps)
     rows, lines = [], []

@@ -17,12 +17,11 @@ from lorakit.files import Unreadable, parse_json
 from lorakit.inert import inert
 from lorakit.lora import lokr, metadata, names, steps
 from lorakit.lora.attach import ADAPTER, scale
+from lorakit.lora.steps import FILE, STATE
 from lorakit.lora.tensors import write_tensors
 
-FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PREFIX = "transformer."
-STATE = "state"  # 检查点里放优化器等的文件夹
 SHARD = re.compile(r"\d{5}-of-(?!00001)\d{5}|\.index\.json$")
 MOST = 500  # 别人写的话最多留这么多字
 
@@ -57,14 +56,13 @@ def save(
 
 
 def find(path: Path) -> Path:
-    """LoRA 文件、检查点或整个运行文件夹 -> 那个 safetensors 文件。"""
+    """LoRA 文件、检查点或整个运行文件夹 -> 那个 safetensors 文件；检查点取最新的。"""
     path = Path(path)
     _refuse_state(path if path.is_dir() else path.parent)
     if path.is_dir():
-        choices = [path, *reversed(steps.all_of(path))]
-        files = [*(p / FILE for p in choices), path / PEFT_FILE]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
+        home = steps.newest(path, lambda folder: (folder / FILE).is_file())
+        found = path / PEFT_FILE if home is None else home / FILE
+        if not found.is_file():
             there = next(filter(_holds, sorted(path.glob("*.safetensors"))), None)
             more = f"里面有 {inert(there.name)}：要用它就写它的路径。" if there else ""
             raise WeightsError(

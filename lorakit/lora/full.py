@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lorakit.errors import WeightsError
-from lorakit.lora.steps import all_of
+from lorakit.lora.steps import newest
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.loading import WEIGHTS
 
@@ -58,13 +58,12 @@ def files_of(weights: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.T
 
 def find(path: Path) -> Path | None:
     """检查点或整个运行文件夹 -> 里面的 transformer 文件夹；不是全量微调的结果就是 None。"""
-    homes = [Path(path), *reversed(all_of(Path(path)))]
-    # 底模自己也有 transformer 文件夹，但它旁边还有 model_index.json
-    ours = (p / FOLDER for p in homes if _ours(p))
-    return next((p for p in ours if (p / "config.json").is_file()), None)
+    home = newest(Path(path), lambda p: _ours(p) and (p / FOLDER / "config.json").is_file())
+    return home and home / FOLDER
 
 
 def _ours(folder: Path) -> bool:
+    """底模自己也有 transformer 文件夹，但它旁边还有 model_index.json。"""
     return not (folder / "model_index.json").is_file()
 
 

@@ -1,7 +1,14 @@
-"""检查点的文件夹 checkpoint-N：名字与步数互换、属于哪次训练，只在这里。"""
+"""检查点的文件夹 checkpoint-N：名字与步数互换、属于哪次训练、用哪一个，只在这里。"""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from lorakit.errors import WeightsError
+
+STATE = "state"  # 检查点里放优化器等的文件夹
+FILE = "pytorch_lora_weights.safetensors"
+WEIGHTS = (FILE, "transformer/config.json")  # 给别人用的：LoRA，或全量微调的权重
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -20,8 +27,42 @@ def all_of(run: Path) -> list[Path]:
     return sorted((p for p in run.glob("checkpoint-*") if step_of(p) is not None), key=step_of)
 
 
+def newest(path: Path, holds: Callable[[Path], bool]) -> Path | None:
+    """path 自己，或里面最新的检查点，要 holds 看得到权重；没有就是 None。
+
+    Raises:
+        WeightsError: 最新的那个丢了权重：不悄悄退回前一个。
+    """
+    inside = all_of(path)
+    last = inside[-1] if inside else path
+    if whole(path) or whole(last):
+        return next((p for p in (path, last) if holds(p)), None)
+    older = next((p for p in reversed(inside) if holds(p)), None)
+    if older or (step_of(last) is not None and (last / STATE).is_dir()):
+        raise WeightsError(
+            f"“{last}”里的权重不见了（{FILE}，全量微调是 transformer 文件夹）。{way_out(last)}"
+        )
+    return None
+
+
+def whole(path: Path) -> bool:
+    """里面有没有给别人用的权重。"""
+    return any((path / name).is_file() for name in WEIGHTS)
+
+
+def way_out(lost: Path) -> str:
+    """检查点 lost 的权重没了、坏了，怎么办：从它的 state 重新写一份，或用别的检查点。"""
+    around = all_of(lost.parent)
+    others = [one for one in around if one.name != lost.name and whole(one)]
+    ways = [f"写明用别的检查点，例如 {one}" for one in others[-1:]]
+    if (lost / STATE).is_dir() and around and around[-1].name == lost.name:
+        again = "练完了的会从存着的状态重新写好它，没练完的就接着练、存新的"
+        ways.insert(0, f"再运行一遍训练的那条命令，{again}")
+    return f"{'；或'.join(ways) or '这次训练没有别的检查点了，请重新练'}。"
+
+
 def settings_of(path: Path) -> Path | None:
     """LoRA 文件、检查点或结果文件夹 -> 那次训练的 config.yaml；单独的文件就是 None。"""
     folder = path if path.is_dir() else path.parent
-    around = [folder.parent] if step_of(folder) is not None else [folder] if path.is_dir() else []
+    around = [folder] * path.is_dir() + [folder.parent] * (step_of(folder) is not None)
     return next((p / "config.yaml" for p in around if (p / "config.yaml").is_file()), None)

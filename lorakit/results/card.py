@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from lorakit.config import Config
+from lorakit.config.read import bounded
 from lorakit.errors import LorakitError, warn
 from lorakit.files import Unreadable, parse_json, read_json, read_words, write_text
 from lorakit.hub import REPO
@@ -18,7 +19,7 @@ from lorakit.lora import FILE, metadata
 from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
 from lorakit.results import report
-from lorakit.results.verdict import UNSEEN, last
+from lorakit.results.verdict import UNSEEN, at, last_step
 
 NAME = "README.md"
 TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，前两个它认得
@@ -36,6 +37,11 @@ TERMS = {  # 许可的代号 -> 一句话；代号是 Hugging Face 的写法，�
 RUN = {"data": str, "versions": {str: (str, type(None))}, "device": str, "seconds": float}
 KNOWN = ("apache-2.0", "mit")
 BASE_LINE = re.compile(r'^base = (".*")$', re.MULTILINE)
+STEPS_ROW = re.compile(r"^\| 步数 \| (\d{1,9})，", re.MULTILINE)
+SECONDS = re.compile(r"^(\| 设备与用时 \| .*，)\d+ 秒 \|", re.MULTILINE)
+LEARNED = re.compile(r"^(用 lorakit 训练（[^（）]*）。).*", re.MULTILINE)
+# 只看有限的几个字：别人的卡再怎么写，时间也有限
+LINKS = re.compile(r"!\[(?:\\.|[^\[\]\\\n]){0,2000}\]\(([^)\s]{1,500})\)")
 LORA_LINE = re.compile(r"^lora = .*$", re.MULTILINE)  # 代码里写着 LoRA 在哪的那一行
 
 
@@ -70,12 +76,52 @@ def of_step(run: Path, step: int) -> Path | None:
     made = run / NAME
     if not made.is_file():
         return None
-    return made if f"| 步数 | {step}，" in read_words(made) else None
+    return made if told_step(read_words(made)) == step else None
 
 
-def spent(run: Path) -> float:
-    """练了几秒，停下以前的也算。"""
-    return sum(row.get("seconds") or 0.0 for row in run_folder.read(run))
+def spent(run: Path, step: int | None = None) -> float:
+    """练了几秒，停下以前的也算；写了 step 就只到那一步。"""
+    rows = run_folder.read(run)
+    return sum(r.get("seconds") or 0.0 for r in rows if step is None or r["step"] <= step)
+
+
+def told_step(text: str) -> int | None:
+    """模型卡说的是第几步；不是我们写的就是 None。"""
+    found = STEPS_ROW.search(text)
+    return int(found[1]) if found else None
+
+
+def restated(text: str, run: Path, step: int) -> str:
+    """说另一步的模型卡 -> 说第 step 步的：步数、用时、判断、样张（那一步没有画就不放）。"""
+    old = told_step(text)
+    said = learned(run, step) if (run / "metrics.jsonl").is_file() else ""
+    text = STEPS_ROW.sub(f"| 步数 | {step}，", text)
+    text = SECONDS.sub(lambda found: f"{found[1]}{spent(run, step):.0f} 秒 |", text)
+    text = LEARNED.sub(lambda found: found[1] + said, text)
+    lost = rf"samples/{old}_(\d{{1,9}})\.png"
+
+    def there(found: re.Match) -> str:
+        new = f"samples/{step}_{found[1]}.png"
+        return new if (run / new).is_file() else found[0]
+
+    text = re.sub(lost, there, text)
+    text = LINKS.sub(lambda found: "" if re.fullmatch(lost, found[1]) else found[0], text)
+    return _without_lost(text, old)
+
+
+def _without_lost(text: str, old: int) -> str:
+    """YAML 头的 widget 里，去掉第 old 步的样张。"""
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    head = bounded(found[1]) if found else None
+    if not isinstance(head, dict) or not isinstance(head.get("widget"), list):
+        return text
+    lost = f"samples/{old}_"
+    kept = [row for row in head["widget"] if lost not in str(row)]
+    if kept == head["widget"]:
+        return text
+    head = {k: v for k, v in {**head, "widget": kept}.items() if v != []}
+    told = yaml.safe_dump(head, allow_unicode=True, sort_keys=False).strip()
+    return f"---\n{told}\n---\n{text[found.end() :]}"
 
 
 def up_to(config: Config, step: int) -> Config:
@@ -189,9 +235,10 @@ def front(config: Config, family, named, first: str, edits: bool) -> str:
     return yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
 
 
-def learned(run: Path) -> str:
-    """最后一步的判断：看过的灯各说了什么。"""
-    judged = last(run, run_folder.read(run))
+def learned(run: Path, step: int | None = None) -> str:
+    """第 step 步（不写就是最后一步）的判断：看过的灯各说了什么。"""
+    metrics = run_folder.read(run)
+    judged = at(run, metrics, last_step(metrics) if step is None else step)
     said = (f"{light.name}：{light.said}" for light in judged.lights if light.said != UNSEEN)
     return in_markdown(f"{judged.phrase}。{''.join(said)}")
 

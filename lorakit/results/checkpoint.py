@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from lorakit.errors import WeightsError
-from lorakit.files import Unreadable, digest, inside, read_json, write_whole
+from lorakit.files import Unreadable, digest, inside, read_json, write_text, write_whole
 from lorakit.lora.files import find
-from lorakit.lora.steps import all_of, folder_of, step_of
+from lorakit.lora.steps import FILE, STATE, all_of, folder_of, step_of, way_out, whole
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.sharded import Tensors, shared_like
 
-STATE = "state"
 FACTS = "state.json"
 SUM = "checksum"  # state.json 里其余各项的 sha256
 GROUP = "group-"  # 参数组里的数，与参数名分得开
@@ -101,8 +100,7 @@ def save(
         given = {path.relative_to(folder).as_posix(): path for path in ours}
         exported = {n: digest(p) for n, p in given.items() if not n.startswith(f"{STATE}/")}
         whole = {"step": step, "files": digests, "exported": exported, **facts}
-        whole[SUM] = _sum(whole)
-        (folder / STATE / FACTS).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+        (folder / STATE / FACTS).write_text(_told(whole), encoding="utf-8")
 
     path = write_whole(folder_of(run, step), write)
     # 后面的是坏的，续练时跳过了；别的程序也有叫 checkpoint-500 的，不是我们写的不删
@@ -110,6 +108,36 @@ def save(
     for old in older[:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # 有人正看着它就删不掉，下次再删
     return path
+
+
+def mend(path: Path, write_weights: Callable[[Path], None]):
+    """检查点 path 里给别人用的文件丢了、坏了：重新写一份，接着练要的一个字节也不动。
+
+    Args:
+        write_weights: 同 `save`。
+    """
+    facts, made = facts_of(path), {}
+
+    def write(folder: Path):
+        folder.mkdir()
+        write_weights(folder)
+        for one in sorted(p for p in folder.rglob("*") if p.is_file()):
+            made[one.relative_to(folder).as_posix()] = digest(one)
+
+    home = path.with_name(f".{path.name}.0.tmp")
+    try:
+        write_whole(home, write)
+        for one in sorted(home.iterdir()):
+            write_whole(path / one.name, one.rename)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    if facts.get("exported") != made:  # 版本、描述和那时不同，文件头就不同
+        write_text(path / STATE / FACTS, _told(facts | {"exported": made}))
+
+
+def _told(facts: dict) -> str:
+    """state.json 的内容。"""
+    return json.dumps({**facts, SUM: _sum(facts)}, indent=1)
 
 
 def is_ours(path: Path) -> bool:
@@ -142,9 +170,10 @@ def latest(run: Path) -> Path | None:
 
 
 def changed(path: Path) -> list[str]:
-    """检查点里给别人用的文件，哪些和存的时候不一样了；以前的检查点没有记，就不知道。"""
+    """检查点里给别人用的文件，哪些不见了、和存的时候不一样了；以前的检查点没有记，只知道在不在。"""
     recorded = facts_of(path).get("exported", {})
-    return [name for name, known in recorded.items() if not _same(path, {name: known})]
+    wrong = [name for name, known in recorded.items() if not _same(path, {name: known})]
+    return wrong or [FILE] * (not recorded and is_ours(path) and not whole(path))
 
 
 def refuse_changed(file: Path):
@@ -155,10 +184,9 @@ def refuse_changed(file: Path):
     """
     home = next((one for one in (file, *file.parents[:2]) if step_of(one) is not None), None)
     if home is not None and (wrong := changed(home)):
-        raise WeightsError(
-            f"“{home / wrong[0]}”和存的时候不一样了：磁盘出了错，或被换过。"
-            "请用别的检查点；接着练不受影响，会再存一份好的。"
-        )
+        there = (home / wrong[0]).is_file()
+        what = "和存的时候不一样了：磁盘出了错，或被换过" if there else "不见了"
+        raise WeightsError(f"“{home / wrong[0]}”{what}。{way_out(home)}")
 
 
 def exported(path: Path) -> Path:

@@ -14,7 +14,7 @@ from lorakit.results import checkpoint, heldout, sameness
 from lorakit.results.lock import Lock
 
 OURS = ("config.yaml", "README.md", "run.json", "loss.png", "board.png", "samples")  # 我们写的名字
-HALF = re.compile(r"\.checkpoint-\d+\.\d+\.tmp")  # 写到一半的检查点
+HALF = re.compile(r"\.{1,2}checkpoint-\d+(\.\d+\.tmp)+")  # 写到一半的检查点
 BIGGEST = 1e30  # 记录里的数再大就是坏了，图也画不出来
 LONGEST = 1 << 30  # 字节；一步三百来个，几百万步也到不了
 
@@ -93,7 +93,7 @@ class RunFolder:
 
     def claim(self, config: Config):
         """写下设置；接着练就留下 `recall` 的记录，从头练就清空。"""
-        for half in self.path.glob(".checkpoint-*.tmp"):  # 上次被杀时正在写的
+        for half in self.path.glob(".*checkpoint-*.tmp"):  # 上次被杀时正在写的
             if HALF.fullmatch(half.name):
                 shutil.rmtree(half, ignore_errors=True)
         # 记录在先：写到一半被杀，只剩 config.yaml 的话，下次会当成别人的

@@ -25,8 +25,6 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".
 LONGEST = 1 << 20  # 字节；模型卡、设置再长也不到
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 SITES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
-# 每一处只看有限的几个字：别人的卡再怎么写，时间也有限
-LINKS = re.compile(r"!\[(?:\\.|[^\[\]\\\n]){0,2000}\]\(([^)\s]{1,500})\)")
 COMMANDS = re.compile(r"```bash\n(?:(?!```).)*```\n+", re.DOTALL)  # 本机的路径，对别人没有用
 
 
@@ -40,6 +38,7 @@ class Plan:
     files: dict[str, Path | bytes]
     left: tuple[str, ...]  # 结果文件夹里不上传的
     missing: tuple[str, ...]  # 最好补上的
+    told: tuple[str, ...] = ()  # 要知道的
 
     def text(self) -> str:
         """给人看的清单。"""
@@ -49,6 +48,7 @@ class Plan:
         lines += [f"  {name}（{gigabytes(_size(c))}）" for name, c in self.files.items()]
         lines += [f"  不上传：{line}" for line in self.left]
         lines += [f"  最好补上：{line}" for line in self.missing]
+        lines += [f"  请看一遍：{line}" for line in self.told]
         return "\n".join(lines)
 
 
@@ -70,10 +70,13 @@ def plan(source: Path, site: str, repo: str, private: bool = True) -> Plan:
     if not source.exists():
         raise LorakitError(f"没有这个文件或文件夹：“{source}”。")
     source = source.resolve()
-    files: dict[str, Path | bytes] = dict(_weights(source))
+    weights = _weights(source)
+    files: dict[str, Path | bytes] = dict(weights)
     run = _run_of(source)
     text = _read(run / card.NAME) if run and (run / card.NAME).is_file() else None
-    missing = []
+    missing, told = [], []
+    if text is not None:
+        text, told = _of_step(text, run, next(iter(weights.values())))
     if text is None:
         missing.append("模型卡 README.md：没有它，别人不知道底模和触发词（训练完会自动写一份）")
     else:
@@ -90,7 +93,28 @@ def plan(source: Path, site: str, repo: str, private: bool = True) -> Plan:
     taken = {content for content in files.values() if isinstance(content, Path)}
     left = _left(run, taken) if run else []
     files = {name: _clean(content) for name, content in files.items()}
-    return Plan(site, repo, private, files, tuple(left), tuple(missing))
+    return Plan(site, repo, private, files, tuple(left), tuple(missing), tuple(told))
+
+
+def _of_step(text: str, run: Path, file: Path) -> tuple[str, list[str]]:
+    """卡说的不是要传的那一步，就改成说它 -> (卡, 要说的话)；别人写的卡照旧。"""
+    said, step = card.told_step(text), _step_of(file)
+    if None in (said, step) or said == step:
+        return text, []
+    _front(text)  # 写错了的在这里说
+    told = f"模型卡说的是第 {said} 步，要传的是第 {step} 步：已改成第 {step} 步的步数、判断和样张"
+    text = card.restated(text, run, step)
+    none = f"样张：第 {step} 步没有画过，不放；要就用 lorakit generate 画几张，写进模型卡"
+    return text, [told, *[none] * (f"samples/{step}_" not in text)]
+
+
+def _step_of(file: Path) -> int | None:
+    """这个权重文件是第几步的：看它在哪个检查点里，再看它自己记着的。"""
+    inside = [step for one in file.parents[:2] if (step := checkpoint.step_of(one)) is not None]
+    if inside or file.parent.name == full.FOLDER:
+        return inside[0] if inside else None
+    known = lora.read(file)[1].get("steps", "")
+    return int(known) if known.isdecimal() else None
 
 
 def _clean(content: Path | bytes) -> Path | bytes:
@@ -156,7 +180,7 @@ def _pictures(text: str) -> list[str]:
     """卡里提到的图，各一次。"""
     rows = _front(text).get("widget") or []
     urls = [((row.get("output") or {}).get("url")) for row in rows if isinstance(row, dict)]
-    names = [name for name in [*urls, *LINKS.findall(text)] if isinstance(name, str)]
+    names = [name for name in [*urls, *card.LINKS.findall(text)] if isinstance(name, str)]
     return [name for name in dict.fromkeys(names) if not name.startswith(("http:", "https:"))]
 
 

@@ -60,6 +60,38 @@ def data_moved(found: Path, config: Config, dataset) -> list[str]:
     return _data_told(before, _parts(config, dataset)) if before else []
 
 
+def trained_pictures(run: Path) -> dict[str, dict[str, dict]]:
+    """run 的各个检查点记着的：{train、held: {图的内容: 那一行}}；都没有记就是空的。"""
+    known: dict[str, dict[str, dict]] = {"train": {}, "held": {}}
+    for path in checkpoint.all_of(run):
+        data = _dict(_recorded(path).get("data"))
+        for part, rows in known.items():
+            listed = data.get(part) if isinstance(data.get(part), list) else []
+            rows |= {row["picture"]: row for row in listed if _dict(row).get("picture")}
+    return known if known["train"] else {}
+
+
+def pictures_moved(known: Mapping[str, Mapping[str, dict]], records, mask: str) -> list[str]:
+    """现在的图和练的时候比，哪里不同，一样一句；哪些留出是另一回事，不算。
+
+    Args:
+        known: `trained_pictures` 给的。
+        records: 现在的训练的、留出的图。
+        mask: 设置里的 data.mask。
+    """
+    old = list({**known["held"], **known["train"]}.values())
+    new = list({r.digest: _row(r, mask) for r in records}.values())
+    old.sort(key=lambda row: row["picture"])
+    new.sort(key=lambda row: row["picture"])
+    return [f"图{said}" for said in _part_told(old, new)]
+
+
+def changed_by_card(run: Path, records) -> bool:
+    """检查点没有记着图的（以前的版本）：运行卡 run.json 里的指纹和现在的不一样。"""
+    known = _card(run).get("data")
+    return bool(known) and known != _hash(records)
+
+
 def settings(run: Path, new: Config, processes: int):
     """开始准备之前：设置不是同一份就停下（图和底模的内容，准备好了再由 `content` 比）。
 
@@ -185,8 +217,11 @@ def _by_card(run: Path, now: Mapping[str, Any], dataset):
 
 def data_hash(dataset) -> str:
     """训练的与留出的图、描述、控制图的指纹；和它们放在哪里、叫什么无关。"""
-    items = (*dataset.train, *dataset.held)
-    seen = sorted((i.record.digest, i.record.caption, *i.record.control_digests) for i in items)
+    return _hash(item.record for item in (*dataset.train, *dataset.held))
+
+
+def _hash(records: Iterable) -> str:
+    seen = sorted((one.digest, one.caption, *one.control_digests) for one in records)
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

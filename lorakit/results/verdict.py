@@ -132,6 +132,8 @@ def _conclude(
         found, mend = "还早", "画的还不是要的样子：多练一些；练了很多步还这样，就查触发词和描述"
     elif copied.color == YELLOW:
         found, mend = "开始抄了", "画面对了，可照训练描述画的多半就是训练图：早一点的检查点更好"
+    elif copied.color == OFF:
+        found, mend = "说不准", "画面对了，抄没抄却看不出：自己拿样张和训练图比一比"
     elif loss.color == RED and word != "过拟合":
         found, mend = "说不准", "画面对了，损失却坏了：自己看样张"
     elif word == "还没":
@@ -279,9 +281,20 @@ def read(run: Path) -> Judgement | None:
 
 def last(run: Path, metrics: list[dict]) -> Verdict:
     """此刻最后一步的判断：看过图的就有三个灯，没看过的只有损失。"""
+    return at(run, metrics, last_step(metrics))
+
+
+def at(run: Path, metrics: list[dict], step: int) -> Verdict:
+    """第 step 步的判断，同 `last`。"""
     judged = read(run)
-    step = max((m["step"] for m in metrics), default=0)
-    return judged.verdicts[step] if judged and step in judged.verdicts else judge(metrics)
+    if judged and step in judged.verdicts:
+        return judged.verdicts[step]
+    return judge(metrics, None if step == last_step(metrics) else step)
+
+
+def last_step(metrics: list[dict]) -> int:
+    """记录里的最后一步。"""
+    return max((m["step"] for m in metrics), default=0)
 
 
 def _mark(run: Path, step: int) -> str:

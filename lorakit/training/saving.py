@@ -11,8 +11,9 @@ from lorakit.files import digest
 from lorakit.lora import full, metadata
 from lorakit.memory import devices
 from lorakit.memory.sharded import Tensors
-from lorakit.results import checkpoint, heldout, sameness
+from lorakit.results import checkpoint, heldout, sameness, verdict
 from lorakit.results.card import licence
+from lorakit.results.folder import read
 from lorakit.training import adapter, processes
 
 
@@ -21,13 +22,14 @@ def save(trainer) -> Path:
     run, step, config = trainer.run, trainer.step, trainer.config
     target = checkpoint.folder_of(run, step)
     if trainer._saved == step:
+        if trainer._back == step:
+            _mend(trainer, target)
         return target
     live, average = trainer.parameters, trainer.average.values
     files, plain = checkpoint.snapshot(live, trainer.optimizer, average)
     facts = {"optimizer": plain, "processes": trainer.accelerator.num_processes}
     facts[sameness.KEY] = trainer.trained_on
-    whole = trainer.transformer.state_dict() if config.lora.kind == "full" else live
-    exported = full.files_of({**whole, **average})  # LoRA 自成一个文件，用不着这些名字
+    exported = _exported(trainer)
 
     def write(turns):
         others = zip(exported, turns, strict=False)  # 名字用完就停，不会多取一份
@@ -42,6 +44,36 @@ def save(trainer) -> Path:
     processes.write_in_turn(trainer.accelerator, parts, write)
     trainer._saved = step
     return target
+
+
+def _exported(trainer) -> dict[str, Tensors]:
+    """给别人用的：一个个文件名与其中的张量；LoRA 自成一个文件，用不着这些名字。"""
+    whole = trainer.config.lora.kind == "full"
+    live = trainer.transformer.state_dict() if whole else trainer.parameters
+    return full.files_of({**live, **trainer.average.values})
+
+
+def _mend(trainer, target: Path):
+    """早就练完、又运行了一遍：给别人用的那一份丢了、坏了，就从刚读回来的状态重新写一份。"""
+    trainer._back = None
+    wrong = processes.by_first(trainer.accelerator, lambda: checkpoint.changed(target))
+    if not wrong:
+        return
+    exported = _exported(trainer)
+
+    def write(turns):
+        others = zip(exported, turns, strict=False)
+        trainer._held = verdict.held_by_step(read(trainer.run)).get(trainer.step)
+        judged = verdict.read(trainer.run)
+        checkpoint.mend(target, lambda folder: _export(trainer, folder, others))
+        if judged:  # 权重还是那些，看过的照样作数
+            verdict.save(trainer.run, judged)
+        warn(
+            f"“{target}”里的 {'、'.join(wrong)} 不见了，或和存的时候不一样了："
+            "已经从存着的状态重新写好，可以照常用了。"
+        )
+
+    processes.write_in_turn(trainer.accelerator, exported.values(), write)
 
 
 def _export(trainer, folder: Path, files: Iterable[tuple[str, Tensors]]):
@@ -133,4 +165,4 @@ def _lacks_base(trainer, step: int) -> bool:
 def restore(trainer, found: Path):
     """把检查点里的权重、优化器与滑动平均放回去，从那一步接着练。"""
     state = (trainer.parameters, trainer.optimizer, trainer.average.values)
-    trainer.step = trainer._saved = checkpoint.load(found, *state)
+    trainer.step = trainer._saved = trainer._back = checkpoint.load(found, *state)

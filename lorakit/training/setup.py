@@ -77,7 +77,7 @@ class Prepared:
         parts = (self.family, self.dataset, self.model, accelerator.device)
         self.objective = Objective(config, *parts)
         self.graphs = self._graphs()
-        self.step, self._stop, self._saved, self._held = 0, False, None, None
+        self.step, self._stop, self._saved, self._held, self._back = 0, False, None, None, None
         found = processes.by_first(accelerator, lambda: saving.newest(self.run))
         self.trained_on = processes.by_first(accelerator, lambda: saving.trained_on(self))
         self.record.held_of = heldout.mark(self.trained_on)
