@@ -76,7 +76,7 @@ def test_many_columns_are_in_the_order_of_numbers(drawn):
     names, columns, rows = drawn[-1]
     assert (names, columns) == (["没有\nLoRA", "第 4\n步"], [str(n + 1) for n in range(8)])
     assert [[int(one[0, 0, 0]) // 20 for one in row] for row in rows] == [[*range(8)]] * 2
-    (RUN / "samples" / shots.COLUMNS).write_text("[坏了")
+    (RUN / shots.COLUMNS).write_text("[坏了")
     assert shots.before_and_after(RUN) == ([0, 4], [*range(11)])
 
 
@@ -95,5 +95,5 @@ def test_an_edit_is_known_by_its_control_picture(tmp_path):
 
 def test_what_is_recorded_is_plain(papercut, drawn):
     assert train(papercut, 1, "sample.prompts=[一只猫]") == 0
-    known = json.loads(Path("run/samples", shots.COLUMNS).read_text())
+    known = json.loads(Path("run", shots.COLUMNS).read_text())
     assert known["0"] == known["1"] and all(re.fullmatch(r"[0-9a-f]{16}", x) for x in known["0"])

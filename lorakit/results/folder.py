@@ -13,7 +13,8 @@ from lorakit.files import Unreadable, parse_json, read_small, write_text
 from lorakit.results import checkpoint, heldout, sameness
 from lorakit.results.lock import Lock
 
-OURS = ("config.yaml", "README.md", "run.json", "loss.png", "board.png", "samples")  # 我们写的名字
+OURS = ("config.yaml", "README.md", "run.json", "loss.png", "board.png", "samples",
+        "samples.json")  # fmt: skip  # 我们写的名字
 HALF = re.compile(r"\.{1,2}checkpoint-\d+(\.\d+\.tmp)+")  # 写到一半的检查点
 BIGGEST = 1e30  # 记录里的数再大就是坏了，图也画不出来
 LONGEST = 1 << 30  # 字节；一步三百来个，几百万步也到不了

@@ -14,7 +14,7 @@ from lorakit.files import Unreadable, read_json, write_text
 from lorakit.results.report import save_image
 
 NAME = re.compile(r"(\d+)_(\d+)\.png")
-COLUMNS = "columns.json"  # {步数: [每一列画的是什么，一个指纹]}
+COLUMNS = "samples.json"  # {步数: [每一列画的是什么，一个指纹]}
 
 
 def keep(run: Path, step: int, images: Sequence[Image.Image], columns: Sequence[str]):
@@ -23,7 +23,7 @@ def keep(run: Path, step: int, images: Sequence[Image.Image], columns: Sequence[
     for i, image in enumerate(images):
         save_image(image, folder / f"{step}_{i}.png")
     known = {**_known(run), str(step): list(columns)}
-    write_text(folder / COLUMNS, json.dumps(known, indent=1))
+    write_text(run / COLUMNS, json.dumps(known, indent=1))
 
 
 def rows(run: Path) -> dict[int, dict[int, Path]]:
@@ -60,6 +60,6 @@ def before_and_after(run: Path) -> tuple[list[int], list[int]]:
 
 def _known(run: Path) -> dict[str, list[str]]:
     try:
-        return read_json(run / "samples" / COLUMNS, {str: [str]})
+        return read_json(run / COLUMNS, {str: [str]})
     except Unreadable:
         return {}
