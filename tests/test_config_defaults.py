@@ -148,3 +148,9 @@ def test_a_file_that_says_nothing_gets_nothing(read):
     config, said = read(concepts, "x.json", "model.path=tiny-flux")
     assert config.train == Config().train and config.lora == Config().lora
     assert "默认值" not in said
+
+
+def test_paged_adamw_decays_like_adamw_and_a_wrong_shape_is_no_traceback(read):
+    config, said = read(KOHYA + 'optimizer_type = "PagedAdamW8bit"')
+    assert config.train.weight_decay == 0.01 and "weight_decay" not in said
+    read(toolkit(network="lora"), "x.yaml")

@@ -258,3 +258,27 @@ def test_several_controls_in_a_row_are_compared_in_order(folder):
     ):  # fmt: skip
         (folder / "metadata.jsonl").write_text(json.dumps({**row, **told}), encoding="utf-8")
         assert ("control_in_table" in codes(folder)) == wrong, told
+
+
+def test_a_row_that_names_its_own_picture_or_a_page_is_no_pair(folder, tmp_path_factory):
+    """来处写的是自己、是网址：不是点名控制图；和控制图同名时只写名字，也照常。"""
+    rows = [
+        {"file_name": f"{name}.png", "text": "换个颜色", "control_image": f"{name}.png"}
+        for name in ("dog", "猫.v2")
+    ]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / "images" / "metadata.jsonl").write_text(lines, "utf-8")
+    for path in (folder / "images").glob("*.txt"):
+        path.unlink()
+    assert codes(folder) == [] and len(inspect(folder)[0]) == 2
+    alone = tmp_path_factory.mktemp("alone")
+    for number in range(3):
+        shutil.copy(folder / "images" / "dog.png", alone / f"{number}.png")
+    for value in ("{0}.png", "https://x.org/{0}.jpg"):
+        rows = [
+            {"file_name": f"{n}.png", "text": f"第 {n} 张", "source_image": value.format(n)}
+            for n in range(3)
+        ]
+        lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        (alone / "metadata.jsonl").write_text(lines, "utf-8")
+        assert "control_in_table" not in codes(alone), value

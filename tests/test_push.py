@@ -1,5 +1,6 @@
 """发布与模型卡：预演不联网；真传走 HTTP 到本地的假模型站；卡里的代码真能运行。"""
 
+import json
 import re
 import shutil
 import sys
@@ -224,6 +225,11 @@ def test_the_card_of_a_checkpoint_tells_that_step(papercut, tmp_path, capsys):
         assert text.count("](samples/1_") == 2
     assert main(["push", str(run / "checkpoint-1"), *push]) == 0
     assert "模型卡说的是第 2 步，要传的是第 1 步" in capsys.readouterr().out
+    record = run / "samples.json"  # 中途换过提示词：那一张画的是别的话
+    known = json.loads(record.read_text("utf-8"))
+    record.write_text(json.dumps({**known, "1": ["另一句", known["1"][1]]}), "utf-8")
+    assert [n for n in planned(run / "checkpoint-1")[0].files if "samples/" in n] == shots[1:]
+    record.write_text(json.dumps(known), "utf-8")
     (run / "samples/1_0.png").unlink()
     assert [n for n in planned(run / "checkpoint-1")[0].files if "samples" in n] == shots[1:]
     (run / "samples/1_1.png").unlink()

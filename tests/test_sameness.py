@@ -199,6 +199,15 @@ def test_more_steps_go_on_though_the_warmup_was_cut_to_the_few():
         assert Trainer(settings("train.steps=14", rare)).step == 4
 
 
+def test_two_warmups_both_cut_go_on_too():
+    rare = "train.save_every=50"
+    first("train.steps=5", rare)  # 热身 0
+    with pytest.warns(LorakitWarning, match="train.warmup 原来是 0（照 5 步定的）"):
+        trainer = Trainer(settings("train.steps=10", rare))
+    assert trainer.step == 5 and trainer.config.train.warmup == 1
+    trainer.close()
+
+
 @pytest.mark.parametrize("warmup", [3, 0])
 def test_a_warmup_of_ones_own_is_still_another_setting(warmup):
     falling = ("train.schedule=cosine", "train.steps=12")

@@ -97,3 +97,11 @@ def test_what_is_recorded_is_plain(papercut, drawn):
     assert train(papercut, 1, "sample.prompts=[一只猫]") == 0
     known = json.loads(Path("run", shots.COLUMNS).read_text())
     assert known["0"] == known["1"] and all(re.fullmatch(r"[0-9a-f]{16}", x) for x in known["0"])
+
+
+def test_a_column_is_the_same_thing_in_two_steps_or_not(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    shots.keep(tmp_path, 1, [image, image], ["甲", "乙"])
+    shots.keep(tmp_path, 2, [image, image], ["甲", "丙"])
+    assert [shots.alike(tmp_path, (1, 2), column) for column in (0, 1)] == [True, False]
+    assert shots.alike(tmp_path, (1, 9), 1), "以前的没有记，当作一样"

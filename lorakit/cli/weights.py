@@ -355,7 +355,7 @@ def _held(run: Path) -> str:
     from lorakit.results import folder as run_folder
 
     metrics = run_folder.read(run)
-    other = {m["step"]: m["held"] for m in heldout.measured(metrics)}
+    other = {m["step"]: m.get("held") for m in heldout.measured(metrics)}
     steps = [checkpoint.step_of(path) for path in checkpoint.all_of(run)]
     held, best = verdict.held_by_step(metrics), verdict.best_of(metrics, steps)
     judged = verdict.read(run)

@@ -55,7 +55,12 @@ KINDS = {  # 没有写精度时它用什么
     "musubi": ("mixed_precision", "照 accelerate 的设置"),
     "ai-toolkit": ("train.dtype", "是 fp32"), "OneTrainer": ("train_dtype", "是 fp16"),
 }  # fmt: skip
-DECAYED = ("adamw", "adamw_8bit", "adamw8bit")  # 默认的权重衰减是 0.01，与这里相同；别的是 0
+DECAYED = (
+    "adamw",
+    "adamw_8bit",
+    *(f"{p}adamw{n}bit" for p in ("", "paged") for n in (8, 32)),
+    "pagedadamw",
+)  # 默认的权重衰减是 0.01，与这里相同；别的是 0
 
 
 def fill(one, about: str = ""):
@@ -74,7 +79,12 @@ def fill(one, about: str = ""):
 
 
 def absent(one, name: str, target: str, value: Any):
-    one.put(f"没有写 {name}，照 {one.tool} 的默认值", target, value)
+    one.put(f"没有写{_spaced(name)}，照 {one.tool} 的默认值", target, value)
+
+
+def _spaced(text: str) -> str:
+    """英文和前面的汉字之间空一格。"""
+    return f" {text}" if text[0].isascii() else text
 
 
 def decay(one, optimizer: Any):
@@ -138,7 +148,8 @@ def _sampling(one, flat: Mapping[str, Any]):
 
 def ai_toolkit(one, process: Mapping[str, Any]):
     """ai-toolkit：几项要连起来看的。"""
-    network, train = (process.get(name) or {} for name in ("network", "train"))
+    given = (process.get(name) for name in ("network", "train"))
+    network, train = (one if isinstance(one, Mapping) else {} for one in given)
     if "rank" in network:  # 旧的写法，写了就用它
         one.put("network.rank", "lora.rank", network["rank"])
     for name in ("alpha", "linear_alpha"):
@@ -165,7 +176,7 @@ def ai_toolkit(one, process: Mapping[str, Any]):
 def _say_the_rest(one, full: bool):
     """补不了的几项：练哪些层、精度、种子。"""
     if not full and "lora.targets" not in one.written:
-        said = f"没有写练哪些层：它练 {LAYERS[one.tool]}，这里只练注意力"
+        said = f"没有写练哪些层：它练{_spaced(LAYERS[one.tool])}，这里只练注意力"
         one.lines.append(f"{said}；要和它一样多，加上 --set lora.targets=all-linear")
     name, kind = KINDS[one.tool]
     if "model.precision" not in one.written:

@@ -89,6 +89,8 @@ def across(records: Sequence[Record], homes: Sequence[Path]) -> list[tuple[Path,
     Args:
         homes: 每张图来自哪个来源。
     """
+    if len(set(homes)) < 2:
+        return []
     first: dict[str, tuple[Record, Path]] = {}
     copies = defaultdict(list)
     for record, home in zip(records, homes, strict=True):

@@ -42,7 +42,7 @@ def _named(tables: Sequence[Mapping[Path, Sequence[Said]]], found: Found) -> lis
         said = [one for table in tables for one in table.get(picture, ())]
         said += _beside(found.captions.get(key_of(picture), ()))
         for one in said:
-            key, values = _values(one, pictures)
+            key, values = _values(one, picture, pictures)
             if values:
                 named.append(Named(picture, one.path, one.where, key, values))
     return named
@@ -59,15 +59,19 @@ def _beside(paths: Sequence[Path]) -> Iterator[Said]:
                 yield Said(None, path, path.name, value[0])
 
 
-def _values(one: Said, pictures: set[str]) -> tuple[str, tuple[str, ...]]:
-    """一行里 (头一个点名的项, 点名的图)；没有就是空的。"""
-    keys, values = [], []
+def _values(one: Said, picture: Path, pictures: set[str]) -> tuple[str, tuple[str, ...]]:
+    """一行里 (头一个点名的项, 点名的图)；没有就是空的。
+
+    写的就是这张图自己（来处、和控制图同名时只写名字）的不算点名。
+    """
+    keys, values, own = [], [], os.path.realpath(picture)
     for key, value in one.row.items():
         name = str(key).lower()
         sure = _SURE.fullmatch(name)
         if not sure and not _MAYBE.fullmatch(name):
             continue
         told = [text for text in _texts(value) if _like_path(text)]
+        told = [text for text in told if _real(text, (one.path.parent,)) != own]
         if not sure:
             real = {text: _real(text, (one.path.parent,)) for text in told}
             told = [text for text in told if real[text] and real[text] not in pictures]
@@ -86,7 +90,8 @@ def _texts(value: object) -> list[str]:
 
 
 def _like_path(text: str) -> bool:
-    return "\n" not in text and text.lower().endswith(IMAGE_SUFFIXES)
+    """像本机的一张图；网址不是。"""
+    return not any(mark in text for mark in ("\n", "://")) and text.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _real(text: str, homes: Sequence[Path]) -> str | None:

@@ -149,7 +149,7 @@ def _told(
         mend = "检查 data.folder 是不是写到了别处；用不着就移走这份表"
         return [Problem.error("not_used", path, reason + "，没有用到", mend)]
     reason = f"{path.name} 当作描述表读，{len(found)} 张图的描述在里面"
-    problems = [Problem.note("table_foreign", reason)]
+    problems = [Problem.note("table_foreign", reason)] * bool(found)
     if moved:
         reason = f"{len(moved)} 行写的图已经被 --fix 移到 {MOVED} 里，没有用到，"
         reason += f"例如 {moved[0][0]}（{moved[0][1]}）"

@@ -167,7 +167,7 @@ def _steps(run: Path, steps: Sequence[int]) -> list[int]:
         known = "、".join(map(str, have)) or "一个也没有"
         raise LorakitError(f"“{run}”里{what}；有的是：{known}。先练完，或换一个结果文件夹。")
     chosen = sorted(steps) if steps else have
-    for step in chosen:  # 画到一半才说有一个坏了，就白等了
+    for step in chosen:  # 画到一半才说有一个坏了，就白等了；全部权重的太大，轮到它再核对
         folder = checkpoint.folder_of(run, step)
         if full.find(folder) is None:
             checkpoint.exported(folder)

@@ -141,7 +141,8 @@ class Run(Placed):
         """一句话：留出集损失从多少到多少；停在半路的，说停在哪一步。"""
         held, done, planned = self.board.held, self.step, self.board.total
         if len(held) == 1:
-            said = f"练了 {done} 步，留出集损失只有训练前的：还没有到下一次检验，或 eval.every 是 0"
+            said = f"练了 {done} 步，留出集损失只有第 {held[0][0]} 步的：还没有到下一次检验，"
+            said += "或 eval.every 是 0"
         elif not held:
             said = f"练了 {done} 步；没有留出集的损失，要 4 张以上的图，eval.every 也不能是 0"
         else:
@@ -234,8 +235,9 @@ class Run(Placed):
         if trainer.step and not board.steps:  # 接着先前的一次练：它的线和样张也摆回来
             Seen(self.config.run.output, board, sample.count).look()
         record = trainer.record
-        if heldout.mixed(record.kept, record.held_of):
-            board.other_held(heldout.of(record.kept, record.held_of))
+        rows = heldout.of(record.kept, record.held_of)
+        if rows and heldout.mixed(record.kept, record.held_of):  # 一行也没有，就没有换上的
+            board.other_held(rows)
         if trainer.step == 0:
             self.board.say("正在看训练前画得怎样……")
             self._look(0)

@@ -19,6 +19,7 @@ from lorakit.lora import FILE, metadata
 from lorakit.lora.steps import folder_of
 from lorakit.results import folder as run_folder
 from lorakit.results import report
+from lorakit.results.shots import alike
 from lorakit.results.verdict import UNSEEN, at, last_step
 
 NAME = "README.md"
@@ -102,7 +103,8 @@ def restated(text: str, run: Path, step: int) -> str:
 
     def there(found: re.Match) -> str:
         new = f"samples/{step}_{found[1]}.png"
-        return new if (run / new).is_file() else found[0]
+        same = alike(run, (old, step), int(found[1]))  # 中途换过提示词的，那张画的是别的话
+        return new if same and (run / new).is_file() else found[0]
 
     text = re.sub(lost, there, text)
     text = LINKS.sub(lambda found: "" if re.fullmatch(lost, found[1]) else found[0], text)

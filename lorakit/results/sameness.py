@@ -150,7 +150,9 @@ def settings(run: Path, new: Config, processes: int):
 def _by_steps(old: Config, new: Config) -> bool:
     """热身不同，是不是只因为步数不同：步数不比预设的热身多时，照步数的一成（见 config/load）。"""
     few, many = sorted((old.train, new.train), key=lambda train: train.steps)
-    return few.schedule != "constant" and few.steps <= many.warmup and few.warmup == few.steps // 10
+    both = many.warmup == many.steps // 10  # 多的那一次也不比预设的热身多
+    fell = few.schedule != "constant" and few.warmup == few.steps // 10
+    return fell and (both or few.steps <= many.warmup)
 
 
 def content(found: Path, now: Mapping[str, Any], dataset):

@@ -58,6 +58,13 @@ def before_and_after(run: Path) -> tuple[list[int], list[int]]:
     return [last], list(there[last])
 
 
+def alike(run: Path, steps: Sequence[int], column: int) -> bool:
+    """这几步的这一列画的是同一件事；以前的样张没有记，当作一样。"""
+    known = _known(run)
+    told = [known[str(step)] for step in steps if str(step) in known]
+    return len({one[column] for one in told if column < len(one)}) < 2
+
+
 def _known(run: Path) -> dict[str, list[str]]:
     try:
         return read_json(run / COLUMNS, {str: [str]})
