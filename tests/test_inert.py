@@ -215,7 +215,7 @@ def test_a_card_made_of_hostile_text(config, tmp_path, monkeypatch):
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     settings = config("data.trigger=ohwx <b>", "sample.prompts=[]")
     judged = Verdict(said, said, lights=(Light(said, "绿", said),))
-    monkeypatch.setattr(card, "last", lambda *_: judged)
+    monkeypatch.setattr(card, "at", lambda *_: judged)
     item = SimpleNamespace(record=SimpleNamespace(caption=said))
     dataset = SimpleNamespace(train=[item] * 3, held=[], edits=False)
     card.write(run, settings, open_family(settings), dataset, ["samples/1_0.png"])
