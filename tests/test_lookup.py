@@ -59,7 +59,13 @@ def test_what_the_reader_sees(capsys, monkeypatch, shown):
     assert "<b>" not in bundle["text/html"].replace("<b></b>", "")
 
 
-@pytest.mark.parametrize("nothing", ["", "？？", "zzqqx"])
+def test_without_words_it_says_how():
+    for given in ((), ("",), ("  ",)):
+        with pytest.raises(LorakitError, match="写在引号里"):
+            lab.find(*given)
+
+
+@pytest.mark.parametrize("nothing", ["？？", "zzqqx"])
 def test_nothing_found_says_so(nothing, monkeypatch):
     monkeypatch.chdir(HOME)
     with pytest.raises(LorakitError, match="换一种说法"):

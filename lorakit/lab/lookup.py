@@ -52,8 +52,11 @@ class Passage(NamedTuple):
         return f"{self.file}#cell-id={self.cell}"
 
 
-def find(words: str):
+def find(words: str = ""):
     """在五本里查一件事，列出讲得最多的几处，点一下就到那一格；用自己的话写，例如“爆显存 12GB”。"""
+    words = str(words).strip()
+    if not words:
+        raise LorakitError('要查什么？写在引号里，例如 lab.find("爆显存")。')
     found = search(words, passages(_home()))
     if not found:
         raise LorakitError(f"五本里没有找到“{words}”。换一种说法，或只写最要紧的一个词。")

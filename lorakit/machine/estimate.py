@@ -16,13 +16,13 @@ from torch import nn
 from lorakit import lora
 from lorakit.infer.decoding import DECODING
 from lorakit.memory import loading
+from lorakit.memory.quantize import NF4_BYTES
 from lorakit.memory.recompute import SHREDS
 from lorakit.memory.streaming import SLOTS, moving
 from lorakit.training import adapter
 from lorakit.training.rounding import PIECE
 
 GIB = 2**30
-NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位）
 TOKENS = 128  # 一句描述大约多少词元
 DECODED = 3700  # bf16 整张解码一个像素另要几字节：H200 上 1024² 的Qwen 3.1、FLUX 与 Z-Image 3.5 GiB
 MOMENTS = {"adamw": 8, "adamw8bit": 2, "adafactor": 1, "prodigy": 16}  # 优化器每个参数另记几字节

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from lorakit.memory import loading
-from lorakit.memory.quantize import FrozenLinear, nf4_class
+from lorakit.memory.quantize import NF4_BYTES, FrozenLinear, nf4_class
 
 SMALL_HOST = 35e9  # 字节；标着 32 GB 的内存（32 GiB）也算小的
 ROOM = 2 << 30  # 字节；显卡上给中间结果留的
-NUMBER = {"int8": 1.0, "nf4": 0.516}  # 压过的每个数几字节；nf4 连缩放
+NUMBER = {"int8": 1.0, "nf4": NF4_BYTES}  # 压过的每个数几字节
 
 
 class Size(NamedTuple):

@@ -16,6 +16,7 @@ from lorakit.memory import fp8_matmul
 from lorakit.memory.fp8_matmul import FP8, MOST
 
 INT8_MOST = 127.0  # 能表示的最大的数
+NF4_BYTES = 0.516  # 4 位加每 64 个数的缩放（缩放自己也压成 8 位），每个数几字节
 NF4_WORST = 0.15  # 一层压成 4 位后误差超过这么多（正态分布的权重是 0.09），就改存 int8
 FEW_ROWS = 2  # 不多于这么多行，fp8 的矩阵乘法不划算：解码再乘，编译后并成一遍
 
