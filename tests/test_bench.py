@@ -26,10 +26,10 @@ META = torch.device("meta")
 MEASURED = read_json(table.PLACE / "measured.json", [dict])
 # 整个训练最大的一个环节要几 GiB：tests/measure_whole_runs.py 在当作小卡的 H200 上量的，五种宽高比
 WHOLE = {
-    "qwen-image-12gb": 10.2, "qwen-image-24gb": 21.6, "qwen-image-48gb": 41.0,
-    "qwen-image-edit-24gb": 16.8, "flux-dev-12gb": 10.0, "flux-dev-24gb": 21.4,
-    "flux-dev-16gb": 14.0, "flux-kontext-24gb": 21.1, "z-image-12gb": 10.1,
-    "qwen-image-2.1-16gb": 13.8,
+    "qwen-image-12gb": 10.2, "qwen-image-24gb": 22.1, "qwen-image-48gb": 41.0,
+    "qwen-image-edit-24gb": 16.8, "flux-dev-12gb": 10.0, "flux-dev-24gb": 21.5,
+    "flux-dev-16gb": 14.0, "flux-kontext-24gb": 22.0, "z-image-12gb": 10.1,
+    "qwen-image-2.1-16gb": 13.8, "qwen-image-16gb": 13.8, "z-image-16gb": 12.6,
 }  # fmt: skip
 SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 

@@ -217,7 +217,7 @@ def test_what_must_be_compiled_first_is_not_recorded_and_keeps_no_memory():
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_step_of_every_family_is_recorded(name, extra, tmp_path, monkeypatch):
     """录不成会警告：例如 stock 的 forward 里从内存抄一张表到显卡上。"""
-    monkeypatch.setattr(apply, "compiled", lambda forward: forward)  # 只看录图，编译太慢
+    monkeypatch.setattr(apply, "compiled", lambda forward, shapes: forward)  # 只看录图，编译太慢
     with warnings.catch_warnings():
         warnings.simplefilter("error", LorakitWarning)
         # 2511 的 zero_cond_t 每步从内存抄一张表到显卡上，录不成：只编译

@@ -24,7 +24,7 @@ from lorakit.tiny.styles import STYLES
 
 PLACE = ASSETS / "recipes"
 RECORDED = ASSETS / "recordings" / "recipes"  # 跑过的格子：从前的预设与现在的，三个种子
-PUBLISHED = RECORDED / "published"  # 别的训练器推荐的配方跑过的格子：种子 0，两格学习率
+PUBLISHED = RECORDED / "published"  # 别的训练器推荐的配方跑过的格子
 OURS = "lorakit"
 GRID = (3.5e-4, 7e-4, 1.4e-3, 2.8e-3)  # 大家都试的学习率
 HIGHEST = 0.05  # 最好的在格子边上就再加倍，最多到这里
