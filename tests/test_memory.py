@@ -8,12 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from random_qwen import build
+from torch._functorch import config as functorch
 
 from lorakit import infer, lora
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.families import open_family
-from lorakit.memory import apply, attention, devices, loading, streaming
+from lorakit.memory import (
+    apply,
+    attention,
+    compiling,
+    devices,
+    loading,
+    quantize,
+    streaming,
+)  # fmt: skip
 from lorakit.memory.recompute import Recompute
 from lorakit.train import Trainer
 
@@ -344,6 +353,48 @@ def test_warming_up_compiles_once_and_changes_nothing(preset, kinds, config, tmp
         learned[name] = {key: value.detach().clone() for key, value in made.parameters.items()}
     assert all(torch.equal(value, learned["warm"][key]) for key, value in learned["cold"].items())
     assert walked["warm"] == 0 < walked["cold"]
+
+
+class Doubled(torch.autograd.Function):
+    """前向乘 2，反向乘多少由子类说。"""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+
+class Right(Doubled):
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class Wrong(Doubled):
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 3
+
+
+def test_a_second_start_compiles_packed_layers_no_more(tmp_path, monkeypatch):
+    """第二次从缓存里拿，梯度一样；反向的内容变了就不拿旧的。"""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(functorch, compiling.OWN_BACKWARD, False)
+    compiling.keep_compiled()
+    weight = torch.randn(32, 48)
+    layers = [kind(weight, None, name) for kind, name in
+              ((quantize.FrozenLinear, "int8"), (quantize.Fp8Linear, "fp8-matmul"))]  # fmt: skip
+    want = ["miss", "hit"]
+    for layer in [*layers, Right.apply, Wrong.apply]:
+        x = torch.randn(5, 48, requires_grad=True)
+        (plain,) = torch.autograd.grad(layer(x).sum(), x)
+        for what in ["miss"] if layer == Wrong.apply else want:
+            torch.compiler.reset()
+            counters.clear()
+            (learned,) = torch.autograd.grad(torch.compile(layer)(x).sum(), x)
+            assert counters["aot_autograd"][f"autograd_cache_{what}"] == 1
+            assert torch.allclose(learned, plain, rtol=1e-5, atol=1e-6)
 
 
 class Driver:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
+from torch._functorch import config as functorch
 from torch.utils import _pytree as pytree
 
 from lorakit.files import cache_root
 
+OWN_BACKWARD = "autograd_cache_allow_custom_autograd_functions"
 VARIANTS = 64  # 一种块最多编几份，PyTorch 原来是 8
 
 
@@ -37,6 +39,9 @@ def cannot_compile(device: torch.device) -> str:
 def keep_compiled():
     """编译好的代码与我们的缓存放在一起，下一次接着用；用户自己指定过地方，就听他的。"""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+    # 压过的层自己写反向，编译器平常不存这样的块；存的时候键里有前向与反向的内容，改了就不用旧的
+    if hasattr(functorch, OWN_BACKWARD):  # PyTorch 2.6 还没有
+        setattr(functorch, OWN_BACKWARD, True)
 
 
 class Shapes:
