@@ -27,6 +27,18 @@ HOME = BOOKS[0].parent
         ("学习率", "01", "学习率", ""),
         ("断点续训", "03", "接着练", ""),  # 口头的说法
         ("model.precision", "05", "排错手册", ""),
+        ("ModuleNotFoundError", "05", "排错手册", "明明装好了"),  # 报错的原话
+        ("No space left on device", "05", "排错手册", "显卡、内存、硬盘"),
+        ("WinError 1455", "03", "低显存", "页面文件"),
+        ("UnicodeDecodeError", "02", "体检", "换成英文就能跑"),
+        ("model_index.json", "03", "下载", "单个底模文件"),
+        ("mapping values are not allowed", "03", "正式开练", "YAML"),
+        ("张张一样", "05", "四个旋钮", "种子没换"),  # 问的人自己的话
+        ("电费", "03", "面板", "电费"),
+        ("暂停", "03", "面板", "暂停"),
+        ("webui", "05", "ComfyUI", "webui"),
+        ("练完自动关机", "03", "面板", "自动关机"),
+        ("不戴眼镜", "02", "", "摘得掉"),
     ],
 )
 def test_finds_where_it_is_taught(asked, book, section, fold):
