@@ -10,10 +10,11 @@ from lorakit import cache, infer
 from lorakit.cache.keys import image_fields
 from lorakit.cli.main import main
 from lorakit.config import load_config
-from lorakit.config.groups import Sample
+from lorakit.config.groups import Data, Sample
 from lorakit.data.color import on_checker, on_white
 from lorakit.data.crops import View, show
 from lorakit.data.inspection import inspect
+from lorakit.data.load import inspect_sources
 from lorakit.data.read import read_image
 from lorakit.errors import ConfigError
 from lorakit.families import get, open_family
@@ -179,6 +180,16 @@ def test_what_cannot_learn_alpha_says_so(sets, said):
         preflight.refuse(load_config("tiny-qwen-image", ["data.alpha=keep", *sets]))
 
 
+def test_check_says_that_the_asked_alpha_is_kept(settings, stickers, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    for how, said, other in (("white", "合成在白底上", "照 data.alpha=keep 留着"),
+                             ("keep", "照 data.alpha=keep 留着", "合成在白底上")):  # fmt: skip
+        file.write_text(settings(f"data.alpha={how}").to_yaml(), encoding="utf-8")
+        assert main(["check", str(file)]) == 0
+        told = capsys.readouterr().out
+        assert f"4 张图有透明的地方，{said}" in told and other not in told
+
+
 def test_keep_without_any_alpha_is_told(settings, stickers):
     for path in stickers.glob("*.png"):
         sticker().convert("RGB").save(path)
@@ -192,5 +203,7 @@ def test_a_pair_that_differs_only_in_alpha(tmp_path):
         (tmp_path / name).mkdir()
         picture.save(tmp_path / name / "1.png")
     (tmp_path / "images" / "1.txt").write_text("去掉背景", encoding="utf-8")
-    found = [one for one in inspect(tmp_path)[1].problems if one.code == "control_same"]
+    found = [one for one in inspect(tmp_path)[1].problems if one.code == "control_clear"]
     assert found and "只差在透明" in found[0].reason and "data.alpha=keep" in found[0].mend
+    ((_, report),) = inspect_sources(Data(folder=tmp_path, alpha="keep"))
+    assert not [one for one in report.problems if one.code.startswith("control_")]

@@ -27,6 +27,27 @@ def test_every_card_says_where_its_numbers_are_from():
         assert card.bf16 is None or 1.5 < card.bf16 / card.fp32 < 20
 
 
+@pytest.mark.parametrize("name", [
+    "4060ti 16gb", "4060 Ti 8GB", "4070 Ti Super", "5060ti16gb", "5070", "RTX5080", "2080ti",
+    "A10", "A40", "A6000", "L4", "L40S", "T4",
+])  # fmt: skip
+def test_cards_people_have_are_there(name):
+    """同一代的算力与核心数、频率成正比：游戏卡的 bf16（FP32 累加）是 fp32 的两倍，专业卡四倍。"""
+    card = cards.find(name)
+    if card.bf16:
+        times = 2 if card.name.startswith("RTX") and card.name != "RTX A6000" else 4
+        assert card.bf16 / card.fp32 == pytest.approx(times, rel=0.02)
+    assert card.fp8 == bool(re.match(r"RTX [45]|L4", card.name))
+
+
+def test_a_size_is_told_by_its_slowest_and_fastest_card():
+    told = {tier: [card.name for card in cards.with_memory(tier)] for tier in (12, 16, 24, 48)}
+    assert told[24] == ["RTX 3090", "RTX 4090"] and told[16] == ["RTX 4060 Ti 16GB", "RTX 5080"]
+    assert told[12] == ["RTX 3060", "RTX 5070"] and told[48] == ["L20", "L40S"]
+    assert [card.name for card in cards.with_memory(30)] == ["RTX 5090"]
+    assert cards.with_memory(500) == []
+
+
 def test_names_as_people_write_them():
     for name in ("4090", "rtx4090", "RTX 4090", "GeForce RTX-4090"):
         assert cards.find(name).name == "RTX 4090"

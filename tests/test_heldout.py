@@ -101,6 +101,15 @@ def test_a_changed_held_out_set_is_compared_with_its_own_base(change):
     board.plot(RUN), plot_loss(RUN)
 
 
+def test_each_checkpoint_says_which_set_its_loss_was_measured_on():
+    train(4)
+    other()
+    train(6)
+    found = [verdict.judge(run_folder.read(RUN), step).lights[0].facts for step in (2, 4, 6)]
+    marks = [facts[heldout.MARK] for facts in found]
+    assert marks[0] == marks[1] != marks[2]
+
+
 def test_nothing_is_lost_at_the_next_resume_and_the_base_is_measured_once(capsys):
     train(4)
     grown()

@@ -16,7 +16,7 @@ from lorakit.judge import Judge, choose, copying, eye_for, open_run
 from lorakit.judge.drawing import BASE, Question, Studio
 from lorakit.judge.taught import Picture, Taught, taught
 from lorakit.judge.tiny_eye import TinyEye, goal_of
-from lorakit.results import report, sameness, verdict
+from lorakit.results import heldout, report, sameness, verdict
 from lorakit.results.verdict import Light
 from lorakit.tiny import samples
 from lorakit.tiny.world import HELD_OUT
@@ -100,9 +100,10 @@ def test_one_training_picture_has_no_control():
     assert light.color == "灭"
 
 
-def judged(step, word, right, change):
+def judged(step, word, right, change, batch=("a", 3)):
+    facts = {} if change is None else {"change": change, heldout.MARK: list(batch)}
     lights = (
-        Light("损失", "绿", "", {"change": change}),
+        Light("损失", "绿", "", facts),
         Light("画面", "绿", "", {"right": [right, 26, 0, 1]}),
         Light("抄没抄", "绿", ""),
     )
@@ -123,6 +124,19 @@ def test_the_checkpoint_to_take():
     assert choose("tiny", late).take == 200 and "抄得最少" in choose("tiny", late).why
     none = choose("tiny", {10: judged(10, "还早", 0, -0.5)})
     assert none.take is None and "没有一个" in none.why
+
+
+def test_losses_of_two_held_out_sets_are_never_compared():
+    """接着练时换了留出的图：损失低的那一步量的是另一批，低不低说明不了什么。"""
+    rows = {step: judged(step, "学到了", 24, -0.1 * step, batch=("a", 3)) for step in (2, 4)}
+    assert choose("tiny", dict(rows)).take == 4 and "损失最低" in choose("tiny", dict(rows)).why
+    for other in (("b", 3), ("a", 4), (None, 3)):
+        rows[6] = judged(6, "学到了", 24, -0.9, other)
+        found = choose("tiny", dict(rows))
+        assert found.take == 2 and "量的不是同一批图，不能比，取最早的" in found.why
+        assert "最低" not in found.why
+    plain = choose("tiny", {step: judged(step, "学到了", 24, None) for step in (2, 4)})
+    assert plain.take == 2 and "没有留出集的损失可比" in plain.why
 
 
 def test_unreadable_before_readable_is_early_not_broken():

@@ -7,9 +7,14 @@ import pytest
 from notebook_tools import BOOKS
 
 from lorakit import LorakitError, lab
-from lorakit.lab import lookup
+from lorakit.lab import lookup, spoken
 
 HOME = BOOKS[0].parent
+
+
+@pytest.fixture(scope="module")
+def books():
+    return list(lookup.passages(HOME))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,67 @@ def test_finds_where_it_is_taught(asked, book, section, fold):
         one.file.startswith(book) and section in one.heading and fold in one.fold
         for one in found[:4]
     ), [one.place for one in found]
+
+
+SPOKEN = {  # 初学的人的说法，没有一句是标题里抄的 -> 讲它的地方：书、标题或折着的里的字，哪一处都行
+    "LoRA 用在 Turbo 上": ["04 换一个家族"],
+    "脸不像": ["04 第七步", "04 练了几百步一点也不像", "05 排错手册"],
+    "练多久": ["02 练多少步", "04 什么时候停"],
+    "显卡太小": ["03 低显存", "03 显存不够"],
+    "怎么停": ["03 停下，再接着练", "04 什么时候停"],
+    "能不能商用": ["04 许可与门禁"],
+    "手画坏了": ["05 另外二十九样常见的"],
+    "颜色发灰": ["04 什么时候停", "05 排错手册"],
+    "ComfyUI 里怎么用": ["05 出厂：换写法、ComfyUI", "05 在 ComfyUI、diffusers 里"],
+    "两个人一起练": ["04 几个人在一张图里"],
+    "效果太弱": ["05 没练够", "05 开关与强度", "05 变弱了", "05 排错手册"],
+    "我没显卡咋练": ["05 没有显卡怎么用", "04 选卡，算钱"],
+    "脸总长得一样": ["02 画谁都是训练图里那张脸"],
+    "给图配文字": ["02 描述怎么写", "02 让机器先写一遍"],
+    "自动打标签": ["02 让机器先写一遍"],
+    "突然停电了": ["03 停下，再接着练", "03 被杀掉"],
+    "要花多少钱": ["04 选卡，算钱"],
+    "租服务器": ["04 租、装、上传", "04 选卡，算钱"],
+    "照片要裁吗": ["02 分桶与裁剪", "02 练习 1"],
+    "照片是横着的": ["02 照片看着是正的"],
+    "会不会侵权": ["04 练明星、别人的画", "04 许可与门禁"],
+    "几个 LoRA 混着用": ["05 叠加与合并"],
+    "Mac 能跑吗": ["03 苹果的电脑"],
+    "A 卡能用吗": ["03 AMD 的显卡"],
+    "抠图背景": ["02 透明 PNG"],
+    "教它修老照片": ["02 修旧照片", "02 编辑：一对一对的图"],
+    "选哪个存档": ["03 该用哪个检查点", "05 挑检查点"],
+    "磁盘满了": ["03 硬盘要留多少", "03 练完要腾硬盘"],
+    "关了浏览器还在跑吗": ["04 关了网页"],
+    "触发词没反应": ["02 只写触发词叫不出来", "05 排错手册"],
+    "放到 C 站": ["05 发到 Civitai"],
+    "模型忘了别的猫": ["04 遗忘与正则"],
+    "字写不对": ["02 写好固定的几个字"],
+    "蒙版怎么用": ["02 两样帮手"],
+    "token 泄露": ["04 令牌"],
+    "两张显卡一起跑": ["03 多卡与全量微调"],
+    "SD1.5 的经验还管用吗": ["04 从 SD 的教程"],
+    "优化器选哪个": ["03 训练循环", "03 Prodigy"],
+    "lora 文件放哪": ["05 出厂：换写法", "05 不装 lorakit"],
+}
+
+
+@pytest.mark.parametrize("asked", SPOKEN)
+def test_ones_own_words_find_it_among_the_first_three(asked, books):
+    found = [f"{one.file[:2]} {one.heading} {one.fold}" for one in lookup.search(asked, books)[:3]]
+    wanted = [place.split(" ", 1) for place in SPOKEN[asked]]
+    assert any(one.startswith(book) and said in one for one in found for book, said in wanted), (
+        found
+    )
+
+
+def test_none_of_them_is_a_heading(books):
+    headings = "\n".join(f"{one.heading}\n{one.fold}" for one in books).lower()
+    assert len(SPOKEN) >= 25 and not [asked for asked in SPOKEN if asked.lower() in headings]
+
+
+def test_an_english_word_is_a_whole_word():
+    assert "AMD" in spoken.ours("A 卡行吗") and "AMD" not in spoken.ours("LoRA 卡住了")
 
 
 def test_nothing_is_left_out():

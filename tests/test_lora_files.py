@@ -8,12 +8,14 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lorakit import lora
+from lorakit import infer, lora
 from lorakit.cli import main
 from lorakit.errors import LorakitWarning, WeightsError
+from lorakit.families import open_family
 from lorakit.hub import locate
 from lorakit.lora import audit as lora_audit
 from lorakit.lora import convert, metadata, steps
+from lorakit.lora import tensors as lora_tensors
 from lorakit.results import checkpoint, verdict
 from lorakit.results import folder as run_folder
 from lorakit.results.verdict import Judgement, Light
@@ -25,7 +27,6 @@ MODEL = ["--model", "tiny-qwen-image"]
 @pytest.fixture(scope="module")
 def shell():
     from lorakit.config import load_config
-    from lorakit.families import open_family
 
     return open_family(load_config("tiny-qwen-image"), torch.device("cpu")).skeleton()
 
@@ -102,6 +103,30 @@ def test_an_older_checkpoint_without_its_file_is_of_no_matter(trained, tmp_path)
     with pytest.raises(WeightsError, match=r"checkpoint-4.*不见了.*再运行一遍") as told:
         lora.find(trained)
     assert "别的检查点" not in str(told.value)
+
+
+@pytest.mark.parametrize(("kind", "sharded"), [("lora", False), ("full", False), ("full", True)])
+def test_without_digests_the_lost_file_is_named_as_it_is(config, monkeypatch, kind, sharded):
+    """以前的检查点没有记指纹：全量微调的丢了权重，说的是它自己的文件，不是 LoRA 的。"""
+    if sharded:
+        monkeypatch.setattr(lora_tensors, "LIMIT", 1 << 20)
+    settings = config(f"lora.kind={kind}", "train.lr=1e-4", "train.steps=1")
+    list(Trainer(settings))
+    home = settings.run.output / "checkpoint-1"
+    facts = checkpoint.facts_of(home)
+    kept = {key: facts[key] for key in checkpoint.OLD}
+    (home / "state/state.json").write_text(checkpoint._told(kept))
+    assert checkpoint.changed(home) == []
+    name = {"lora": FILE, "full": "transformer/diffusion_pytorch_model.safetensors"}[kind]
+    for file in home.glob(f"{name.removesuffix('.safetensors')}*.safetensors"):
+        file.unlink()
+    assert checkpoint.changed(home) == [name]
+    with pytest.raises(WeightsError) as told:
+        infer.open_pipeline(open_family(settings, torch.device("cpu")), settings.run.output)
+    assert name in str(told.value) and (kind == "lora" or FILE not in str(told.value))
+    with pytest.warns(LorakitWarning, match=f"checkpoint-1.*{name}.*重新写好"):
+        list(Trainer(settings))
+    assert checkpoint.changed(home) == []
 
 
 def modules(shell):

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lorakit.results import checkpoint
 from lorakit.results import folder as run_folder
 from lorakit.train import Trainer
 from lorakit.training import optim
+from lorakit.training.objective import refuse_nan
 
 CHOICES = {  # 别的优化器：test_kill.py
     "ema": ["train.ema=0.9"],
@@ -149,6 +151,22 @@ def test_infinite_gradients_stop_the_run(config, monkeypatch):
     monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", poisoned)
     with pytest.raises(LorakitError, match=r"第 3 步的梯度变成了 inf.*t = .*checkpoint-2"):
         list(trainer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_likelier_cause_of_a_nan_comes_first(config, dtype):
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True), last_good=lambda: None, step=4,
+        config=config("train.lr=2e-4"), family=SimpleNamespace(dtype=dtype),
+    )  # fmt: skip
+    with pytest.raises(LorakitError, match="第 5 步的损失变成了 nan") as told:
+        refuse_nan(trainer, [(float("nan"), [0.5], ["a.png"])], 1.0)
+    said = str(told.value)
+    rate, half = (
+        said.index("学习率太大（现在 0.0002，试试除以 3）"),
+        said.index("fp16 溢出（改用 bf16"),
+    )
+    assert (half < rate and "不会 bf16 的显卡用 fp32" in said) == (dtype == torch.float16)
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_told(config, monkeypatch):

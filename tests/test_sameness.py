@@ -15,6 +15,7 @@ from lorakit.config import load_config
 from lorakit.errors import ConfigError, InspectionWarning, LorakitWarning
 from lorakit.hub.bundled import bundled
 from lorakit.results import checkpoint, sameness
+from lorakit.results import folder as run_folder
 from lorakit.tiny import samples
 from lorakit.train import Trainer
 
@@ -172,12 +173,23 @@ def test_of_two_copies_the_changed_caption_is_told():
     assert "描述变了 1 份" in go_on()
 
 
-def test_more_steps_of_a_falling_rate_are_told():
-    """学习率按总步数下降：改了总步数，前一半就不是那条曲线上的了。"""
-    falling = ("train.schedule=cosine", "train.warmup=0")
-    first(*falling)
-    with pytest.warns(LorakitWarning, match="train.steps 原来是 1，现在是 2"):
-        list(Trainer(settings(*falling, "train.steps=2")))
+def test_more_steps_of_a_falling_rate_are_told_from_what_to_what():
+    """学习率按总步数下降：改了总步数，前一半就不是那条曲线上的了，接上的那一步会跳。"""
+    falling = ("train.schedule=cosine", "train.warmup=0", "train.lr=1e-3", "train.save_every=50")
+    first(*falling, "train.steps=4")
+    more = settings(*falling, "train.steps=8")
+    with pytest.warns(LorakitWarning, match="train.steps 原来是 4，现在是 8") as told:
+        list(Trainer(more))
+    rate = {row["step"]: row["lr"] for row in run_folder.read(more.run.output) if row["step"]}
+    said = next(str(w.message) for w in told if "train.steps" in str(w.message))
+    assert rate[5] > 3 * rate[4] and f"学习率从 {rate[4]:.2g} 跳到 {rate[5]:.2g}" in said
+
+
+def test_more_steps_of_a_level_rate_need_no_word(recwarn):
+    level = ("train.schedule=constant", "train.warmup=0")
+    first(*level)
+    list(Trainer(settings(*level, "train.steps=2")))
+    assert not [w for w in recwarn if "train.steps 原来" in str(w.message)]
 
 
 def test_more_steps_go_on_though_the_warmup_was_cut_to_the_few():

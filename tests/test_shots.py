@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from PIL import Image
 from lorakit import infer
 from lorakit.cli import main
 from lorakit.config import load_config
+from lorakit.errors import LorakitWarning
 from lorakit.results import board, shots
+from lorakit.results import folder as run_folder
+from lorakit.train import Trainer
 
 RUN = Path("run")
 SMALL = ["data.resolution=64", "sample.steps=2", "sample.size=64", "eval.every=0", "lora.rank=2",
@@ -67,6 +71,32 @@ def _paint(step: int, count: int):
         path = RUN / "samples" / f"{step}_{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (20 * i, step, 0)).save(path)
+
+
+def test_samples_of_discarded_steps_are_set_aside_as_their_rows_are(papercut, drawn):
+    """后面的检查点没了，退回前一个：后来的样张不是这一次练的，挪开，不删。"""
+    every = ("sample.prompts=[一只猫]", "sample.every=1", "train.save_every=2")
+    assert train(papercut, 4, *every) == 0
+    before = Path("run/samples/4_0.png").read_bytes()
+    Path("run/samples/mine.png").write_bytes(before)
+    shutil.rmtree("run/checkpoint-4")
+    with pytest.warns(LorakitWarning, match="从第 2 步接着练。更晚的 2 张样张.*没有删.*discarded"):
+        trainer = Trainer(load_config("run/config.yaml"))
+    trainer.close()
+    assert [row["step"] for row in run_folder.read(RUN)] == [0, 1, 2]
+    assert list(shots.rows(RUN)) == [0, 1, 2]
+    assert Path("run/samples/discarded/4_0.png").read_bytes() == before
+    assert Path("run/samples/mine.png").is_file()
+    assert train(papercut, 3, *every) == 0
+    assert list(shots.rows(RUN)) == [0, 1, 2, 3]
+
+
+def test_samples_before_the_first_checkpoint_are_set_aside_too(papercut, drawn):
+    assert train(papercut, 2, "sample.prompts=[一只猫]") == 0
+    shutil.rmtree("run/checkpoint-2")
+    with pytest.warns(LorakitWarning, match="从头练。2 张样张"):
+        Trainer(load_config("run/config.yaml")).close()
+    assert list(shots.rows(RUN)) == []
 
 
 def test_many_columns_are_in_the_order_of_numbers(drawn):

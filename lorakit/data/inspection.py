@@ -61,6 +61,7 @@ NOTES = {  # 处理的代号 -> 报告里的话
     "several": "是一个文件里存了几张（HEIC 连拍），只用主图",
     "sixteen": "是 16 位图，按比例换成了 8 位",
 }
+KEPT = "有透明的地方，照 data.alpha=keep 留着，透明也教给模型（不要 --fix 去掉它）"
 
 
 def inspect(
@@ -138,6 +139,11 @@ def _treated(did: dict[str, list[Path]], folder: Path) -> list[Problem]:
         where = f"{reason}：{names(did['hdr'], folder)}"
         problems.append(Problem.warning("picture_hdr", None, where, mend))
     return problems
+
+
+def stays_clear(note: Problem) -> Problem:
+    """设置里写了 data.alpha=keep：透明的地方不合成在白底上，说明也照实说。"""
+    return replace(note, reason=note.reason.replace(NOTES["alpha"], KEPT))
 
 
 def _with_controls(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lorakit.config.groups import Data, Source
 from lorakit.data.huggingface import unpacked
-from lorakit.data.inspection import inspect
+from lorakit.data.inspection import inspect, stays_clear
 from lorakit.data.lookalike import say_across, with_across
 from lorakit.data.read import Progress
 from lorakit.data.record import Record
@@ -94,8 +94,10 @@ def inspect_sources(
     for source, trigger in places(data):
         given = (unpacked(source.folder), trigger, source.control_folder, progress)
         records, report = inspect(*given)
-        # 次数、同类图片已经写了，不必再说
+        # 次数、同类图片、透明已经写了，不必再说
         told = {"folder_counted": source.repeats > 1, "class_beside": data.class_folder}
+        told["control_clear"] = data.clear
         kept = tuple(p for p in report.problems if not told.get(p.code))
+        kept = tuple(map(stays_clear, kept)) if data.clear else kept
         results.append((records, replace(report, problems=kept)))
     return with_across(results, [source.folder for source in data.sources])

@@ -187,12 +187,15 @@ def _compare(record: Record, path: Path, controls: Sequence[Seen], folder: Path)
         and read_image(path).tobytes() == read_image(record.path).tobytes()
     )
     if same:
-        reason = f"和控制图 {relative(path, folder)} 一模一样，从这一对里学不到改动"
+        code, reason = (
+            "control_same",
+            f"和控制图 {relative(path, folder)} 一模一样，从这一对里学不到改动",
+        )
         mend = "把两张里放错的那张换掉；确实想教它“不用改”就留着"
         if read_image(path, True).mode != read_image(record.path, True).mode:
-            reason += "（只差在透明）"
+            code, reason = "control_clear", f"{reason}（只差在透明）"
             mend = "想教它把背景变透明，就写 data.alpha=keep（底模要 Qwen-Image 2.1）"
-        problems.append(Problem.warning("control_same", record.path, reason, mend))
+        problems.append(Problem.warning(code, record.path, reason, mend))
     ratios = [math.log(size[0] / size[1]) for size in (record.size, first.size)]
     if len(controls) == 1 and abs(ratios[0] - ratios[1]) > math.log(ASPECT):
         shapes = [f"{width}x{height}" for width, height in (record.size, first.size)]

@@ -18,7 +18,7 @@ from lorakit.judge.looking import Eye, Seen
 from lorakit.judge.taught import Taught, taught
 from lorakit.judge.tiny_eye import TinyEye
 from lorakit.lora import full
-from lorakit.results import checkpoint, verdict
+from lorakit.results import checkpoint, heldout, verdict
 from lorakit.results import folder as run_folder
 from lorakit.results.evidence import Share, newcombe
 from lorakit.results.verdict import RED, Judgement, Verdict
@@ -116,10 +116,10 @@ def choose(eye: str, verdicts: dict[int, Verdict]) -> Judgement:
         return Judgement(eye, verdicts, min(started, default=None), _none(verdicts, started))
     top = max(good, key=lambda step: _done(verdicts[step]))
     tied = [step for step in good if not _clearly_less(verdicts[step], verdicts[top])]
-    take = min(tied, key=lambda step: (_held(verdicts[step]), step))
+    take, because = _lowest({step: verdicts[step].lights[0].facts for step in tied})
     why = "三个灯都好"
     if len(good) > 1:
-        why += f"；第 {'、'.join(map(str, tied))} 步的画面分不出高下，它的留出集损失最低"
+        why += f"；第 {'、'.join(map(str, tied))} 步的画面分不出高下，{because}"
     others = [f"第 {step} 步{one.word}" for step, one in verdicts.items() if step not in good]
     return Judgement(eye, verdicts, take, f"{why}。{'，'.join(others)}{'。' * bool(others)}")
 
@@ -154,9 +154,14 @@ def _clearly_less(one: Verdict, top: Verdict) -> bool:
     return mine["gain"][2] < best["gain"][1]
 
 
-def _held(one: Verdict) -> float:
-    """损失的变化；没有留出集就都一样，取最早的。"""
-    return one.lights[0].facts.get("change", 0.0)
+def _lowest(tied: dict[int, dict]) -> tuple[int, str]:
+    """(取哪一步, 为什么)：留出集损失最低的；没有量过，或量的不是同一批留出图，就取最早的。"""
+    change = {step: facts["change"] for step, facts in tied.items() if "change" in facts}
+    if not change:
+        return min(tied), "没有留出集的损失可比，取最早的"
+    if len({str(facts.get(heldout.MARK)) for facts in tied.values()}) > 1:
+        return min(tied), "它们的留出集损失量的不是同一批图，不能比，取最早的"
+    return min(tied, key=lambda step: (change.get(step, 0.0), step)), "它的留出集损失最低"
 
 
 def _steps(run: Path, steps: Sequence[int]) -> list[int]:

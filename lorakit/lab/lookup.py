@@ -11,18 +11,16 @@ from lorakit.errors import LorakitError
 from lorakit.files import read_json
 from lorakit.inert import in_html
 from lorakit.lab.display import ROOT, publish
-from lorakit.lab.glossary import ALSO, TERMS
+from lorakit.lab.spoken import ours
 
 MOST = 6  # 一次列几处
+WEIGHTS = "4, 2, 1, 0.7"  # 标题里有的，比正文里有的要紧；各列见 _columns
+SHORT = 2  # 问的一截不超过几个字，才一个个字地找：长的，两个两个的已经够了
+COMMON = 0.12  # 十段里有一段多都有的词说不出是哪一段；只有这样的词才用它
+RECAP = "你学会了什么"  # 一本末尾的小结：讲它的是前面那一节
 LONG = 60  # 摘出来的那一句最多几个字
 BOOK = 1 << 30  # 字节；一本练习册再大也没有这么大
 CELLS = {"cells": [{"cell_type": str, "source": (str, list), "id?": str}]}
-SPOKEN = {  # 口头的说法 -> 书里的
-    "爆显存": "显存不够 低显存", "爆内存": "内存满 被杀", "炼丹": "训练",
-    "抽卡": "种子 几张图才算数",
-    "脸崩": "脸 不像", "崩坏": "练坏", "崩了": "练坏 报错", "断点续训": "接着练", "续训": "接着练",
-    "垫图": "控制图", "跑图": "画图", "出图": "画图",
-}  # fmt: skip
 HEADING = re.compile(r"#{1,4} +(.+)")
 FOLD = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
 EXAMPLE = re.compile(r"lab\.find\([^)]*\)")
@@ -109,34 +107,47 @@ def _bare(text: str) -> str:
 
 def search(words: str, given: Iterable[Passage]) -> list[Passage]:
     """与 words 最合的几段，最合的在前；同一个地方只留最合的一段。"""
-    asked = sorted(set(_split(_ours(words))))
+    said = ours(words)
+    short = " ".join(one for one in WORD.findall(said) if len(one) <= SHORT)
+    asked = sorted({*_split(said), *_single(short)})
     if not asked:
         return []
-    rows = list(given)
+    rows = [(one, title) for one in given for title in _titles(one)]
     with closing(sqlite3.connect(":memory:")) as base:
-        base.execute("CREATE VIRTUAL TABLE pages USING fts5(title, body)")
-        base.executemany("INSERT INTO pages VALUES (?, ?)", [
-            (" ".join(_split(f"{one.heading} {one.fold}" if one.first else "")),
-             " ".join(_split(one.text)))
-            for one in rows
-        ])  # fmt: skip
+        base.execute("CREATE VIRTUAL TABLE pages USING fts5(title, near, body, single)")
+        base.executemany("INSERT INTO pages VALUES (?, ?, ?, ?)", [_columns(*row) for row in rows])
+        base.execute("CREATE VIRTUAL TABLE words USING fts5vocab(pages, row)")
+        known = dict(base.execute("SELECT term, doc FROM words"))
+        telling = [word for word in asked if 0 < known.get(word, 0) < COMMON * len(rows)]
         ranked = base.execute(
-            "SELECT rowid FROM pages WHERE pages MATCH ? ORDER BY bm25(pages, 2, 1), rowid",
-            [" OR ".join(f'"{word}"' for word in asked)],
+            f"SELECT rowid FROM pages WHERE pages MATCH ? ORDER BY bm25(pages, {WEIGHTS}), rowid",
+            [" OR ".join(f'"{word}"' for word in telling or asked)],
         )
         best: dict[str, Passage] = {}
         for (number,) in ranked:
-            best.setdefault(rows[number - 1].place, rows[number - 1])
+            one, _ = rows[number - 1]
+            best.setdefault(one.place, one)
     return [*best.values()][:MOST]
 
 
-def _ours(words: str) -> str:
-    """口头的、社区的叫法，英文，添上这里的叫法。"""
-    low = words.lower()
-    more = [ours for theirs, ours in SPOKEN.items() if theirs in low]
-    more += [ours for ours, theirs in ALSO.items() if any(one.lower() in low for one in theirs)]
-    more += [name for name, (english, _) in TERMS.items() if english.lower() in low.split()]
-    return " ".join([low, *more])
+def _titles(one: Passage) -> list[str]:
+    """一段自己的标题，一件事一个：折着的常有几问；表格的行是头一格（症状）；代码、小结没有。"""
+    if one.first:
+        return re.split("[；，]", one.fold) if one.fold else [one.heading]
+    row = one.text.startswith("|") and (one.fold or one.heading != RECAP)
+    return [one.text.split("|")[1] if row else ""]
+
+
+def _columns(one: Passage, title: str) -> tuple[str, ...]:
+    """一段 -> 一行的各列：标题、它上面的标题、正文、标题里的一个个字。"""
+    near = one.heading if one.fold or one.text.startswith("|") else ""
+    columns = (_split(title), _split(near), _split(one.text), _single(title))
+    return tuple(" ".join(column) for column in columns)
+
+
+def _single(text: str) -> list[str]:
+    """一个个汉字：“图糊”与“开了 LoRA 就糊”只有一个字一样。"""
+    return [f"{letter}字" for letter in text if "\u4e00" <= letter <= "\u9fff"]
 
 
 def _split(text: str) -> list[str]:
@@ -144,7 +155,8 @@ def _split(text: str) -> list[str]:
     found = []
     for word in WORD.findall(text.lower()):
         if word.isascii():
-            found += dict.fromkeys([word, *filter(None, word.split("."))])
+            parts = [part for part in word.split(".") if part and not part.isdigit()]
+            found += dict.fromkeys([word, *parts])
         elif len(word) == 1:
             found.append(word)
         else:
@@ -154,7 +166,7 @@ def _split(text: str) -> list[str]:
 
 def _quote(passage: Passage, words: str) -> str:
     """一段里问到的词最多的那一句；只有标题合的，就是开头的一句。"""
-    asked, prose = set(_split(_ours(words))), passage.first or passage.text.startswith("|")
+    asked, prose = set(_split(ours(words))), passage.first or passage.text.startswith("|")
     lines = [_bare(one) if prose else one.strip() for one in re.split(r"[。\n]", passage.text)]
     best = max(filter(None, lines), key=lambda line: len(asked & set(_split(line))), default="")
     return best if len(best) <= LONG else f"{best[:LONG]}……"

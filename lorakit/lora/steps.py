@@ -4,11 +4,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from lorakit.errors import WeightsError
 
 STATE = "state"  # 检查点里放优化器等的文件夹
 FILE = "pytorch_lora_weights.safetensors"
-WEIGHTS = (FILE, "transformer/config.json")  # 给别人用的：LoRA，或全量微调的权重
+# 给别人用的：LoRA，或全量微调的（太大就分成几个文件）
+FULL = ("transformer/config.json", "transformer/diffusion_pytorch_model*.safetensors")
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -39,15 +42,28 @@ def newest(path: Path, holds: Callable[[Path], bool]) -> Path | None:
         return next((p for p in (path, last) if holds(p)), None)
     older = next((p for p in reversed(inside) if holds(p)), None)
     if older or (step_of(last) is not None and (last / STATE).is_dir()):
-        raise WeightsError(
-            f"“{last}”里的权重不见了（{FILE}，全量微调是 transformer 文件夹）。{way_out(last)}"
-        )
+        raise WeightsError(f"“{last}”里的权重不见了（{'、'.join(lost(last))}）。{way_out(last)}")
     return None
 
 
 def whole(path: Path) -> bool:
     """里面有没有给别人用的权重。"""
-    return any((path / name).is_file() for name in WEIGHTS)
+    return any((path / name).is_file() for name in (FILE, FULL[0]))
+
+
+def lost(path: Path) -> list[str]:
+    """检查点 path 里给别人用的文件，哪些不见了；练的是 LoRA 还是全部权重，看 state 里存的名字。"""
+    names = FULL if _trains_all(path / STATE) else (FILE,)
+    return [name.replace("*", "") for name in names if not any(path.glob(name))]
+
+
+def _trains_all(state: Path) -> bool:
+    try:
+        with safe_open(next(state.glob("weights*.safetensors")), framework="np") as handle:
+            names = handle.keys()
+            return not any("lora_" in name or "lokr_" in name for name in names)
+    except (StopIteration, SafetensorError, OSError):  # 看不出来：接不上的，多半是 LoRA
+        return False
 
 
 def way_out(lost: Path) -> str:

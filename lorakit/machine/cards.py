@@ -89,9 +89,11 @@ def _short(name: str) -> str:
 
 
 def with_memory(tier: float) -> list[Card]:
-    """标着 tier GB 的卡；一张也没有，就是比它大的里面最小的几张。"""
-    sizes = [card.memory for card in table().values() if card.memory >= tier and card.bf16]
-    return [c for c in table().values() if c.bf16 and c.memory == min(sizes, default=0)]
+    """标着 tier GB 的卡里最慢与最快的；一张也没有，就看比它大的里面最小的。"""
+    large = [card for card in table().values() if card.memory >= tier and card.bf16]
+    same = [card for card in large if card.memory == min(one.memory for one in large)]
+    same.sort(key=lambda card: card.peak)
+    return same[:1] + same[1:][-1:]
 
 
 def reach(card: Card) -> Reach:

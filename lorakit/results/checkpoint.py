@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lorakit.errors import WeightsError
 from lorakit.files import Unreadable, digest, inside, read_json, write_text, write_whole
 from lorakit.lora.files import find
-from lorakit.lora.steps import FILE, STATE, all_of, folder_of, step_of, way_out, whole
+from lorakit.lora.steps import STATE, all_of, folder_of, lost, step_of, way_out
 from lorakit.lora.tensors import sharded, write_tensors
 from lorakit.memory.sharded import Tensors, shared_like
 
@@ -173,7 +173,7 @@ def changed(path: Path) -> list[str]:
     """检查点里给别人用的文件，哪些不见了、和存的时候不一样了；以前的检查点没有记，只知道在不在。"""
     recorded = facts_of(path).get("exported", {})
     wrong = [name for name, known in recorded.items() if not _same(path, {name: known})]
-    return wrong or [FILE] * (not recorded and is_ours(path) and not whole(path))
+    return lost(path) if not recorded and is_ours(path) else wrong
 
 
 def refuse_changed(file: Path):

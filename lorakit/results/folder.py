@@ -16,6 +16,8 @@ from lorakit.results.lock import Lock
 OURS = ("config.yaml", "README.md", "run.json", "loss.png", "board.png", "samples",
         "samples.json")  # fmt: skip  # 我们写的名字
 HALF = re.compile(r"\.{1,2}checkpoint-\d+(\.\d+\.tmp)+")  # 写到一半的检查点
+SHOT = re.compile(r"(\d+)_\d+\.png")  # samples 里的一张样张：第几步，第几句
+ASIDE = "discarded"  # samples 里的文件夹：作废的步画的
 BIGGEST = 1e30  # 记录里的数再大就是坏了，图也画不出来
 LONGEST = 1 << 30  # 字节；一步三百来个，几百万步也到不了
 
@@ -29,6 +31,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.known = self.path / "config.yaml"
         self.kept: list[dict] = []  # 接着练时，检查点之前的记录
+        self.since = -1  # 从第几步接着练；-1 是从头
         self.held_of: str | None = None  # 现在留出的是哪一批
         self.new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.lock = Lock(self.path)
@@ -89,7 +92,7 @@ class RunFolder:
 
     def recall(self, step: int):
         """从第 step 步的检查点接着练：它之后的记录作废，免得同一步记两次。"""
-        rows = [m for m in read(self.path) if m["step"] <= step]
+        self.since, rows = step, [m for m in read(self.path) if m["step"] <= step]
         self.kept = heldout.recall(self.path, rows)
 
     def claim(self, config: Config):
@@ -100,6 +103,21 @@ class RunFolder:
         # 记录在先：写到一半被杀，只剩 config.yaml 的话，下次会当成别人的
         write_text(self.metrics, "".join(json.dumps(m) + "\n" for m in self.kept))
         write_text(self.known, config.to_yaml())
+        self._set_aside()
+
+    def _set_aside(self):
+        """作废的步画的样张：看着像这一次练出来的，挪到一边；记录能重新写，图不一定画得回来。"""
+        home, moved = self.path / "samples", 0
+        for shot in home.glob("*.png"):
+            found = SHOT.fullmatch(shot.name)
+            if found and int(found[1]) > self.since:
+                with suppress(OSError):  # Windows 上正开着的挪不动：会重画，就盖掉它
+                    (home / ASIDE).mkdir(exist_ok=True)
+                    shot.replace(home / ASIDE / shot.name)
+                    moved += 1
+        if moved:
+            begun = "从头练。" if self.since < 0 else f"从第 {self.since} 步接着练。更晚的 "
+            warn(f"{begun}{moved} 张样张是先前画的，不是这一次的：没有删，挪到了“{home / ASIDE}”。")
 
     def release(self):
         """练完或停下：别的进程可以接着用这个文件夹了。"""

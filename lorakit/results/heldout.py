@@ -43,11 +43,11 @@ def same(metrics: Sequence[dict], step: int | None = None) -> list[dict]:
     anchor = rows[-1]
     if step is not None:  # 同一步量过两批的，听后一次的
         anchor = min(reversed(rows), key=lambda m: (abs(m["step"] - step), m["step"]))
-    return sorted((m for m in rows if _batch(m) == _batch(anchor)), key=lambda m: m["step"])
+    return sorted((m for m in rows if batch(m) == batch(anchor)), key=lambda m: m["step"])
 
 
-def _batch(row: dict) -> tuple:
-    """哪一批；以前的行没有记，只知道有几张。"""
+def batch(row: dict) -> tuple:
+    """量的是哪一批；以前的行没有记，只知道有几张。"""
     return row.get(MARK), len(row.get("held_each") or ())
 
 

@@ -99,8 +99,7 @@ def settings(run: Path, new: Config, processes: int):
         ConfigError: 里面是另一份设置的结果。
     """
     last = checkpoint.all_of(run)[-1]
-    recorded = _recorded(last)
-    old = _config(recorded) or _saved(run)
+    recorded, old = _recorded(last), config_of(last)
     if old is None:
         warn(
             f"run.output：“{run}”里没有 config.yaml，检查点也没有记着设置，没法核对设置；"
@@ -132,12 +131,6 @@ def settings(run: Path, new: Config, processes: int):
             f"train.warmup 原来是 {warmed[0]}（照 {old.train.steps} 步定的），"
             f"现在是 {warmed[1]}（照 {train.steps} 步定的）。接得上；"
             f"要和原来一样，就加上 --set train.warmup={warmed[0]}。"
-        )
-    if train.schedule != "constant" and old.train.steps != train.steps:
-        warn(
-            f"train.steps 原来是 {old.train.steps}，现在是 {train.steps}："
-            f"train.schedule={train.schedule} 的学习率按总步数下降，前一半是照原来的总数降的。"
-            "接得上，和一口气练完不同。"
         )
     if before != now:
         same = f"，要一样就把 train.grad_accum 改成 {before // processes}"
@@ -257,6 +250,11 @@ def _dict(value: object) -> dict:
 def _recorded(path: Path) -> dict[str, Any]:
     """检查点记着的；以前的版本没有记，就是空的。"""
     return _dict(checkpoint.facts_of(path).get(KEY))
+
+
+def config_of(path: Path) -> Config | None:
+    """检查点是照什么设置练的；没有记，就看旁边的 config.yaml，也没有就是 None。"""
+    return _config(_recorded(path)) or _saved(path.parent)
 
 
 def _config(recorded: Mapping[str, Any]) -> Config | None:

@@ -1,6 +1,7 @@
 """样张：samples/步数_第几句.png；samples.json 记着每一步各列画的是什么：哪句话、怎样画、改哪张图。
 
 接着练时提示词可能换了：同一列画的是同一件事，练之前和练之后才比得。
+退回更早的检查点时，后来画的在 samples/discarded（results/folder.py），不算。
 """
 
 import json

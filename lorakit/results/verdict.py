@@ -159,6 +159,7 @@ def _loss(metrics: list[dict], step: int | None) -> tuple[str, Light, int | None
     now = steps[-1] if step is None else min(steps, key=lambda one: (abs(one - step), one))
     change, spread = _change(table[0], table[now])
     facts = {"step": now, "change": change, "error": spread, "n": table[0].size, "best": best}
+    facts[heldout.MARK] = list(heldout.batch(rows[-1]))  # 别的检查点量的是同一批，才好一起比
     word, color, said = _say_loss(table, now, best)
     return word, Light(NAMES[0], color, said, facts), best
 

@@ -39,19 +39,22 @@ def refuse_nan(trainer, used: list[tuple], norm: float):
             continue
         first = trainer.accelerator.is_main_process
         last = (trainer.last_good() if first else None) or "还没有"
-        said = _explain_nan(trainer.step + 1, what, value, batch, trainer.config.train.lr)
+        half = trainer.family.dtype == torch.float16
+        said = _explain_nan(trainer.step + 1, what, value, batch, trainer.config.train.lr, half)
         error = LorakitError(f"{said}最后一个好的检查点：{last}。")
         error.told = not first
         raise error
 
 
-def _explain_nan(step: int, what: str, value: float, used: list[tuple], lr: float) -> str:
-    """NaN 或无穷大时的话：哪一步、哪些图、什么 t、多半为什么；used 是 (损失, [t], [图名])。"""
+def _explain_nan(step: int, what: str, value: float, used: list[tuple], lr, half: bool) -> str:
+    """NaN 或无穷大时的话：哪一步、哪些图、什么 t、多半为什么（half：用 fp16 练的）；used 同上。"""
     names = "、".join(name for _, _, names in used for name in names)
     times = [round(t, 3) for _, ts, _ in used for t in ts]
+    rate = f"学习率太大（现在 {lr}，试试除以 3）"
+    why = f"fp16 溢出（改用 bf16；T4 这样不会 bf16 的显卡用 fp32），或{rate}" if half else ""
     return (
         f"第 {step} 步的{what}变成了 {value}，已停下。这一批：{names}；t = {times}。"
-        f"常见原因：学习率太大（现在 {lr}，试试除以 3），或 fp16 溢出（改用 bf16）。"
+        f"常见原因：{why or f'{rate}，或 fp16 溢出（改用 bf16）'}。"
     )
 
 

@@ -14,7 +14,7 @@ from lorakit.memory.sharded import Tensors
 from lorakit.results import checkpoint, heldout, sameness, verdict
 from lorakit.results.card import licence
 from lorakit.results.folder import read
-from lorakit.training import adapter, processes
+from lorakit.training import adapter, optim, processes
 
 
 def save(trainer) -> Path:
@@ -136,11 +136,26 @@ def go_on(trainer, found: Path):
     accelerator, record = trainer.accelerator, trainer.record
     given = (found, trainer.trained_on, trainer.dataset)
     processes.by_first(accelerator, lambda: sameness.content(*given))
+    processes.by_first(accelerator, lambda: _tell_rate(found, trainer.config.train))
     if processes.by_first(accelerator, lambda: _lacks_base(trainer, checkpoint.step_of(found))):
         # 还没有放回权重：此刻就是没有 LoRA 的样子，和从头练的第 0 步一样
         base = {"step": 0, **trainer.examine(), heldout.MARK: record.held_of}
         record.kept = sorted([*record.kept, base], key=lambda row: row["step"])
     processes.together(accelerator, lambda: restore(trainer, found))
+
+
+def _tell_rate(found: Path, train):
+    """学习率按总步数下降，总步数改了，接上的那一步就会跳：从多少到多少，说一声。"""
+    before, step = sameness.config_of(found), checkpoint.step_of(found)
+    if not before or before.train.steps == train.steps or train.schedule == "constant":
+        return
+    if step < train.steps:
+        last, following = optim.lr_at(max(0, step - 1), before.train), optim.lr_at(step, train)
+        warn(
+            f"train.steps 原来是 {before.train.steps}，现在是 {train.steps}："
+            f"train.schedule={train.schedule} 的学习率按总步数下降，前 {step} 步照原来的总数降。"
+            f"接着练的头一步，学习率从 {last:.2g} 跳到 {following:.2g}；接得上，和一口气练完不同。"
+        )
 
 
 def _lacks_base(trainer, step: int) -> bool:
