@@ -187,10 +187,8 @@ def _compare(record: Record, path: Path, controls: Sequence[Seen], folder: Path)
         and read_image(path).tobytes() == read_image(record.path).tobytes()
     )
     if same:
-        code, reason = (
-            "control_same",
-            f"和控制图 {relative(path, folder)} 一模一样，从这一对里学不到改动",
-        )
+        code = "control_same"
+        reason = f"和控制图 {relative(path, folder)} 一模一样，从这一对里学不到改动"
         mend = "把两张里放错的那张换掉；确实想教它“不用改”就留着"
         if read_image(path, True).mode != read_image(record.path, True).mode:
             code, reason = "control_clear", f"{reason}（只差在透明）"
