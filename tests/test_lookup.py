@@ -140,9 +140,22 @@ def test_what_the_reader_sees(capsys, monkeypatch, shown):
 
 
 def test_without_words_it_says_how():
-    for given in ((), ("",), ("  ",)):
+    for given in ((), ("",), ("  ",), (None,)):
         with pytest.raises(LorakitError, match="写在引号里"):
             lab.find(*given)
+
+
+@pytest.mark.parametrize("given", ["的", "怎么用？", "我想 能不能"])
+def test_filler_alone_asks_for_a_word(given):
+    with pytest.raises(LorakitError, match="哪里都有：添上一个要紧的词"):
+        lab.find(given)
+
+
+def test_a_long_text_is_not_said_back_whole(monkeypatch):
+    monkeypatch.chdir(HOME)
+    with pytest.raises(LorakitError, match="没有找到") as error:
+        lab.find("zq" * 5000)
+    assert len(str(error.value)) < 2 * lookup.LONG
 
 
 @pytest.mark.parametrize("nothing", ["？？", "zzqqx"])

@@ -89,6 +89,12 @@ def test_samples_of_discarded_steps_are_set_aside_as_their_rows_are(papercut, dr
     assert Path("run/samples/mine.png").is_file()
     assert train(papercut, 3, *every) == 0
     assert list(shots.rows(RUN)) == [0, 1, 2, 3]
+    assert train(papercut, 4, *every) == 0
+    shutil.rmtree("run/checkpoint-4")
+    with pytest.warns(LorakitWarning, match="样张是先前画的"):
+        Trainer(load_config("run/config.yaml")).close()
+    aside = {path.name for path in Path("run/samples/discarded").iterdir()}
+    assert aside >= {"4_0.png", "4_0-2.png"}, "又退回一次，先前挪开的也还在"
 
 
 def test_samples_before_the_first_checkpoint_are_set_aside_too(papercut, drawn):

@@ -11,7 +11,7 @@ from lorakit.errors import LorakitError
 from lorakit.files import read_json
 from lorakit.inert import in_html
 from lorakit.lab.display import ROOT, publish
-from lorakit.lab.spoken import ours
+from lorakit.lab.spoken import only_filler, ours
 
 MOST = 6  # 一次列几处
 WEIGHTS = "4, 2, 1, 0.7"  # 标题里有的，比正文里有的要紧；各列见 _columns
@@ -52,12 +52,17 @@ class Passage(NamedTuple):
 
 def find(words: str = ""):
     """在五本里查一件事，列出讲得最多的几处，点一下就到那一格；用自己的话写，例如“爆显存 12GB”。"""
-    words = str(words).strip()
+    words = "" if words is None else str(words).strip()
     if not words:
         raise LorakitError('要查什么？写在引号里，例如 lab.find("爆显存")。')
+    said = words if len(words) <= LONG else f"{words[:LONG]}……"
+    if only_filler(words):
+        raise LorakitError(
+            f"“{said}”这样的词哪里都有：添上一个要紧的词，例如“触发词怎么用”。"
+        )
     found = search(words, passages(_home()))
     if not found:
-        raise LorakitError(f"五本里没有找到“{words}”。换一种说法，或只写最要紧的一个词。")
+        raise LorakitError(f"五本里没有找到“{said}”。换一种说法，或只写最要紧的一个词。")
     rows = [(one, _quote(one, words)) for one in found]
     items = "".join(
         f'<p><a href="{in_html(one.link)}">{in_html(one.place)}</a><br>{in_html(said)}</p>'

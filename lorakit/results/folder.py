@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from contextlib import ExitStack, suppress
+from itertools import chain, count
 from pathlib import Path
 
 from lorakit.config import Config
@@ -113,7 +114,7 @@ class RunFolder:
             if found and int(found[1]) > self.since:
                 with suppress(OSError):  # Windows 上正开着的挪不动：会重画，就盖掉它
                     (home / ASIDE).mkdir(exist_ok=True)
-                    shot.replace(home / ASIDE / shot.name)
+                    shot.replace(_free(home / ASIDE / shot.name))  # 退回过几次的，都留着
                     moved += 1
         if moved:
             begun = "从头练。" if self.since < 0 else f"从第 {self.since} 步接着练。更晚的 "
@@ -182,6 +183,12 @@ class Tail:
         whole = raw[: raw.rfind(b"\n") + 1]  # 写到一半的，下次再看
         self._place += len(whole)
         return parse(whole)[0]
+
+
+def _free(path: Path) -> Path:
+    """path；已经有了就添上号码。"""
+    named = (path.with_stem(f"{path.stem}-{n}") for n in count(2))
+    return next(one for one in chain([path], named) if not one.exists())
 
 
 def read(run: Path) -> list[dict]:
