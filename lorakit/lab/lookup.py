@@ -57,9 +57,7 @@ def find(words: str = ""):
         raise LorakitError('要查什么？写在引号里，例如 lab.find("爆显存")。')
     said = words if len(words) <= LONG else f"{words[:LONG]}……"
     if only_filler(words):
-        raise LorakitError(
-            f"“{said}”这样的词哪里都有：添上一个要紧的词，例如“触发词怎么用”。"
-        )
+        raise LorakitError(f"“{said}”这样的词哪里都有：添上一个要紧的词，例如“触发词怎么用”。")
     found = search(words, passages(_home()))
     if not found:
         raise LorakitError(f"五本里没有找到“{said}”。换一种说法，或只写最要紧的一个词。")
